@@ -1,13 +1,40 @@
 """mmseg_cmdl: class-level context for MMSegmentation.
 
-Importing this package registers its heads, losses and datasets in
-MMSegmentation's registries under names of their own; it replaces no entry.
+Importing this package registers its heads, losses and datasets in MMSegmentation's registries
+under names of their own; it replaces no entry. It must be imported before ``mmseg.models`` where
+mmcv has no compiled ops (see ``compat``). A neighbour that is missing or of an unsupported version
+raises an ImportError that names it, the versions that will do, and the command that installs one.
 """
-from . import compat
+import sys
 
-compat.apply()
+from .version import __version__
 
-from . import datasets, models  # noqa: E402
-from .version import __version__  # noqa: E402
+__all__ = ['__version__']
 
-__all__ = ['__version__', 'datasets', 'models']
+
+def _register():
+    from . import environment
+
+    environment.check()
+
+    from . import compat
+
+    compat.apply()
+
+    from . import datasets, models  # noqa: F401
+
+
+def _is_report():
+    """Whether this import is the first half of ``python -m mmseg_cmdl``.
+
+    Python imports the package before it runs ``__main__``, which has to be able to tell what is
+    wrong with an environment that this package can't be imported in. While the module behind ``-m``
+    is being located, ``sys.argv[0]`` is ``-m``. Python 3.9 doesn't tell which module that is;
+    there the import comes first and its error says what is wrong.
+    """
+    words = getattr(sys, 'orig_argv', [])
+    return sys.argv[:1] == ['-m'] and ('-m', __name__) in zip(words, words[1:])
+
+
+if not _is_report():
+    _register()

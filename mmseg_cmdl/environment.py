@@ -1,0 +1,141 @@
+"""Which versions of its neighbours this package runs on, and the command that mends a mismatch.
+
+Versions are read from each package's ``version.py`` without importing the package: importing
+``mmseg`` beside an mmcv it doesn't know stops at an assertion, and importing ``mmcv`` needs a
+working OpenCV, so neither can be asked what it is while something is wrong.
+"""
+import importlib
+import runpy
+import sys
+from importlib import metadata, util
+from pathlib import Path
+from typing import Dict, Optional
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+MMSEG = '>=1.2.0,<2.0.0'
+MMENGINE = '>=0.10.0,<1.0.0'
+# mmsegmentation 1.2 refuses mmcv 2.2; its maintained fork, from 1.3 on, takes it.
+MMCV = '>=2.0.0rc4,<2.2.0'
+MMCV_OF_FORK = '>=2.0.0rc4,<3.0.0'
+TORCH = '>=2.0'
+
+INSTALL_OPENMMLAB = (
+    "pip install mmsegmentation==1.2.2 mmengine==0.10.7 mmcv-lite==2.1.0 'setuptools<81'"
+)
+# mmcv-lite names OpenMMLab's mmengine as a requirement, which would overwrite the fork's.
+INSTALL_FORK = (
+    'pip install onedl-mmsegmentation onedl-mmengine && pip install --no-deps mmcv-lite==2.2.0'
+)
+
+
+def version_of(module: str) -> Optional[str]:
+    """Version of an installed top-level package, None where there is none.
+
+    A folder without ``__init__.py``, as an uninstall may leave it, counts as none.
+    """
+    loaded = getattr(sys.modules.get(module), '__version__', None)
+    if loaded is not None:
+        return str(loaded)
+    spec = util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return None
+    file = Path(spec.origin).with_name('version.py')
+    if file.is_file():
+        return str(runpy.run_path(str(file))['__version__'])
+    return str(importlib.import_module(module).__version__)
+
+
+def has_distribution(name: str) -> bool:
+    """Whether pip knows a distribution of that name."""
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def is_fork() -> bool:
+    """Whether the MMSegmentation found is the maintained fork (onedl-mmsegmentation)."""
+    mmseg = version_of('mmseg')
+    return mmseg is not None and Version(mmseg) >= Version('1.3')
+
+
+def required() -> Dict[str, str]:
+    """The supported versions of each package, for the MMSegmentation that is installed."""
+    return {
+        'torch': TORCH,
+        'mmengine': MMENGINE,
+        'mmcv': MMCV_OF_FORK if is_fork() else MMCV,
+        'mmseg': MMSEG,
+    }
+
+
+def install_command(module: str) -> str:
+    """The pip command that brings a supported version of one package."""
+    wanted = required()[module]
+    if module == 'mmcv':
+        lite = f"pip install {'--no-deps ' if is_fork() else ''}'mmcv-lite{wanted}'"
+        # Both distributions own the folder mmcv/, so one has to go before the other comes.
+        return f'pip uninstall -y mmcv && {lite}' if has_distribution('mmcv') else lite
+    prefix = 'onedl-' if is_fork() and module != 'torch' else ''
+    name = 'mmsegmentation' if module == 'mmseg' else module
+    return f"pip install '{prefix}{name}{wanted}'"
+
+
+def compiled_mmcv_command() -> str:
+    """The command that replaces mmcv-lite by an mmcv with compiled ops."""
+    new = 'onedl-mmcv' if is_fork() else 'mmcv>=2.0.0,<2.2.0'
+    return f"pip uninstall -y mmcv-lite && pip install '{new}'"
+
+
+def _wrong_version(module: str, wanted: str) -> Optional[str]:
+    found = version_of(module)
+    if found is not None and SpecifierSet(wanted).contains(found, prereleases=True):
+        return None
+    found = f'{found} is installed' if found else 'it is not installed'
+    return f'mmseg_cmdl needs {module} {wanted}, but {found}; run: {install_command(module)}'
+
+
+def _missing_pkg_resources() -> Optional[str]:
+    if Version(version_of('mmengine')) > Version('0.10.7') or util.find_spec('pkg_resources'):
+        return None
+    found = f'{version_of("setuptools")} is' if has_distribution('setuptools') else 'none is'
+    return (
+        'mmseg_cmdl needs setuptools <81, whose pkg_resources mmengine '
+        f"{version_of('mmengine')} imports, but {found} installed; "
+        "run: pip install 'setuptools<81'"
+    )
+
+
+def _broken_opencv() -> Optional[str]:
+    try:
+        importlib.import_module('cv2')
+    except ImportError as error:
+        return (
+            f'mmseg_cmdl needs OpenCV, which cannot be imported here ({error}); run: '
+            'pip install --no-deps --force-reinstall opencv-python-headless'
+        )
+    return None
+
+
+def problem() -> Optional[str]:
+    """The first thing that keeps this package from working, as one sentence; None if all is well."""
+    if all(version_of(module) is None for module in ('mmengine', 'mmcv', 'mmseg')):
+        return (
+            'mmseg_cmdl needs MMSegmentation and none is installed; run: '
+            f'{INSTALL_OPENMMLAB} (OpenMMLab), or: {INSTALL_FORK} (its maintained fork)'
+        )
+    for module, wanted in required().items():
+        sentence = _wrong_version(module, wanted)
+        if sentence is not None:
+            return sentence
+    return _missing_pkg_resources() or _broken_opencv()
+
+
+def check() -> None:
+    """Raise ImportError with one sentence that says what is wrong and the command that mends it."""
+    sentence = problem()
+    if sentence is not None:
+        raise ImportError(sentence)
