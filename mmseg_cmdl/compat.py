@@ -17,6 +17,7 @@ seam                     works around                      can go when
 import functools
 import importlib
 import importlib.util
+import pickle
 import sys
 import types
 from importlib.machinery import ModuleSpec
@@ -93,12 +94,36 @@ def stand_in_for_mmcv_ext():
     return False
 
 
+def statistics_method(owner, name):
+    """``getattr`` for what mmengine's checkpoints need of it: HistoryBuffer's statistics methods.
+
+    A pickled HistoryBuffer refers to its methods ``min``, ``max``, ``mean`` and ``current`` as
+    ``getattr(HistoryBuffer, name)``. Allowing ``getattr`` itself would let a file reach any attribute
+    of anything allowed.
+
+    Raises:
+        pickle.UnpicklingError: for any other attribute, unless the caller of ``torch.load`` has put
+            ``getattr`` on PyTorch's list as well.
+    """
+    from mmengine.logging import HistoryBuffer
+
+    if getattr in torch.serialization.get_safe_globals():
+        return getattr(owner, name)
+    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
+        return getattr(HistoryBuffer, name)
+    raise pickle.UnpicklingError(
+        f'getattr({owner!r}, {name!r}) is refused: mmseg_cmdl allows getattr only for the '
+        "statistics methods of mmengine's HistoryBuffer"
+    )
+
+
 def checkpoint_types():
     """What a checkpoint of mmengine's Runner holds besides tensors and plain Python.
 
-    The message hub's log histories are HistoryBuffers around two NumPy arrays; best scores are NumPy
-    scalars. NumPy 2 renamed the module of two functions, and a checkpoint carries the name of the
-    NumPy that wrote it: both names are listed, each for the function that is here.
+    The message hub's log histories are HistoryBuffers around two NumPy arrays and four of their own
+    methods; best scores are NumPy scalars. NumPy 2 renamed the module of two functions, and a
+    checkpoint carries the name that its writer's NumPy had: both names lead to the function that is
+    here.
 
     Returns:
         list: entries for ``torch.serialization.add_safe_globals``: types, or (object, name).
@@ -109,6 +134,7 @@ def checkpoint_types():
     functions = (core.multiarray._reconstruct, core.multiarray.scalar)
     return [
         HistoryBuffer,
+        (statistics_method, 'builtins.getattr'),
         np.ndarray,
         np.dtype,
         *(type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64')),
