@@ -1,0 +1,4 @@
+from .distributed import all_reduce_sum_, global_mean, global_sum
+from .label_resizing import labels_at_feature_size
+
+__all__ = ['all_reduce_sum_', 'global_mean', 'global_sum', 'labels_at_feature_size']

@@ -1,0 +1,4 @@
+from .dataset_context_head import DatasetContextHead
+from .mdrl_head import MDRLHead
+
+__all__ = ['DatasetContextHead', 'MDRLHead']

@@ -1,0 +1,3 @@
+from .relation_attention import RelationAttention
+
+__all__ = ['RelationAttention']

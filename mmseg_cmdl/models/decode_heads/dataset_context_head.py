@@ -1,0 +1,225 @@
+"""Base of the heads with a dataset-level memory: read the memory, relate, fuse, classify.
+
+Source: MDRL, section 3.1 and eq. 2 to 5; MCIBI, eq. 1 to 5 and 11 to 14.
+"""
+from abc import abstractmethod
+from typing import Dict, List, Optional, Tuple, Union
+
+import torch
+from mmcv.cnn import ConvModule
+from mmengine.model import normal_init
+from torch import Tensor, nn
+
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.losses import accuracy
+from mmseg.models.utils import resize
+from mmseg.registry import MODELS
+from mmseg.utils import ConfigType, SampleList
+
+from ..layers import RelationAttention
+from .label_check import LabelCheck
+from .single_image_context import SingleImageContext
+
+_INHERITED = ('num_classes', 'out_channels', 'dropout_ratio', 'conv_cfg', 'norm_cfg', 'act_cfg',
+              'ignore_index', 'align_corners')
+
+
+class DatasetContextHead(BaseDecodeHead):
+    """What MDRLHead and MCIBIHead share.
+
+    From the feature map that `in_index` selects: pixel representations R (3x3 conv), coarse class
+    weights (H1 and softmax), memory context R_m (:meth:`read_memory`), relation to R (attention),
+    fusion with R and with an optional single-image context, classifier. A subclass says what the
+    memory gives (:meth:`read_memory`) and which losses train it (:meth:`memory_losses`).
+
+    Args:
+        in_channels (int): Channels of the selected feature map.
+        channels (int): C, channels inside.
+        num_classes (int): K.
+        context (dict, optional): Any registered decode head that ends in `conv_seg`. It is built
+            without its classifier, sees all feature maps of the backbone, and inherits
+            `in_channels`, `in_index`, `channels`, `num_classes`, `norm_cfg`, `align_corners` and
+            the like from this head unless it sets them. Defaults to None.
+        fusion (str): T in eq. 4: 'concat' (3x3 conv on [R, R_dl]), 'add', or 'weighted_add' (the
+            weight of R_dl at each pixel is predicted from both by a 1x1 conv). Defaults to 'concat'.
+        transform_channels (int, optional): Channels inside the attentions. Defaults to C // 2.
+        hard_aggregate (bool): Weigh the memory with the one-hot coarse prediction instead of its
+            softmax. Defaults to False.
+        loss_coarse (dict | list[dict]): Loss of the coarse logits (L_cls, eq. 16).
+            Defaults to cross entropy with weight 0.4.
+        check_labels (str): Look for labels outside 0..K-1 in the 'first' iterations, 'always', or
+            never ('off'); see :class:`LabelCheck`. Defaults to 'first'.
+        **kwargs: Options of :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`.
+
+    Raises:
+        ValueError: Options that don't fit together, or a label that is out of range.
+    """
+
+    def __init__(self,
+                 in_channels: Union[int, List[int]],
+                 channels: int,
+                 *,
+                 num_classes: int,
+                 context: Optional[dict] = None,
+                 fusion: str = 'concat',
+                 transform_channels: Optional[int] = None,
+                 hard_aggregate: bool = False,
+                 loss_coarse: Union[dict, List[dict]] = dict(
+                     type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+                 check_labels: str = 'first',
+                 **kwargs):
+        super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
+        name = type(self).__name__
+        if self.out_channels != num_classes:
+            raise ValueError(f'{name}: one logit per class is needed to read the memory, got '
+                             f'out_channels={self.out_channels} with num_classes={num_classes}')
+        if self.input_transform == 'multiple_select':
+            raise ValueError(f"{name}: input_transform='multiple_select' gives a list of maps; use "
+                             "'resize_concat', or one map with an integer in_index")
+        if fusion not in ('concat', 'add', 'weighted_add'):
+            raise ValueError(f"{name}: fusion must be 'concat', 'add' or 'weighted_add', got "
+                             f'{fusion!r}')
+        self.fusion = fusion
+        self.hard_aggregate = hard_aggregate
+        self.label_check = LabelCheck(check_labels, num_classes, self.ignore_index)
+        self.conv_options = dict(
+            conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
+        if transform_channels is None:
+            transform_channels = max(1, channels // 2)
+
+        self.bottleneck = ConvModule(self.in_channels, channels, 3, padding=1, **self.conv_options)
+        self.coarse_classifier = nn.Sequential(
+            ConvModule(channels, channels, 1, **self.conv_options),
+            nn.Dropout2d(self.dropout_ratio) if self.dropout_ratio > 0 else nn.Identity(),
+            nn.Conv2d(channels, num_classes, 1))
+        normal_init(self.coarse_classifier[-1], std=0.01)  # as conv_seg starts
+        self.relation = RelationAttention(channels, channels, transform_channels,
+                                          **self.conv_options)
+        if fusion == 'concat':
+            self.fuse_pixels = ConvModule(2 * channels, channels, 3, padding=1,
+                                          **self.conv_options)
+        elif fusion == 'weighted_add':
+            self.fusion_weight = nn.Conv2d(2 * channels, 1, 1)
+        self.context = None
+        if context is not None:
+            inherited = {key: getattr(self, key) for key in _INHERITED}
+            inherited.update(in_channels=in_channels, in_index=self.in_index, channels=channels,
+                             init_cfg=None)
+            if self.input_transform is not None:
+                inherited.update(input_transform=self.input_transform)
+            self.context = SingleImageContext(context, inherited)
+            self.context_relation = RelationAttention(
+                channels, self.context.channels, transform_channels, **self.conv_options)
+            self.fuse_context = ConvModule(2 * channels, channels, 3, padding=1,
+                                           **self.conv_options)
+        self.final_conv = ConvModule(channels, channels, 1, **self.conv_options)
+
+        losses = loss_coarse if isinstance(loss_coarse, (list, tuple)) else [loss_coarse]
+        self.loss_coarse = nn.ModuleList(MODELS.build(loss) for loss in losses)
+
+    @abstractmethod
+    def read_memory(self, weights: Tensor) -> Tensor:
+        """Memory context R_m [B, C, h, w] from class weights [B, K, h, w]."""
+
+    @abstractmethod
+    def memory_losses(self, pixels: Tensor, labels: Tensor) -> Dict[str, Tensor]:
+        """Losses that train the memory's embedding, and the update of the memory by a forward hook.
+
+        Args:
+            pixels (Tensor): R [B, C, h, w].
+            labels (Tensor): [B, H, W].
+
+        Returns:
+            dict[str, Tensor]: Losses, and scalars to log under names without 'loss'.
+        """
+
+    def class_weights(self, coarse_logits: Tensor) -> Tensor:
+        """Class weights [B, K, h, w] with which each pixel reads the memory."""
+        weights = coarse_logits.softmax(dim=1)
+        if self.hard_aggregate:
+            # a comparison instead of a scatter, which exports without one
+            classes = torch.arange(self.num_classes, device=weights.device)[:, None, None]
+            weights = (classes == weights.argmax(dim=1, keepdim=True)).to(weights)
+        return weights
+
+    def aggregate(self, pixels: Tensor, coarse_logits: Tensor,
+                  context: Optional[Tensor] = None) -> Tensor:
+        """Augmented pixel representations R_aug (eq. 2 and 4).
+
+        Args:
+            pixels (Tensor): R [B, C, h, w].
+            coarse_logits (Tensor): [B, K, h, w], before softmax.
+            context (Tensor, optional): Single-image context [B, C', h', w'].
+
+        Returns:
+            Tensor: [B, C, h, w], what :meth:`cls_seg` classifies.
+        """
+        memory = self.read_memory(self.class_weights(coarse_logits))
+        related = self.relation(pixels, memory)
+        if self.fusion == 'concat':
+            augmented = self.fuse_pixels(torch.cat([pixels, related], dim=1))
+        elif self.fusion == 'weighted_add':
+            weight = self.fusion_weight(torch.cat([pixels, related], dim=1)).sigmoid()
+            augmented = pixels + weight * related
+        else:
+            augmented = pixels + related
+        if context is not None:
+            related = self.context_relation(pixels, context)
+            augmented = self.fuse_context(torch.cat([related, augmented], dim=1))
+        return augmented
+
+    def cls_seg(self, feat: Tensor) -> Tensor:
+        """1x1 conv, dropout, classifier (eq. 5): [B, C, h, w] to logits [B, K, h, w]."""
+        return super().cls_seg(self.final_conv(feat))
+
+    def forward_features(self, inputs: List[Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+        """
+        Args:
+            inputs (list[Tensor]): Feature maps of the backbone.
+
+        Returns:
+            tuple[Tensor]: R [B, C, h, w], coarse logits [B, K, h, w], R_aug [B, C, h, w].
+        """
+        pixels = self.bottleneck(self._transform_inputs(inputs))
+        coarse_logits = self.coarse_classifier(pixels)
+        context = None if self.context is None else self.context(inputs, coarse_logits)
+        return pixels, coarse_logits, self.aggregate(pixels, coarse_logits, context)
+
+    def forward(self, inputs: List[Tensor]) -> Tensor:
+        """Feature maps of the backbone to logits [B, K, h, w]."""
+        return self.cls_seg(self.forward_features(inputs)[-1])
+
+    def loss(self, inputs: List[Tensor], batch_data_samples: SampleList,
+             train_cfg: ConfigType) -> Dict[str, Tensor]:
+        """All losses of one iteration (eq. 18), and scalars to log.
+
+        Args:
+            inputs (list[Tensor]): Feature maps of the backbone.
+            batch_data_samples (list[SegDataSample]): Ground truth.
+            train_cfg (dict): Unused, as in the base class.
+
+        Returns:
+            dict[str, Tensor]: `loss_*` and `acc_seg` of the final logits, `coarse_*` the same of
+            the coarse ones, and what :meth:`memory_losses` gives.
+        """
+        labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
+        self.label_check(labels, batch_data_samples)
+        pixels, coarse_logits, augmented = self.forward_features(inputs)
+        losses = self.loss_by_feat(self.cls_seg(augmented), batch_data_samples)
+        losses.update(self._coarse_losses(coarse_logits, labels))
+        losses.update(self.memory_losses(pixels, labels))
+        return losses
+
+    def _coarse_losses(self, coarse_logits: Tensor, labels: Tensor) -> Dict[str, Tensor]:
+        logits = resize(coarse_logits, labels.shape[1:], mode='bilinear',
+                        align_corners=self.align_corners)
+        weight = None
+        if self.sampler is not None:
+            weight = self.sampler.sample(logits, labels[:, None])
+        losses = {}
+        for loss in self.loss_coarse:
+            name = f'coarse_{loss.loss_name}'
+            value = loss(logits, labels, weight=weight, ignore_index=self.ignore_index)
+            losses[name] = losses[name] + value if name in losses else value
+        losses['coarse_acc_seg'] = accuracy(logits, labels, ignore_index=self.ignore_index)
+        return losses

@@ -1,0 +1,57 @@
+"""Labels are checked where they enter a head, before anything is indexed with them."""
+from typing import Optional
+
+from torch import Tensor
+
+from mmseg.utils import SampleList
+
+_FIRST_ITERATIONS = 20
+
+
+class LabelCheck:
+    """Refuses labels outside 0..K-1 that aren't `ignore_index`.
+
+    On CUDA the same mistake is a device-side assertion that names nothing. Looking at the labels
+    waits for the device, so by default only the first 20 iterations of a process are checked.
+
+    Args:
+        mode (str): 'first', 'always' or 'off'.
+        num_classes (int): K.
+        ignore_index (int | None): Label that doesn't count.
+    """
+
+    def __init__(self, mode: str, num_classes: int, ignore_index: Optional[int]):
+        if mode not in ('first', 'always', 'off'):
+            raise ValueError(f"check_labels must be 'first', 'always' or 'off', got {mode!r}")
+        self.mode = mode
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.checked = 0
+
+    def __call__(self, labels: Tensor, samples: SampleList) -> None:
+        """
+        Args:
+            labels (Tensor): [B, H, W].
+            samples (list[SegDataSample]): Where the labels came from, for the message.
+
+        Raises:
+            ValueError: Names image file, values, K, `ignore_index` and `reduce_zero_label`.
+        """
+        if self.mode == 'off' or (self.mode == 'first' and self.checked >= _FIRST_ITERATIONS):
+            return
+        self.checked += 1
+        wrong = (labels < 0) | (labels >= self.num_classes)
+        if self.ignore_index is not None:
+            wrong &= labels != self.ignore_index
+        if not wrong.any():
+            return
+        image = int(wrong.flatten(1).any(dim=1).nonzero()[0])
+        values = sorted(set(labels[image][wrong[image]].tolist()))
+        meta = samples[image].metainfo
+        raise ValueError(
+            f'labels {values} of {meta.get("seg_map_path") or meta.get("img_path", "an image")} '
+            f'(image {meta.get("img_path", "unknown")}) are outside 0..{self.num_classes - 1} and '
+            f'not ignore_index={self.ignore_index}: num_classes={self.num_classes}, '
+            f'reduce_zero_label={meta.get("reduce_zero_label", False)}. Set num_classes to what '
+            "the annotations hold, turn the dataset's reduce_zero_label on or off, or map these "
+            'values to ignore_index')

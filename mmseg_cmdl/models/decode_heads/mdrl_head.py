@@ -1,0 +1,221 @@
+"""MDRLHead: several distributions per class in a memory bank (MDRL / CMDL)."""
+import inspect
+from typing import Dict, List, NamedTuple, Optional, Union
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from torch import Tensor, nn
+
+from mmseg.registry import MODELS
+
+from ..losses import can_fuse, fused_class_consistency
+from ..losses.class_consistency_loss import pixel_classes
+from ..memory import BankUpdate
+from .dataset_context_head import DatasetContextHead
+
+
+class PixelProjection(nn.Module):
+    """Embedding of a pixel: 1x1 conv, norm, ReLU, 1x1 conv, l2, LayerNorm, l2 (released code).
+
+    Args:
+        in_channels (int): C.
+        channels (int): Z.
+        **conv_options: `conv_cfg`, `norm_cfg`, `act_cfg` of the first conv.
+    """
+
+    def __init__(self, in_channels: int, channels: int, **conv_options):
+        super().__init__()
+        self.convs = nn.Sequential(
+            ConvModule(in_channels, in_channels, 1, **conv_options),
+            nn.Conv2d(in_channels, channels, 1))
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[B, C, h, w] to unit vectors [B, h, w, Z], at least float32 whatever autocast says."""
+        embeddings = self.convs(pixels).permute(0, 2, 3, 1)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            embeddings = _unit_vectors(embeddings)
+            return F.normalize(self.norm(embeddings), dim=-1)
+
+
+def _unit_vectors(pixels: Tensor) -> Tensor:
+    """l2-normalised along the last dimension, in float32 or better."""
+    with torch.autocast(pixels.device.type, enabled=False):
+        return F.normalize(pixels.to(torch.promote_types(pixels.dtype, torch.float32)), dim=-1)
+
+
+class ConsistencyOutput(NamedTuple):
+    """What the consistency losses give, and what the bank is updated from."""
+    losses: Dict[str, Tensor]
+    embeddings: Tensor  # [P, Z], no gradient
+    classes: Tensor  # [P], K for pixels without a class
+    own_scores: Tensor  # [P, N]
+    correct: Tensor  # [P]
+    update: Optional[BankUpdate] = None  # filled in by the hook that updates the bank
+
+
+class ClassConsistency(nn.Module):
+    """Computes all class consistency losses of one iteration (MDRL, 3.5).
+
+    Takes the fused path where every loss is known to it, and otherwise calls each loss on the
+    similarity map, so that a user's own loss with the same signature needs nothing special.
+
+    Args:
+        losses (nn.ModuleList): Each called as `loss(similarity, labels, ignore_index)`.
+        fuse (bool): Allow the fused path.
+    """
+
+    def __init__(self, losses: nn.ModuleList, fuse: bool = True):
+        super().__init__()
+        self.losses = losses
+        self.fuse = fuse
+
+    def forward(self, embeddings: Tensor, distributions: Tensor, labels: Tensor,
+                ignore_index: int) -> ConsistencyOutput:
+        """
+        Args:
+            embeddings (Tensor): Unit vectors [B, h, w, Z].
+            distributions (Tensor): [K, N, Z].
+            labels (Tensor): [B, H, W].
+            ignore_index (int): Label that doesn't count.
+
+        Returns:
+            ConsistencyOutput: Losses by name, and the pixels for the update.
+        """
+        num_classes, num_distributions, _ = distributions.shape
+        classes = pixel_classes(labels, embeddings.shape[1:3], num_classes, ignore_index).flatten()
+        distributions = distributions.to(embeddings.dtype)
+        if self.fuse and can_fuse(self.losses):
+            fused = fused_class_consistency(
+                embeddings, distributions, labels, self.losses, ignore_index)
+            losses, own_scores, correct = fused
+        else:
+            # a copy: the graph holds it, and the bank moves before the backward pass
+            similarity = F.linear(embeddings, distributions.flatten(0, 1).clone())
+            similarity = similarity.unflatten(-1, (num_classes, num_distributions))
+            losses = {}
+            for loss in self.losses:
+                value = loss(similarity, labels, ignore_index=ignore_index)
+                name = loss.loss_name
+                losses[name] = losses[name] + value if name in losses else value
+            scores = similarity.detach().flatten(0, 2)
+            own = classes.clamp(max=num_classes - 1)[:, None, None]
+            own_scores = scores.gather(1, own.expand(-1, 1, num_distributions)).squeeze(1)
+            correct = own_scores.amax(dim=1) >= scores.amax(dim=(1, 2))
+        return ConsistencyOutput(losses, embeddings.detach().flatten(0, 2), classes, own_scores,
+                                 correct)
+
+
+@MODELS.register_module()
+class MDRLHead(DatasetContextHead):
+    """Class-level multiple distributions representation learning (MDRL, CMDL).
+
+    Args:
+        bank (dict): Config of the memory; `num_classes` and `channels` (Z) are filled in.
+            Defaults to `dict(type='DistributionBank', num_distributions=9)`.
+        loss_consistency (list[dict]): Losses on the similarity of pixels and distributions, each
+            called as `loss(similarity [B, h, w, K, N], labels [B, H, W], ignore_index=...)`.
+            Defaults to both class consistency losses, weights 0.01 and 0.05 (eq. 18).
+        embedding (str): 'projection' (released code) embeds pixels by :class:`PixelProjection`;
+            'pixel' (paper) takes the l2-normalised R itself. Defaults to 'projection'.
+        fuse_losses (bool): Form the known losses and their gradient chunk by chunk, the same
+            numbers without the [P, K, N] similarity map; see
+            :func:`mmseg_cmdl.models.losses.fused_class_consistency`. Defaults to True.
+        **kwargs: Options of :class:`DatasetContextHead`: `context`, `fusion`, `loss_coarse`, ...
+
+    :meth:`loss` also logs `acc_distribution`, the percentage of labelled pixels whose nearest
+    distribution is of their own class, and `stat_left_out_pixels`, the number of labelled pixels
+    whose embedding isn't finite and was kept from the bank. Both count the pixels of all ranks.
+    """
+
+    def __init__(self,
+                 *args,
+                 bank: dict = dict(type='DistributionBank', num_distributions=9),
+                 loss_consistency: Union[dict, List[dict]] = (
+                     dict(type='ClassLocalConsistencyLoss', loss_weight=0.01),
+                     dict(type='ClassGlobalConsistencyLoss', loss_weight=0.05)),
+                 embedding: str = 'projection',
+                 fuse_losses: bool = True,
+                 **kwargs):
+        super().__init__(*args, **kwargs)
+        bank = {**bank, 'num_classes': self.num_classes}
+        bank.setdefault('channels', self.channels)
+        if isinstance(loss_consistency, dict):
+            loss_consistency = [loss_consistency]
+        if embedding not in ('projection', 'pixel'):
+            raise ValueError(
+                f"MDRLHead: embedding must be 'projection' or 'pixel', got {embedding!r}")
+        if embedding == 'pixel' and bank['channels'] != self.channels:
+            raise ValueError(
+                "MDRLHead: embedding='pixel' stores the head's own channels; bank channels="
+                f'{bank["channels"]} must equal channels={self.channels}')
+        if embedding == 'projection' and not loss_consistency:
+            raise ValueError(
+                'MDRLHead: only loss_consistency trains the projection; give it a loss, or set '
+                "embedding='pixel'")
+        self.bank = MODELS.build(bank)
+        self.fuse_memory = ConvModule(
+            self.bank.num_distributions * self.bank.channels, self.channels, 1,
+            **self.conv_options)
+        self.projection = None
+        if embedding == 'projection':
+            self.projection = PixelProjection(
+                self.channels, self.bank.channels, **self.conv_options)
+        self.consistency = ClassConsistency(
+            nn.ModuleList(self._build_loss(loss) for loss in loss_consistency), fuse_losses)
+        self.consistency.register_forward_hook(self._update_bank)
+
+    def _build_loss(self, cfg: dict) -> nn.Module:
+        """A loss that can be told the number of classes is told it."""
+        loss = MODELS.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
+        if loss is not None and 'num_classes' in inspect.signature(loss).parameters:
+            cfg = {'num_classes': self.num_classes, **cfg}
+        return MODELS.build(cfg)
+
+    def read_memory(self, weights: Tensor) -> Tensor:
+        """Feature voting and fusion (eq. 9): [B, K, h, w] to R_m [B, C, h, w].
+
+        The convolution of `fuse_memory` is applied to the bank, not to the N voted maps.
+        """
+        conv = self.fuse_memory.conv
+        voted = self.bank.vote(weights, conv.weight)
+        if conv.bias is not None:
+            voted = voted + conv.bias[:, None, None].to(voted.dtype)
+        if self.fuse_memory.with_norm:
+            voted = self.fuse_memory.norm(voted)
+        return self.fuse_memory.activate(voted) if self.fuse_memory.with_activation else voted
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """R [B, C, h, w] to unit vectors [B, h, w, Z]."""
+        if self.projection is not None:
+            return self.projection(pixels)
+        return _unit_vectors(pixels.permute(0, 2, 3, 1))
+
+    def memory_losses(self, pixels: Tensor, labels: Tensor) -> Dict[str, Tensor]:
+        """See the base class; the bank is updated by a forward hook on `consistency`."""
+        embeddings = self.embed(pixels)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            output = self.consistency(
+                embeddings, self.bank.read(copy=False), labels, self.ignore_index)
+        losses = dict(output.losses)
+        if output.update is not None:
+            labelled, correct, left_out = output.update
+            losses['acc_distribution'] = 100 * correct / labelled.clamp(min=1)
+            losses['stat_left_out_pixels'] = left_out
+        return losses
+
+    def loss(self, *args, **kwargs) -> Dict[str, Tensor]:
+        """See the base class. In training, every rank first takes rank 0's bank, once."""
+        if self.training:
+            self.bank.synchronize_()
+        return super().loss(*args, **kwargs)
+
+    def _update_bank(self, module: nn.Module, inputs: tuple,
+                     output: ConsistencyOutput) -> Optional[ConsistencyOutput]:
+        """Forward hook: moves the bank after this iteration's losses have seen it."""
+        if not self.training:
+            return None
+        return output._replace(update=self.bank.update_from_scores_(
+            output.embeddings, output.classes, output.own_scores, output.correct,
+            ignore_index=self.num_classes))

@@ -1,0 +1,66 @@
+"""Any registered decode head as the single-image context of a memory head.
+
+Source: `SSA` in MDRL, eq. 3; `A_wi` in MCIBI, eq. 4.
+"""
+from typing import List
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
+from mmseg.registry import MODELS
+
+
+class SingleImageContext(BaseModule):
+    """A decode head without its classifiers: its last feature map is the context.
+
+    Args:
+        cfg (dict): Config of a registered decode head.
+        inherited (dict): Options that the head takes where `cfg` doesn't set them.
+
+    Attributes:
+        head (nn.Module): The head. Its `conv_seg`, and any further classifier it has, is an
+            identity, so no parameter of it is left without a gradient.
+        channels (int): Channels of the context map.
+
+    Raises:
+        ValueError: The head can't be built from these options, or has no `conv_seg` to take off.
+    """
+
+    def __init__(self, cfg: dict, inherited: dict):
+        super().__init__()
+        options = {**inherited, **cfg}
+        try:
+            self.head = MODELS.build(options)
+        except (TypeError, AssertionError, KeyError) as error:
+            raise ValueError(
+                f'context: {cfg.get("type")} can\'t be built from {sorted(options)} ({error}). It '
+                'inherits what the memory head has; set in `context` what it needs of its own'
+            ) from error
+        classifier = getattr(self.head, 'conv_seg', None)
+        if not isinstance(classifier, nn.Conv2d):
+            raise ValueError(
+                f'context: {cfg.get("type")} has no conv_seg, so it has no feature map before a '
+                'classifier that could serve as context. Use a head that ends in conv_seg, as '
+                'PSPHead, ASPPHead, CCHead, DAHead, UPerHead, NLHead and OCRHead do')
+        self.channels = classifier.in_channels
+        for name, module in list(self.head.named_children()):
+            if isinstance(module, nn.Conv2d) and name.endswith(('conv_seg', 'cls_seg')):
+                setattr(self.head, name, nn.Identity())
+        self.head.dropout = nn.Identity()  # not None: some heads call it unasked
+
+    def forward(self, inputs: List[Tensor], coarse_logits: Tensor) -> Tensor:
+        """
+        Args:
+            inputs (list[Tensor]): All feature maps of the backbone.
+            coarse_logits (Tensor): [B, K, h, w]; a cascade head (OCR) takes them as what the
+                stage before it predicted.
+
+        Returns:
+            Tensor: [B, channels, h', w'].
+        """
+        if isinstance(self.head, BaseCascadeDecodeHead):
+            output = self.head(inputs, coarse_logits)
+        else:
+            output = self.head(inputs)
+        return output[0] if isinstance(output, (tuple, list)) else output

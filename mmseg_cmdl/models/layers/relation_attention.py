@@ -1,0 +1,87 @@
+"""Pixels attend to the memory context (MDRL, eq. 10 and 11; MCIBI, eq. 13 and 14)."""
+from typing import Optional
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmseg.models.utils import SelfAttentionBlock
+from mmseg.registry import MODELS
+
+
+@MODELS.register_module()
+class RelationAttention(SelfAttentionBlock):
+    """MMSegmentation's attention block on maps, through `scaled_dot_product_attention`.
+
+    ``P = softmax(g_a(query) g_b(key)^T / sqrt(transform_channels))``, ``out = g_c(P g_f(key))``.
+    The fused kernel holds no [hw, hw] matrix where the device has one.
+
+    Args:
+        query_channels (int): Channels of the query map (R).
+        key_channels (int): Channels of the key map (R_m, or a context map).
+        transform_channels (int): Channels of query, key and value inside.
+        out_channels (int, optional): Channels of the result. Defaults to `query_channels`.
+        share_key_query (bool): One projection for key and query. Defaults to False.
+        key_query_num_convs (int): 1x1 convs of g_a and of g_b. Defaults to 2.
+        value_out_num_convs (int): 1x1 convs of g_f and of g_c. Defaults to 1.
+        key_query_norm (bool): Norm and activation in g_a and g_b; plain convs if False.
+        value_out_norm (bool): The same for g_f and g_c.
+        matmul_norm (bool): Divide the products by sqrt(transform_channels). Defaults to True.
+        with_out_project (bool): Have g_c; without it g_f gives `out_channels`. Defaults to True.
+        conv_cfg, norm_cfg, act_cfg (dict, optional): Of the ConvModules.
+    """
+
+    def __init__(self,
+                 query_channels: int,
+                 key_channels: int,
+                 transform_channels: int,
+                 out_channels: Optional[int] = None,
+                 share_key_query: bool = False,
+                 key_query_num_convs: int = 2,
+                 value_out_num_convs: int = 1,
+                 key_query_norm: bool = True,
+                 value_out_norm: bool = True,
+                 matmul_norm: bool = True,
+                 with_out_project: bool = True,
+                 conv_cfg: Optional[dict] = None,
+                 norm_cfg: Optional[dict] = dict(type='BN'),
+                 act_cfg: Optional[dict] = dict(type='ReLU')):
+        if share_key_query and query_channels != key_channels:
+            raise ValueError('RelationAttention: share_key_query needs maps of equal channels, got '
+                             f'query_channels={query_channels} and key_channels={key_channels}')
+        super().__init__(
+            key_in_channels=key_channels,
+            query_in_channels=query_channels,
+            channels=transform_channels,
+            out_channels=query_channels if out_channels is None else out_channels,
+            share_key_query=share_key_query,
+            query_downsample=None,
+            key_downsample=None,
+            key_query_num_convs=key_query_num_convs,
+            value_out_num_convs=value_out_num_convs,
+            key_query_norm=key_query_norm,
+            value_out_norm=value_out_norm,
+            matmul_norm=matmul_norm,
+            with_out=with_out_project,
+            conv_cfg=conv_cfg,
+            norm_cfg=norm_cfg,
+            act_cfg=act_cfg)
+
+    def forward(self, query_feats: Tensor, key_feats: Tensor) -> Tensor:
+        """Relates two maps.
+
+        Args:
+            query_feats (Tensor): [B, query_channels, h, w].
+            key_feats (Tensor): [B, key_channels, h', w'], of any size.
+
+        Returns:
+            Tensor: [B, out_channels, h, w].
+        """
+        query, key, value = (
+            x.flatten(2).transpose(1, 2).unsqueeze(1)  # [B, 1, hw, channels]
+            for x in (self.query_project(query_feats), self.key_project(key_feats),
+                      self.value_project(key_feats)))
+        scale = self.channels**-0.5 if self.matmul_norm else 1.0
+        related = F.scaled_dot_product_attention(query, key, value, scale=scale)
+        related = related.squeeze(1).transpose(1, 2)
+        related = related.unflatten(2, query_feats.shape[2:])
+        return related if self.out_project is None else self.out_project(related)

@@ -1,0 +1,201 @@
+"""Class local and class global consistency losses on pixel-to-distribution similarities.
+
+Source: MDRL, section 3.5, eq. 12 to 15. `<i, d>` there is *minus* the cosine, so
+`exp(-<i, d> / tau)` is `exp(+cos / tau)`.
+"""
+from typing import Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmseg.registry import MODELS
+
+from ...utils import all_reduce_sum_, global_mean, global_sum, labels_at_feature_size
+
+
+class ClassConsistencyLoss(nn.Module):
+    """What both losses share: their options, and labels as classes of pixels."""
+
+    def __init__(self, formulation: str, loss_weight: float, loss_name: str):
+        super().__init__()
+        if formulation not in ('paper', 'released'):
+            raise ValueError(f"{type(self).__name__}: formulation must be 'paper' or 'released', "
+                             f'got {formulation!r}')
+        if 'loss' not in loss_name:
+            raise ValueError(f'{type(self).__name__}: loss_name must contain "loss" to be added to '
+                             f'the objective, got {loss_name!r}')
+        self.formulation = formulation
+        self.loss_weight = loss_weight
+        self._loss_name = loss_name
+
+    @property
+    def loss_name(self) -> str:
+        """Key in the dictionary of losses."""
+        return self._loss_name
+
+    def extra_repr(self) -> str:
+        return f'formulation={self.formulation!r}, loss_weight={self.loss_weight}'
+
+
+def pixel_classes(labels: Tensor, size: Tuple[int, int], num_classes: int,
+                  ignore_index: int) -> Tensor:
+    """Class [B, h, w] of each pixel at feature size; K for pixels without one.
+
+    Args:
+        labels (Tensor): [B, H, W].
+        size (tuple[int, int]): (h, w).
+        num_classes (int): K.
+        ignore_index (int): Label that means no class.
+
+    Returns:
+        Tensor: int64 [B, h, w] in 0..K.
+    """
+    labels = labels_at_feature_size(labels, size).long()
+    labelled = (labels != ignore_index) & (labels >= 0) & (labels < num_classes)
+    return torch.where(labelled, labels, num_classes)
+
+
+def class_balanced_weights(classes: Tensor, num_classes: int) -> Tensor:
+    """Weights with which pixels sum to a mean per class first, then over present classes.
+
+    Counts run over all ranks: one collective.
+
+    Args:
+        classes (Tensor): [P] in 0..K, K for pixels without a class.
+        num_classes (int): K.
+
+    Returns:
+        Tensor: float64 [P], 1 / (count of the class x present classes); 0 without a class.
+    """
+    counts = torch.zeros(num_classes + 1, dtype=torch.float64, device=classes.device)
+    counts.scatter_add_(0, classes, torch.ones_like(classes, dtype=torch.float64))
+    counts = all_reduce_sum_(counts)[:-1]
+    share = 1 / (counts * (counts > 0).sum())
+    share = torch.where(counts > 0, share, 0.0)
+    return F.pad(share, (0, 1))[classes]
+
+
+@MODELS.register_module()
+class ClassLocalConsistencyLoss(ClassConsistencyLoss):
+    """L_clcl: cross entropy over each class's nearest distribution (MDRL, eq. 12 to 14).
+
+    ``s[i, c] = max_n cos(i, d[c, n])`` (minus the smallest distance), ``L = -log softmax(s)[y]``.
+
+    Args:
+        formulation (str): 'paper' works at feature size, with nearest labels, plainly.
+            'released' normalises the K scores of each pixel (LayerNorm over classes, affine) and
+            resizes them bilinearly, corners aligned, to label size. Defaults to 'paper'.
+        loss_weight (float): alpha in eq. 18; 0.01 in the paper. Defaults to 1.0.
+        num_classes (int, optional): K, for the affine LayerNorm of 'released'; the head gives it.
+            Without it the LayerNorm has no weights.
+        loss_name (str): Defaults to 'loss_clcl'.
+
+    The mean is over the labelled pixels of all ranks; 0, with a graph, where there are none.
+    """
+
+    def __init__(self,
+                 formulation: str = 'paper',
+                 loss_weight: float = 1.0,
+                 num_classes: Optional[int] = None,
+                 loss_name: str = 'loss_clcl'):
+        super().__init__(formulation, loss_weight, loss_name)
+        self.norm = None
+        if formulation == 'released' and num_classes is not None:
+            self.norm = nn.LayerNorm(num_classes)
+
+    def forward(self, similarity: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+        """
+        Args:
+            similarity (Tensor): [B, h, w, K, N].
+            labels (Tensor): [B, H, W], any size.
+            ignore_index (int): Label that doesn't count. Defaults to 255.
+
+        Returns:
+            Tensor: Scalar, times `loss_weight`.
+        """
+        return self.from_class_scores(similarity.amax(dim=-1), labels, ignore_index)
+
+    def from_class_scores(self, scores: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+        """The loss from each class's largest similarity, [B, h, w, K]."""
+        num_classes = scores.shape[-1]
+        if self.formulation == 'released':
+            if self.norm is not None:
+                scores = self.norm(scores)
+            else:
+                scores = F.layer_norm(scores, (num_classes, ))
+        scores = scores.permute(0, 3, 1, 2)
+        size = scores.shape[2:]
+        if self.formulation == 'released':
+            size = labels.shape[-2:]
+            scores = F.interpolate(scores, size, mode='bilinear', align_corners=True)
+        classes = pixel_classes(labels, size, num_classes, ignore_index)
+        total = F.cross_entropy(scores, classes, ignore_index=num_classes, reduction='sum')
+        return self.loss_weight * global_mean(total, (classes < num_classes).sum())
+
+
+@MODELS.register_module()
+class ClassGlobalConsistencyLoss(ClassConsistencyLoss):
+    """L_cgcl: contrast of the N distributions of the true class with all others (MDRL, eq. 15).
+
+    With A the sum of ``exp(cos / tau)`` over the N distributions of the true class and B over all
+    others, at feature size with nearest labels:
+
+    - 'paper': ``-log(A / (A + B))``, mean over labelled pixels;
+    - 'released': for each positive n by itself ``-log(e_n / (e_n + B))`` without temperature, mean
+      over the pixels of a class, then over positives and over present classes.
+
+    Args:
+        temperature (float): tau, in units of a cosine; unused by 'released'. Defaults to 0.5.
+        formulation (str): 'paper' or 'released'. Defaults to 'paper'.
+        loss_weight (float): beta in eq. 18; 0.05 in the paper. Defaults to 1.0.
+        loss_name (str): Defaults to 'loss_cgcl'.
+
+    Means run over the pixels of all ranks; 0, with a graph, where there are none.
+    """
+
+    def __init__(self,
+                 temperature: float = 0.5,
+                 formulation: str = 'paper',
+                 loss_weight: float = 1.0,
+                 loss_name: str = 'loss_cgcl'):
+        super().__init__(formulation, loss_weight, loss_name)
+        if temperature <= 0:
+            raise ValueError(f'ClassGlobalConsistencyLoss: temperature must be positive, got '
+                             f'{temperature}')
+        self.temperature = temperature
+
+    def forward(self, similarity: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
+        """
+        Args:
+            similarity (Tensor): [B, h, w, K, N].
+            labels (Tensor): [B, H, W], any size.
+            ignore_index (int): Label that doesn't count. Defaults to 255.
+
+        Returns:
+            Tensor: Scalar, times `loss_weight`.
+        """
+        num_classes, num_distributions = similarity.shape[-2:]
+        classes = pixel_classes(labels, similarity.shape[1:3], num_classes, ignore_index).flatten()
+        labelled = classes < num_classes
+        own_class = classes[:, None] == torch.arange(num_classes, device=classes.device)
+        scores = similarity.flatten(0, 2)  # [P, K, N]
+        if self.formulation == 'paper':
+            scores = scores / self.temperature
+        own = classes.clamp(max=num_classes - 1)[:, None, None].expand(-1, 1, num_distributions)
+        positives = scores.gather(1, own).squeeze(1)  # [P, N]
+        negatives = scores.masked_fill(own_class[..., None], -torch.inf).flatten(1)
+        negatives = negatives.logsumexp(dim=1)  # log B; -inf where K is 1
+
+        if self.formulation == 'paper':
+            positives = positives.logsumexp(dim=1)
+            losses = torch.logaddexp(positives, negatives) - positives
+            total = torch.where(labelled, losses, 0.0).sum()
+            return self.loss_weight * global_mean(total, labelled.sum())
+
+        losses = torch.logaddexp(positives, negatives[:, None]) - positives
+        losses = losses.mean(dim=1) * class_balanced_weights(classes, num_classes).to(losses)
+        return self.loss_weight * global_sum(torch.where(labelled, losses, 0.0).sum())
+
+    def extra_repr(self) -> str:
+        return f'temperature={self.temperature}, {super().extra_repr()}'

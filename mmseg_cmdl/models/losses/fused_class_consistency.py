@@ -1,0 +1,258 @@
+"""Both class consistency losses and their gradient, chunk by chunk over pixels.
+
+The similarity of P pixels with K * N distributions is the largest tensor of MDRL. The plain losses
+hold it, its exponents and their gradients whole, and pass over each from main memory. Here a
+chunk of pixels has its similarities formed, both losses taken and the gradient with respect to its
+embeddings finished while the chunk is still in cache, in the forward pass: two matrix
+products altogether, and no memory that grows with P * K * N.
+"""
+from typing import Dict, NamedTuple, Optional, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ...utils import all_reduce_sum_, global_sum
+from .class_consistency_loss import (ClassGlobalConsistencyLoss, ClassLocalConsistencyLoss,
+                                     class_balanced_weights, pixel_classes)
+
+# Size of one of the two buffers of a chunk: about the L2 cache of a core, or enough work for a GPU.
+_CHUNK_BYTES = {'cpu': 1 << 20, 'cuda': 1 << 26}
+# Below, exp(cosine / temperature) leaves float32 and the plain losses' log space is needed.
+_SMALLEST_TEMPERATURE = 0.025
+
+
+class FusedConsistency(NamedTuple):
+    """Result of :func:`fused_class_consistency`."""
+    losses: Dict[str, Tensor]  # by loss_name
+    own_scores: Tensor  # [P, N] similarity with the distributions of the own class, no gradient
+    correct: Tensor  # bool [P], whether the nearest distribution is of the own class
+
+
+def can_fuse(losses: Sequence[nn.Module]) -> bool:
+    """Whether these are losses known here, at most one of each kind, of a temperature float32 bears."""
+    kinds = [type(loss) for loss in losses]
+    return (len(set(kinds)) == len(kinds) > 0
+            and set(kinds) <= {ClassLocalConsistencyLoss, ClassGlobalConsistencyLoss}
+            and all(_temperature(loss) >= _SMALLEST_TEMPERATURE for loss in losses))
+
+
+def fused_class_consistency(embeddings: Tensor,
+                            distributions: Tensor,
+                            labels: Tensor,
+                            losses: Sequence[nn.Module],
+                            ignore_index: int = 255,
+                            chunk_size: Optional[int] = None) -> FusedConsistency:
+    """The same numbers as `loss(bank.similarity(embeddings), labels)` for each of `losses`.
+
+    The losses share one gradient, formed in the forward pass, so they must be differentiated
+    together with equal weight, as in the sum that mmengine makes of all losses. To weigh them
+    apart, use their `loss_weight`; anything else raises in backward.
+
+    Args:
+        embeddings (Tensor): Unit vectors [B, h, w, Z].
+        distributions (Tensor): Unit vectors [K, N, Z]; no gradient is formed for them.
+        labels (Tensor): [B, H, W], any size.
+        losses (Sequence[nn.Module]): For which :func:`can_fuse` holds.
+        ignore_index (int): Label that doesn't count. Defaults to 255.
+        chunk_size (int, optional): Pixels at a time. Defaults to what suits the device's cache.
+
+    Returns:
+        FusedConsistency: Losses, and what the bank's update needs of the same product.
+    """
+    num_classes, num_distributions, _ = distributions.shape
+    by_type = {type(loss): loss for loss in losses}
+    local = by_type.get(ClassLocalConsistencyLoss)
+    contrast = by_type.get(ClassGlobalConsistencyLoss)
+    feature_size = embeddings.shape[:3]
+    classes = pixel_classes(labels, feature_size[1:], num_classes, ignore_index).flatten()
+    flat = embeddings.flatten(0, 2)
+
+    def pixel_weights(loss):
+        if loss.formulation == 'released':
+            weights = class_balanced_weights(classes, num_classes)
+        else:
+            labelled = (classes < num_classes).to(flat)
+            weights = labelled / all_reduce_sum_(labelled.sum()).clamp(min=1)
+        return loss.loss_weight * weights.to(flat)
+
+    plain_local = local is not None and local.formulation == 'paper'
+    joint, local_share, contrast_share, class_scores, own_scores, correct = _ChunkedLosses.apply(
+        flat, distributions, classes,
+        pixel_weights(local) if plain_local else None,
+        pixel_weights(contrast) if contrast is not None else None,
+        contrast is not None and contrast.formulation == 'released',
+        _temperature(contrast), local is not None and not plain_local,
+        chunk_size or _default_chunk(flat, num_classes * num_distributions))
+
+    joint, local_value, contrast_value = global_sum(
+        torch.stack([joint, local_share, contrast_share]))
+    results = {}
+    if plain_local and contrast is not None:
+        local_value, contrast_value = _SharedGradient.apply(joint, local_value, contrast_value)
+        results = {local.loss_name: local_value, contrast.loss_name: contrast_value}
+    else:
+        if local is not None:
+            results[local.loss_name] = joint if plain_local else local.from_class_scores(
+                class_scores.view(*feature_size, num_classes), labels, ignore_index)
+        if contrast is not None:
+            results[contrast.loss_name] = joint
+    return FusedConsistency(results, own_scores, correct)
+
+
+def _temperature(loss: Optional[nn.Module]) -> float:
+    """Temperature of a loss; 1 where it has none."""
+    if isinstance(loss, ClassGlobalConsistencyLoss) and loss.formulation == 'paper':
+        return loss.temperature
+    return 1.0
+
+
+def _default_chunk(embeddings: Tensor, num_rows: int) -> int:
+    chunk_bytes = _CHUNK_BYTES.get(embeddings.device.type, _CHUNK_BYTES['cuda'])
+    # fewer than 64 rows make poor matrix products, whatever the cache
+    return max(64, chunk_bytes // (num_rows * embeddings.element_size()))
+
+
+class _ChunkedLosses(torch.autograd.Function):
+    """This rank's share of both losses; `joint` carries the gradient of their sum."""
+
+    @staticmethod
+    def forward(ctx, embeddings, distributions, classes, local_weights, contrast_weights,
+                each_positive, temperature, want_class_scores, chunk_size):
+        K, N, Z = distributions.shape
+        num_pixels = len(embeddings)
+        has_gradient = local_weights is not None or contrast_weights is not None
+        # Pixels run along the last, contiguous dimension and distributions come before classes, so
+        # every reduction is over whole rows of pixels. The temperature goes into the bank, so the
+        # products are already what is exponentiated.
+        rows = distributions.transpose(0, 1).reshape(N * K, Z) / temperature
+        class_column = torch.arange(K, device=classes.device)[:, None]
+        own_rows = torch.arange(N, device=classes.device)[:, None] * K + classes.clamp(max=K - 1)
+
+        gradient = torch.empty_like(embeddings)
+        own_scores = embeddings.new_empty(N, num_pixels)
+        best = embeddings.new_empty(num_pixels)
+        local_terms = torch.zeros_like(best)
+        contrast_terms = torch.zeros_like(best)
+        class_scores = nearest = None
+        if want_class_scores:
+            class_scores = embeddings.new_empty(num_pixels, K)
+            nearest = torch.empty(num_pixels, K, dtype=torch.int16, device=classes.device)
+            order = torch.arange(N, 0, -1, device=classes.device, dtype=rows.dtype)[:, None, None]
+        chunk_size = min(chunk_size, num_pixels)
+        products = embeddings.new_empty(N * K * chunk_size)
+        exponents = torch.empty_like(products)
+
+        for start in range(0, num_pixels, chunk_size):
+            part = slice(start, min(start + chunk_size, num_pixels))
+            length = part.stop - part.start
+            s, e = (buffer[:N * K * length].view(N * K, length)
+                    for buffer in (products, exponents))
+            by_class, e_by_class = s.view(N, K, length), e.view(N, K, length)
+
+            torch.mm(rows, embeddings[part].t(), out=s)
+            own = own_scores[:, part] = s.gather(0, own_rows[:, part])
+            largest = by_class.amax(dim=0)  # [K, p]
+            torch.amax(largest, 0, out=best[part])
+
+            if contrast_weights is None:
+                e.zero_()
+            else:
+                weights = contrast_weights[part]
+                torch.exp(s, out=e)
+                own_e = own.exp()
+                total, own_total = e.sum(dim=0), own_e.sum(dim=0)
+                if each_positive:
+                    # log(e_n + B) - s_n for each positive n, mean over n
+                    denominators = own_e + (total - own_total)
+                    torch.mean(denominators.log() - own, 0, out=contrast_terms[part])
+                    e *= weights * denominators.reciprocal().mean(dim=0)
+                    own_slope = weights / N * (own_e / denominators - 1)
+                else:
+                    torch.log(total / own_total, out=contrast_terms[part])
+                    scale = weights / total
+                    e *= scale
+                    own_slope = own_e * (scale - weights / own_total)
+                e.scatter_(0, own_rows[:, part], own_slope)
+
+            if local_weights is not None:
+                scores = largest * temperature if temperature != 1 else largest
+                log_p = scores.log_softmax(dim=0)
+                is_own = (class_column == classes[part]).to(log_p)
+                torch.sum(log_p * is_own, 0, out=local_terms[part])
+                slope = log_p.exp_().sub_(is_own).mul_(local_weights[part] * temperature)
+                is_nearest = torch.eq(by_class, largest, out=by_class)
+                slope /= is_nearest.sum(dim=0)  # equal distributions share, as in amax
+                e_by_class.addcmul_(is_nearest, slope)
+            elif want_class_scores:
+                class_scores[part] = largest.t()
+                is_nearest = torch.eq(by_class, largest, out=by_class)
+                nearest[part] = (N - is_nearest.mul_(order).amax(dim=0)).t()
+
+            if has_gradient:
+                torch.mm(e.t(), rows, out=gradient[part])
+
+        # none of these is an input or an output, so plain attributes keep them without a cycle
+        ctx.gradient = gradient if has_gradient else None
+        ctx.rows, ctx.nearest = rows if want_class_scores else rows[:0], nearest
+        ctx.embeddings_shape = embeddings.shape
+        ctx.chunk_size = chunk_size
+        ctx.temperature = temperature
+        ctx.differentiated = False
+        ctx.set_materialize_grads(False)
+        correct = own_scores.amax(dim=0) >= best
+        own_scores = own_scores.t() * temperature
+        if want_class_scores:
+            class_scores *= temperature
+        local_share, contrast_share = (
+            embeddings.new_zeros(()) if weights is None else
+            torch.where(weights > 0, terms * weights, 0.0).sum()
+            for terms, weights in ((local_terms.neg_(), local_weights),
+                                   (contrast_terms, contrast_weights)))
+        ctx.mark_non_differentiable(local_share, contrast_share, own_scores, correct)
+        return (local_share + contrast_share, local_share, contrast_share, class_scores,
+                own_scores, correct)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, joint_grad, _local, _contrast, score_grad, _own, _correct):
+        if ctx.differentiated:
+            raise RuntimeError(
+                'the fused class consistency losses can be differentiated only once: set '
+                'fuse_losses=False in MDRLHead to use retain_graph=True')
+        ctx.differentiated = True
+        # scaled in place: nobody else holds it, and a copy would be as large as the embeddings
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None or joint_grad is None:
+            gradient = torch.zeros(ctx.embeddings_shape, dtype=ctx.rows.dtype,
+                                   device=ctx.rows.device)
+        else:
+            gradient.mul_(joint_grad)
+        if score_grad is not None:
+            rows, nearest = ctx.rows, ctx.nearest
+            K = score_grad.shape[1]
+            slopes = score_grad * ctx.temperature  # rows are the bank over the temperature
+            columns = nearest.long() * K + torch.arange(K, device=nearest.device)
+            for part, *chunk in zip(gradient.split(ctx.chunk_size), slopes.split(ctx.chunk_size),
+                                    columns.split(ctx.chunk_size)):
+                scattered = rows.new_zeros(len(part), len(rows)).scatter_(1, chunk[1], chunk[0])
+                part.addmm_(scattered, rows)
+        return gradient, *[None] * 8
+
+
+class _SharedGradient(torch.autograd.Function):
+    """Gives both losses the one gradient that was formed for their sum."""
+
+    @staticmethod
+    def forward(ctx, joint, local_value, contrast_value):
+        return local_value.clone(), contrast_value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, local_grad, contrast_grad):
+        # an assertion that doesn't wait for the device
+        torch._assert_async(
+            local_grad == contrast_grad,
+            'the fused class consistency losses share one gradient and must be summed with equal '
+            'weight: set fuse_losses=False in MDRLHead to differentiate them apart')
+        return local_grad, None, None

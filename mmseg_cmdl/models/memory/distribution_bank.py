@@ -1,0 +1,233 @@
+"""N unit vectors per class, moved towards the pixels that balanced assignment gives them.
+
+Source: MDRL, sections 3.2 and 3.3, eq. 6 to 9.
+"""
+from typing import NamedTuple, Optional
+
+import mmengine.dist as dist
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmseg.registry import MODELS
+
+from ...utils import all_reduce_sum_
+from .memory_bank import MemoryBank, float32_island
+from .seeded_noise import gumbel_noise
+from .sinkhorn import sinkhorn
+
+# Similarities of this many bytes are formed at a time where only a reduction of them is needed.
+_CHUNK_BYTES = 1 << 23
+
+
+class BankUpdate(NamedTuple):
+    """What an update counted, over all ranks. Scalars without gradient."""
+    labelled: Tensor  # pixels with a class
+    correct: Tensor  # of these, pixels whose nearest distribution is of their own class
+    left_out: Tensor  # of these, pixels whose embedding isn't finite; they never reach the bank
+
+
+@MODELS.register_module()
+class DistributionBank(MemoryBank):
+    """Memory of N distributions per class, clustered by Sinkhorn (MDRL, eq. 6 to 8).
+
+    An update assigns the pixels of each class, over the batches of all ranks, to the N
+    distributions of that class in equal shares, and moves each distribution towards the direction
+    of the pixels it was given: ``d = normalize(momentum * d + (1 - momentum) * b)`` with ``b`` the
+    l2-normalised sum of their embeddings. Distributions that are given no pixel stay as they are.
+
+    Args:
+        num_classes (int): K.
+        num_distributions (int): N.
+        channels (int): Z, length of an embedding.
+        momentum (float): Weight of the old vector (mu in eq. 8), in [0, 1]. Defaults to 0.999.
+        epsilon (float): Smoothness of the assignment. Defaults to 0.05.
+        iterations (int): Sinkhorn iterations. Defaults to 3.
+        assignment (str): 'argmax' (paper) takes the largest entry of the balanced assignment;
+            'gumbel' (released code) draws with Gumbel noise added to it.
+        update_pixels (str): 'correct' (released code, after ProtoSeg) moves the bank only by pixels
+            whose nearest distribution of all classes is of their own class; 'all' by every
+            labelled pixel (paper). All labelled pixels take part in the assignment either way.
+        seed (int): Seed of the 'gumbel' draws. Defaults to 0.
+
+    Attributes:
+        distributions (Tensor): Buffer [K, N, Z] of unit rows; at the start truncated normal with
+            std 0.02, l2-normalised.
+        num_updates (Tensor): Buffer, int64 scalar.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+
+    memory_name = 'distributions'
+
+    def __init__(self,
+                 num_classes: int,
+                 num_distributions: int,
+                 channels: int,
+                 momentum: float = 0.999,
+                 epsilon: float = 0.05,
+                 iterations: int = 3,
+                 assignment: str = 'argmax',
+                 update_pixels: str = 'correct',
+                 seed: int = 0):
+        super().__init__()
+        for name, size in (('num_classes', num_classes), ('num_distributions', num_distributions),
+                           ('channels', channels), ('iterations', iterations)):
+            if size < 1:
+                raise ValueError(f'DistributionBank: {name} must be at least 1, got {size}')
+        if not 0 <= momentum <= 1:
+            raise ValueError('DistributionBank: momentum is the weight of the old vector and must '
+                             f'be in [0, 1], got {momentum}')
+        if epsilon <= 0:
+            raise ValueError(f'DistributionBank: epsilon must be positive, got {epsilon}')
+        if assignment not in ('argmax', 'gumbel'):
+            raise ValueError("DistributionBank: assignment must be 'argmax' or 'gumbel', "
+                             f'got {assignment!r}')
+        if update_pixels not in ('correct', 'all'):
+            raise ValueError("DistributionBank: update_pixels must be 'correct' or 'all', "
+                             f'got {update_pixels!r}')
+        self.num_classes = num_classes
+        self.num_distributions = num_distributions
+        self.channels = channels
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.iterations = iterations
+        self.assignment = assignment
+        self.update_pixels = update_pixels
+        self.seed = seed
+
+        start = torch.nn.init.trunc_normal_(
+            torch.empty(num_classes, num_distributions, channels), std=0.02)
+        self.register_buffer('distributions', F.normalize(start, dim=-1))
+        self.register_buffer('num_updates', torch.zeros((), dtype=torch.int64))
+
+    def similarity(self, embeddings: Tensor) -> Tensor:
+        """Dot product with every distribution; the cosine for unit vectors (minus eq. 12's distance).
+
+        Args:
+            embeddings (Tensor): [..., Z].
+
+        Returns:
+            Tensor: [..., K, N].
+        """
+        flat = self.read().flatten(0, 1).to(embeddings.dtype)
+        return F.linear(embeddings, flat).unflatten(-1, self.distributions.shape[:2])
+
+    def vote(self, weights: Tensor, kernel: Optional[Tensor] = None) -> Tensor:
+        """Feature voting (eq. 9): class weights times the bank, one distribution index at a time.
+
+        A 1x1 convolution that follows is linear in the bank, so ``kernel`` is applied to the bank
+        first: a [K, out] matrix instead of N maps of Z channels, N times fewer operations.
+
+        Args:
+            weights (Tensor): Class weights [B, K, h, w].
+            kernel (Tensor, optional): Weight [out, N * Z, 1, 1] of the 1x1 convolution.
+
+        Returns:
+            Tensor: [B, N * Z, h, w], channels of distribution 0 first; or [B, out, h, w].
+        """
+        stacked = self.read().flatten(1).to(weights.dtype)  # [K, N * Z]
+        if kernel is not None:
+            stacked = stacked @ kernel.to(weights.dtype).flatten(1).t()  # [K, out]
+        return F.conv2d(weights, stacked.t()[:, :, None, None])
+
+    def update_(self,
+                embeddings: Tensor,
+                labels: Tensor,
+                correct: Optional[Tensor] = None,
+                ignore_index: int = 255) -> Optional[BankUpdate]:
+        """Moves the bank towards this batch (eq. 6 to 8), in place, over all ranks.
+
+        Args:
+            embeddings (Tensor): [P, Z].
+            labels (Tensor): [P].
+            correct (Tensor, optional): Bool [P], whether the pixel's nearest distribution is of its
+                own class. Found here if not given.
+            ignore_index (int): Label of pixels without a class. So is any label outside 0..K-1.
+
+        Returns:
+            BankUpdate | None: Counts; None while autograd recomputes a checkpointed forward pass.
+        """
+        with float32_island(embeddings.device.type):
+            embeddings = embeddings.detach().to(self.distributions.dtype)
+            own_scores, best = self._compare(embeddings, labels)
+            if correct is None:
+                correct = own_scores.amax(dim=1) >= best
+        return self.update_from_scores_(embeddings, labels, own_scores, correct, ignore_index)
+
+    def _compare(self, embeddings: Tensor, labels: Tensor):
+        """Scores [P, N] against the own class, and the best score [P] against any class."""
+        distributions = self.distributions.flatten(0, 1)
+        own = labels.clamp(0, self.num_classes - 1).long()
+        scores, best = [], []
+        chunk = max(1, _CHUNK_BYTES // (distributions.shape[0] * distributions.element_size()))
+        for part, classes in zip(embeddings.split(chunk), own.split(chunk)):
+            similarity = (part @ distributions.t()).unflatten(1, self.distributions.shape[:2])
+            scores.append(
+                similarity.gather(1, classes[:, None, None].expand(-1, 1, self.num_distributions)))
+            best.append(similarity.amax((1, 2)))
+        return torch.cat(scores).squeeze(1), torch.cat(best)
+
+    def update_from_scores_(self,
+                            embeddings: Tensor,
+                            labels: Tensor,
+                            own_scores: Tensor,
+                            correct: Tensor,
+                            ignore_index: int = 255) -> Optional[BankUpdate]:
+        """:meth:`update_` where the similarities are at hand already, as they are after the losses.
+
+        Args:
+            own_scores (Tensor): [P, N], similarity with the distributions of the own class.
+            correct (Tensor): As for :meth:`update_`.
+        """
+        if not self.begin_update():
+            return None
+        with float32_island(embeddings.device.type):
+            embeddings = embeddings.to(self.distributions.dtype)
+            labelled = (labels != ignore_index) & (labels >= 0) & (labels < self.num_classes)
+            # a non-finite embedding has non-finite products with the dense unit rows of the bank
+            finite = own_scores.isfinite().all(dim=1)
+            classes = torch.where(labelled & finite, labels.long(), self.num_classes)
+            chosen = self._assign(own_scores, classes)
+            correct = correct & labelled
+            used = finite & (correct if self.update_pixels == 'correct' else labelled)
+
+            # One buffer for all that is summed over ranks. Its last row of sums takes the pixels
+            # that don't count; nothing reads it.
+            num_rows = self.num_classes * self.num_distributions
+            rows = torch.where(used, classes * self.num_distributions + chosen, num_rows)
+            packed = embeddings.new_zeros((num_rows + 1) * (self.channels + 1) + 3)
+            sums = packed[:(num_rows + 1) * self.channels].view(num_rows + 1, self.channels)
+            counts = packed[sums.numel():-3]
+            sums.index_add_(0, rows, embeddings)
+            counts.scatter_add_(0, rows, torch.ones_like(rows, dtype=packed.dtype))
+            totals = packed[-3:]
+            totals.copy_(torch.stack([labelled.sum(), correct.sum(), (labelled & ~finite).sum()]))
+            all_reduce_sum_(packed)
+
+            self._move_(sums[:num_rows], counts[:num_rows])
+            self.num_updates += 1
+            return BankUpdate(*totals)
+
+    def _assign(self, own_scores: Tensor, classes: Tensor) -> Tensor:
+        """Distribution [P] of its class that each pixel is given to."""
+        # one process takes the path of many, so that both do the same arithmetic
+        assignment = sinkhorn(own_scores, classes, self.num_classes, self.epsilon, self.iterations,
+                              all_reduce_sum_)
+        if self.assignment == 'gumbel':
+            positions = torch.arange(len(classes), device=classes.device)
+            positions += dist.get_rank() * len(classes)
+            assignment = assignment + gumbel_noise(
+                positions, self.num_distributions, self.seed, self.num_updates)
+        return assignment.argmax(dim=1)
+
+    def _move_(self, sums: Tensor, counts: Tensor) -> None:
+        """eq. 8 from the summed embeddings [K * N, Z], which are overwritten, and counts [K * N]."""
+        rows = self.distributions.view_as(sums)
+        length = sums.norm(dim=1, keepdim=True).clamp_(min=1e-12)
+        moved = sums.mul_((1 - self.momentum) / length).add_(rows, alpha=self.momentum)
+        length = moved.norm(dim=1, keepdim=True)
+        # embeddings that cancel have no direction; with momentum 0 they leave nothing of the row
+        moves = (counts[:, None] > 0) & (length > 1e-6)
+        rows.copy_(torch.where(moves, moved.div_(length), rows))
