@@ -322,9 +322,10 @@ def convert(source, out_dir, layout='auto', dry_run=False, overwrite=False, allo
         if nproc > 1:
             # mmengine's parallel one would leave its workers writing after an error
             with Pool(nproc) as pool:
-                results = track_progress(_same, (pool.imap(task, frames), len(frames)))
+                results = track_progress(_same, (pool.imap(task, frames), len(frames)),
+                                         file=sys.stderr)
         else:
-            results = track_progress(task, frames)
+            results = track_progress(task, frames, file=sys.stderr)
         if not dry_run:
             install(staging, out_dir)
     finally:

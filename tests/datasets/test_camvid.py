@@ -1,0 +1,241 @@
+"""CamVidDataset on files written here, and on the real 480x360 CamVid where it is."""
+import numpy as np
+import pytest
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmseg.evaluation import IoUMetric
+from PIL import Image
+
+from mmseg_cmdl.datasets import CamVidDataset
+from tests.conftest import ROOT
+
+NAMES = ['Sky', 'Building', 'Pole', 'Road', 'Pavement', 'Tree', 'SignSymbol', 'Fence', 'Car',
+         'Pedestrian', 'Bicyclist']
+LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
+DATASETS = ROOT / 'configs' / '_base_' / 'datasets'
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        yield
+
+
+@pytest.fixture
+def all_ids():
+    """[6, 8] with 0 to 11, 255 and 0 again."""
+    ids = np.arange(48, dtype=np.uint8).reshape(6, 8) % 13
+    ids[ids == 12] = 255
+    return ids
+
+
+def write(root, name, label, image_suffix='.png', size=None):
+    for folder in ('images', 'annotations'):
+        (root / folder / 'train').mkdir(parents=True, exist_ok=True)
+    height, width = size or label.shape[:2]
+    Image.new('RGB', (width, height)).save(root / 'images' / 'train' / (name + image_suffix))
+    Image.fromarray(label).save(root / 'annotations' / 'train' / f'{name}.png')
+
+
+def build(root, split='train', **kwargs):
+    return CamVidDataset(data_root=str(root), data_prefix=dict(
+        img_path=f'images/{split}', seg_map_path=f'annotations/{split}'), **kwargs)
+
+
+def test_classes_and_palette():
+    meta = CamVidDataset.METAINFO
+    assert list(meta['classes']) == NAMES
+    assert len({tuple(color) for color in meta['palette']}) == 11
+    assert meta['palette'][NAMES.index('Road')] == [128, 64, 128]
+    assert meta['palette'][NAMES.index('Bicyclist')] == [0, 128, 192]
+
+
+def test_void_is_ignored_and_nothing_else_changes(tmp_path, all_ids):
+    write(tmp_path, 'a', all_ids)
+    loaded = build(tmp_path, pipeline=LOAD)[0]['gt_seg_map']
+    expected = [[255 if value in (11, 255) else value for value in row] for row in all_ids.tolist()]
+    assert loaded.tolist() == expected
+    assert sorted(set(loaded.ravel().tolist())) == [*range(11), 255]
+
+
+def test_fewer_classes_keep_void_ignored(tmp_path, all_ids):
+    write(tmp_path, 'a', all_ids)
+    dataset = build(tmp_path, pipeline=LOAD, metainfo=dict(classes=('Car', 'Road')))
+    expected = [[{8: 0, 3: 1}.get(value, 255) for value in row] for row in all_ids.tolist()]
+    assert dataset[0]['gt_seg_map'].tolist() == expected
+    assert dataset.metainfo['palette'] == [[64, 0, 128], [128, 64, 128]]
+
+
+def test_void_is_not_scored(tmp_path):
+    """IoUMetric on what the dataset loads equals counting pixel by pixel without void."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 12, (20, 30), dtype=np.uint8)
+    write(tmp_path, 'a', label)
+    dataset = build(tmp_path, pipeline=[*LOAD, dict(type='PackSegInputs')])
+    sample = dataset[0]['data_samples']
+    truth = sample.gt_sem_seg.data.clone()
+    # two thirds right; anything at all on void
+    prediction = truth.clone()
+    wrong = np.array(rng.random((1, 20, 30)) < 0.33)
+    prediction[wrong] = (prediction[wrong] + 1) % 11
+    prediction[prediction == 255] = 4
+    metric = IoUMetric(iou_metrics=['mIoU'])
+    metric.dataset_meta = dataset.metainfo
+    metric.process({}, [dict(pred_sem_seg=dict(data=prediction), gt_sem_seg=dict(data=truth))])
+
+    ious = []
+    for index in range(11):
+        inter = union = 0
+        for predicted, actual in zip(prediction.ravel().tolist(), label.ravel().tolist()):
+            if actual < 11:
+                inter += predicted == index and actual == index
+                union += predicted == index or actual == index
+        ious.append(inter / union)
+    assert metric.evaluate(1)['mIoU'] == pytest.approx(100 * np.mean(ious), abs=0.006)
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.jpg'])
+def test_image_suffix_is_found(tmp_path, all_ids, suffix):
+    write(tmp_path, 'a', all_ids, suffix)
+    write(tmp_path, 'b', all_ids, suffix)
+    infos = build(tmp_path).load_data_list()
+    assert [info['img_path'][-5:] for info in infos] == [f'a{suffix}', f'b{suffix}']
+    assert [info['seg_map_path'][-5:] for info in infos] == ['a.png', 'b.png']
+
+
+def test_mixed_suffixes_need_a_choice(tmp_path, all_ids):
+    write(tmp_path, 'a', all_ids, '.png')
+    write(tmp_path, 'b', all_ids, '.jpg')
+    with pytest.raises(ValueError, match='pass img_suffix'):
+        build(tmp_path)
+    assert len(build(tmp_path, img_suffix='.jpg')) == 1
+
+
+@pytest.mark.parametrize(('values', 'words'), [
+    ([12], [r'\[12\]', '1 pixels']),
+    ([31, 12, 31], [r'\[12, 31\]', '3 pixels']),
+])
+def test_unknown_ids_are_named(tmp_path, all_ids, values, words):
+    write(tmp_path, 'fine', all_ids)
+    all_ids.ravel()[:len(values)] = values
+    write(tmp_path, 'wrong', all_ids)
+    with pytest.raises(ValueError, match=r'wrong\.png') as caught:
+        build(tmp_path)
+    for word in [*words, 'dataset_converters/camvid.py']:
+        assert caught.match(word)
+    # the check is what found it
+    assert len(build(tmp_path, check_annotations=False)) == 2
+
+
+def test_sixteen_bit_ids_do_not_wrap_around(tmp_path, all_ids):
+    write(tmp_path, 'a', np.full((6, 8), 256 + 3, np.uint16), size=(6, 8))
+    with pytest.raises(ValueError, match=r'a\.png holds the ids \[259\] \(48 pixels\)'):
+        build(tmp_path)
+
+
+def test_color_annotation(tmp_path):
+    write(tmp_path, 'a', np.zeros((6, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match=r'a\.png is a RGB image.*dataset_converters/camvid\.py'):
+        build(tmp_path)
+
+
+def test_annotation_of_another_size(tmp_path, all_ids):
+    write(tmp_path, 'a', all_ids, size=(12, 16))
+    with pytest.raises(ValueError, match=r'annotations.*a\.png is 8x6, its image .* 16x12'):
+        build(tmp_path)
+
+
+def test_unreadable_annotation(tmp_path, all_ids):
+    write(tmp_path, 'a', all_ids)
+    path = tmp_path / 'annotations' / 'train' / 'a.png'
+    for content in (b'no image', path.read_bytes()[:50]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r'a\.png is no image'):
+            build(tmp_path)
+
+
+def test_missing_annotation(tmp_path, all_ids):
+    for name in 'abc':
+        write(tmp_path, name, all_ids)
+    (tmp_path / 'annotations' / 'train' / 'b.png').unlink()
+    with pytest.raises(FileNotFoundError, match=r'1 of 3 frames have no annotation.*b\.png'):
+        build(tmp_path)
+
+
+def test_listed_frame_without_image(tmp_path, all_ids):
+    write(tmp_path, 'a', all_ids)
+    (tmp_path / 'train.txt').write_text('a\nz\n')
+    with pytest.raises(FileNotFoundError, match=r'1 of 2 frames have no image.*z\.png'):
+        build(tmp_path, ann_file='train.txt')
+
+
+def test_empty_and_absent_split(tmp_path, all_ids):
+    write(tmp_path, 'a', all_ids)
+    with pytest.raises(FileNotFoundError, match=r"data_prefix\['img_path'\] is .*images/val"):
+        build(tmp_path, 'val')
+    (tmp_path / 'images' / 'val').mkdir()
+    for kwargs in ({}, dict(img_suffix='.png')):
+        with pytest.raises(FileNotFoundError, match=r'no .*image .*in .*images/val'):
+            build(tmp_path, 'val', **kwargs)
+    write_image = tmp_path / 'images' / 'val' / 'a.png'
+    Image.new('RGB', (8, 6)).save(write_image)
+    with pytest.raises(FileNotFoundError, match=r"data_prefix\['seg_map_path'\]"):
+        build(tmp_path, 'val')
+
+
+def test_images_alone_for_prediction(tmp_path, all_ids):
+    write(tmp_path, 'a', all_ids)
+    dataset = CamVidDataset(data_root=str(tmp_path), data_prefix=dict(img_path='images/train'),
+                            pipeline=LOAD[:1])
+    assert dataset[0]['img'].shape == (6, 8, 3)
+
+
+def test_reduce_zero_label_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='the sky'):
+        build(tmp_path, reduce_zero_label=True)
+
+
+@pytest.mark.parametrize(('split', 'frames', 'shares'), [
+    # shares of ids 0 to 10 and void, counted from the PNG files
+    ('train', 367, [.1685, .2326, .0098, .3166, .0449, .0972, .0117, .0113, .0587, .0064, .0029,
+                    .0395]),
+    ('val', 101, [.0918, .2596, .0056, .2895, .0872, .1634, .0089, .0308, .0175, .0065, .0222,
+                  .0170]),
+    ('test', 233, [.1707, .2461, .0118, .2581, .0927, .1125, .0101, .0118, .0397, .0063, .0019,
+                   .0383]),
+])
+def test_real_camvid(camvid_root, split, frames, shares):
+    dataset = build(camvid_root, split, pipeline=LOAD[1:])
+    assert len(dataset) == frames
+    counts = np.zeros(256, np.int64)
+    for sample in dataset:
+        assert sample['gt_seg_map'].shape == (360, 480)
+        counts += np.bincount(sample['gt_seg_map'].ravel(), minlength=256)
+    assert counts[[*range(11), 255]] / counts.sum() == pytest.approx(shares, abs=6e-5)
+    assert counts[11:255].sum() == 0
+
+
+@pytest.mark.parametrize(('name', 'crop', 'scale'), [
+    ('camvid', (720, 960), (720, 960)),
+    ('camvid_480x360', (360, 480), (360, 480)),
+    ('camvid_240x320', (240, 320), (360, 480)),
+    ('camvid_180x240', (180, 240), (360, 480)),
+])
+def test_base_config(name, crop, scale, camvid_root):
+    cfg = Config.fromfile(DATASETS / f'{name}.py')
+    for split, frames in dict(train=367, val=101, test=233).items():
+        settings = cfg[f'{split}_dataloader']['dataset']
+        assert settings.pop('type') == 'CamVidDataset'
+        settings.data_root = str(camvid_root)
+        dataset = CamVidDataset(check_annotations=False, **settings)
+        assert len(dataset) == frames
+        sizes = [tuple(dataset[i]['inputs'].shape[1:]) for i in range(1 if split != 'train' else 8)]
+        label = dataset[0]['data_samples'].gt_sem_seg.data
+        if split == 'train':
+            # images enlarged at random are cropped, shrunken ones stay smaller
+            assert max(sizes) == crop
+            assert all(height <= crop[0] and width <= crop[1] for height, width in sizes)
+        else:
+            assert sizes == [scale]
+            assert label.shape == (1, 360, 480)
+        assert set(label.unique().tolist()) <= {*range(11), 255}
