@@ -1,0 +1,87 @@
+"""Train a segmentor: python tools/train.py CONFIG [options].
+
+Takes any MMSegmentation config, also one without `custom_imports`.
+"""
+import argparse
+
+import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
+
+from mmengine.device import get_device  # isort: skip
+from mmengine.runner import Runner  # isort: skip
+from mmseg.registry import RUNNERS  # isort: skip
+from mmseg_cmdl import launch  # isort: skip
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description='Train a segmentor')
+    parser.add_argument('config', nargs='?', help='config file')
+    parser.add_argument(
+        '--work-dir',
+        help='folder for logs and checkpoints (default: work_dir of the config, else '
+        'work_dirs/<config name>)',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from this checkpoint; without a value, or with "auto", from the latest one in '
+        'the work dir, or from the start if there is none yet',
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='automatic mixed precision (needs a GPU)'
+    )
+    launch.add_common_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.config is None and (args.resume or '').endswith('.py'):
+        # MMSegmentation's own --resume takes no value, so `train.py --resume CONFIG` is in use.
+        args.config, args.resume = args.resume, 'auto'
+    if args.config is None:
+        parser.error('the following arguments are required: config')
+    return args
+
+
+def enable_amp(cfg):
+    """Turn the plain optimizer wrapper into the mixed-precision one, or say why that can't be."""
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise SystemExit(
+            f'error: --amp replaces optim_wrapper.type OptimWrapper, but the config has {kind}'
+        )
+    if get_device() == 'cpu':
+        raise SystemExit('error: --amp needs a GPU and PyTorch sees none; leave it out')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def set_resume(cfg, resume):
+    """Tell the runner where to go on from; a `load_from` of the config is for a fresh start only."""
+    if resume is None:
+        return
+    path = (
+        launch.latest_checkpoint(cfg.work_dir)
+        if resume == 'auto'
+        else launch.checked_checkpoint(resume)
+    )
+    if path is None:
+        print(f'--resume: nothing was saved in {cfg.work_dir} yet, training starts from the start')
+        cfg.resume = False
+    else:
+        cfg.resume, cfg.load_from = True, path
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    cfg = launch.load_config(args.config, args.cfg_options, args.launcher)
+    launch.set_work_dir(cfg, args.work_dir, args.config)
+    set_resume(cfg, args.resume)
+    if args.amp:
+        enable_amp(cfg)
+    launch.start_ranks(cfg, args.local_rank)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.train()
+    launch.finish_ranks()
+
+
+if __name__ == '__main__':
+    main()
