@@ -9,10 +9,17 @@ import sys
 
 from .version import __version__
 
-__all__ = ['__version__']
+__all__ = ['__version__', 'register']
 
 
-def _register():
+def register():
+    """Check the environment, put the seams in place and register everything.
+
+    Importing the package does it; a second call does nothing.
+
+    Raises:
+        ImportError: if the environment won't do; one sentence with the command that mends it.
+    """
     from . import environment
 
     environment.check()
@@ -37,4 +44,4 @@ def _is_report():
 
 
 if not _is_report():
-    _register()
+    register()

@@ -47,13 +47,12 @@ def version_of(module: str) -> Optional[str]:
     return str(importlib.import_module(module).__version__)
 
 
-def has_distribution(name: str) -> bool:
-    """Whether pip knows a distribution of that name."""
+def distribution_version(name: str) -> Optional[str]:
+    """Version of a distribution that pip installed, None where there is none of that name."""
     try:
-        metadata.distribution(name)
+        return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 def is_fork() -> bool:
@@ -78,7 +77,7 @@ def install_command(module: str) -> str:
     if module == 'mmcv':
         lite = f"pip install {'--no-deps ' if is_fork() else ''}'mmcv-lite{wanted}'"
         # Both distributions own the folder mmcv/, so one has to go before the other comes.
-        return f'pip uninstall -y mmcv && {lite}' if has_distribution('mmcv') else lite
+        return f'pip uninstall -y mmcv && {lite}' if distribution_version('mmcv') else lite
     prefix = 'onedl-' if is_fork() and module != 'torch' else ''
     name = 'mmsegmentation' if module == 'mmseg' else module
     return f"pip install '{prefix}{name}{wanted}'"
@@ -101,10 +100,10 @@ def _wrong_version(module: str, wanted: str) -> Optional[str]:
 def _missing_pkg_resources() -> Optional[str]:
     if Version(version_of('mmengine')) > Version('0.10.7') or util.find_spec('pkg_resources'):
         return None
-    found = f'{version_of("setuptools")} is' if has_distribution('setuptools') else 'none is'
+    found = distribution_version('setuptools') or 'none'
     return (
         'mmseg_cmdl needs setuptools <81, whose pkg_resources mmengine '
-        f"{version_of('mmengine')} imports, but {found} installed; "
+        f"{version_of('mmengine')} imports, but {found} is installed; "
         "run: pip install 'setuptools<81'"
     )
 

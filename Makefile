@@ -1,0 +1,60 @@
+# One virtual environment for everything, made from the pinned requirements at first need.
+#
+#   PYTHON    the interpreter that makes it (default: the first of 3.11, 3.12, 3.13 that is there)
+#   VENV      where it goes
+#   PIP_ARGS  options for every pip install, for instance an index with CPU-only PyTorch
+#   PYTEST_ARGS, DEMO_ARGS   passed on
+
+VENV ?= .venv
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	2>/dev/null && { echo $$p; break; }; done)
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.requirements-installed
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+HEADLESS := opencv-python-headless==5.0.0.93
+# A PYTHONPATH from outside could put a checkout before the installed package.
+CLEAN_ENV := env -u PYTHONPATH -u PYTHONHOME
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+$(STAMP): requirements.txt $(wildcard requirements/*.txt)
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 with venv was found;\
+	 install one (Debian, Ubuntu: apt-get install python3-venv) or name it: make PYTHON=..." >&2; exit 1; }
+	@echo "Installing the pinned requirements into $(VENV) (some minutes, once) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) -r requirements/dev.txt
+	$(PIP_INSTALL) --no-deps -r requirements/no-deps.txt
+	@# opencv-python needs libGL, which a machine without a desktop has not; headless does not.
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(PIP_INSTALL) --no-deps --force-reinstall $(HEADLESS)
+	@touch $@
+
+install: $(STAMP)  ## install the package itself, not editable, into .venv
+	@rm -rf build
+	@$(CLEAN_ENV) $(PIP_INSTALL) --no-deps --no-build-isolation --force-reinstall .
+
+demo: install  ## train FCN and MDRL-FCN on synthetic scenes, compare them in a table and a figure
+	$(CLEAN_ENV) $(BIN)/python tools/demo.py $(DEMO_ARGS)
+
+test: install  ## run the tests against the installed package
+	$(CLEAN_ENV) MMSEG_CMDL_TEST_INSTALLED=1 $(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment, builds and caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,128 @@
+"""``python -m mmseg_cmdl``: the versions found, and whether each way of using the package works.
+
+It runs in any environment, also one in which importing mmseg_cmdl fails: that is what it is for.
+"""
+import importlib
+import platform
+import sys
+import warnings
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def _attempt(function):
+    """(result, None) or (None, the error as one line)."""
+    try:
+        return function(), None
+    except Exception as error:  # any failure of a broken environment is a finding here
+        return None, f'{type(error).__name__}: {" ".join(str(error).split())}'
+
+
+def versions():
+    """Yield (package, version found or what is wrong, versions supported)."""
+    from . import environment, version
+
+    yield 'mmseg_cmdl', f'{version.__version__} in {PACKAGE}', ''
+    yield 'python', platform.python_version(), ''
+    supported, _ = _attempt(environment.required)
+    for module in ('torch', 'mmengine', 'mmcv', 'mmseg'):
+        found, error = _attempt(lambda module=module: environment.version_of(module))
+        yield module, found or error or 'not installed', (supported or {}).get(module, '')
+    for distribution in ('setuptools', 'numpy', 'opencv-python', 'opencv-python-headless', 'openmim'):
+        found = environment.distribution_version(distribution)
+        if found:
+            yield distribution, found, ''
+
+
+def import_door():
+    """Whether the package imports and registers its parts."""
+    import mmseg_cmdl
+
+    _, error = _attempt(mmseg_cmdl.register)
+    if error is None:
+        return True, 'heads, losses and datasets are registered with MMSegmentation'
+    return False, error.split(': ', 1)[1] if error.startswith('ImportError: ') else error
+
+
+def mim_door():
+    """Whether ``mim train mmseg_cmdl`` finds openmim, our tools and our configs."""
+    _, error = _attempt(lambda: importlib.import_module('mim.commands.train'))
+    if error is not None:
+        return False, (
+            f'{error}; run: pip install "mmseg_cmdl[mim]" && pip install --no-deps openmim'
+        )
+    if not (PACKAGE / '.mim' / 'tools' / 'train.py').is_file():
+        return False, (
+            'this is a checkout or an editable install, in which mim finds no tools and configs; '
+            'run: pip install . (not -e), or use tools/train.py'
+        )
+    return True, f'mim train mmseg_cmdl CONFIG; configs in {PACKAGE / ".mim" / "configs"}'
+
+
+def compiled_ops_door():
+    """Whether mmcv has its compiled ops; most models do without."""
+    from . import compat, environment
+
+    without, error = _attempt(compat.stand_in_for_mmcv_ext)
+    if error is not None:
+        return False, error
+    if without:
+        return False, (
+            'mmcv-lite has none, and models that need none work (all shipped configs do); for '
+            f'PSAHead or deformable convolution run: {environment.compiled_mmcv_command()}'
+        )
+    return True, 'mmcv._ext loads'
+
+
+def cuda_door():
+    """Whether PyTorch sees a CUDA device."""
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return True, ', '.join(names)
+    if torch.version.cuda is None and torch.version.hip is None:
+        return False, (
+            'this PyTorch is built for CPUs only; with a GPU, install the build that '
+            'pytorch.org/get-started names for its driver'
+        )
+    return False, f'built for CUDA {torch.version.cuda}, but no device is seen; look at nvidia-smi'
+
+
+def distributed_door():
+    """Whether ranks can talk to each other, and through what."""
+    from torch import distributed
+
+    if not distributed.is_available():
+        return False, 'this PyTorch is built without torch.distributed'
+    backends = [name for name in ('nccl', 'gloo', 'mpi') if distributed.is_backend_available(name)]
+    return bool(backends), ' and '.join(backends) + ('' if 'nccl' in backends else ' (CPU ranks)')
+
+
+DOORS = {
+    'import': import_door,
+    'mim': mim_door,
+    'compiled mmcv': compiled_ops_door,
+    'CUDA': cuda_door,
+    'distributed': distributed_door,
+}
+
+
+def main():
+    """Print the report. Returns 0 whatever it says: it is a description, not a test."""
+    print('versions')
+    for name, found, supported in versions():
+        print(f'  {name:24}{found}' + (f'  (supported: {supported})' if supported else ''))
+    print('\ndoors')
+    for name, door in DOORS.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            outcome, error = _attempt(door)
+        is_open, text = outcome or (False, error)
+        print(f'  {name:16}{"open  " if is_open else "closed"}  {text}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
