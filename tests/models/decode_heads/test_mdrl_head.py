@@ -1,0 +1,602 @@
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from mmseg.registry import MODELS
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from mmseg_cmdl.models.losses import fused_class_consistency
+from tests.models.decode_heads import tiny_head
+from tests.reference import mdrl
+from tests.reference.dispatch import CountOps
+
+FORMULATIONS = {'paper': tiny_head.paper, 'released': tiny_head.released}
+
+
+def _record_updates(head):
+    """Keep what the bank is given, as it was given: embeddings, labels."""
+    seen = []
+    head.consistency.register_forward_pre_hook(
+        lambda module, args: seen.append([a.detach().clone() for a in args[:3]]))
+    return seen
+
+
+def _reference_losses(similarity, labels, formulation, head, local=.3, contrast=.7):
+    if formulation == 'paper':
+        return (local * mdrl.local_paper(similarity, labels),
+                contrast * mdrl.global_paper(similarity, labels))
+    norm = head.consistency.losses[0].norm
+    return (local * mdrl.local_released(similarity, labels, norm.weight, norm.bias),
+            contrast * mdrl.global_released(similarity, labels))
+
+
+def _unit_rows(bank):
+    return (bank.distributions.norm(dim=-1) - 1).abs().max() < 1e-6
+
+
+# ---- losses and update, against the naive forms ----
+
+@pytest.mark.parametrize('fuse', [True, False])
+@pytest.mark.parametrize('embedding', ['projection', 'pixel'])
+@pytest.mark.parametrize('formulation', FORMULATIONS)
+def test_losses_see_the_bank_of_before_and_then_it_moves(formulation, embedding, fuse):
+    head = tiny_head.build(loss_consistency=FORMULATIONS[formulation](), embedding=embedding,
+                           fuse_losses=fuse, act_cfg=dict(type='LeakyReLU'))
+    seen = _record_updates(head)
+    for iteration in range(3):
+        before = head.bank.distributions.clone()
+        losses, _ = tiny_head.step(head, seed=iteration)
+        embeddings, _, labels = seen[-1]
+        assert torch.equal(labels, tiny_head.label_maps(iteration))
+        torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(2, 5, 6).double())
+        similarity = torch.einsum('bhwz,knz->bhwkn', embeddings, before)
+        local, contrast = _reference_losses(similarity, labels, formulation, head)
+        assert losses['loss_clcl'].item() == pytest.approx(local.item(), rel=1e-9)
+        assert losses['loss_cgcl'].item() == pytest.approx(contrast.item(), rel=1e-9)
+        small = mdrl.nearest_labels(labels, (5, 6)).flatten()
+        expected, _, _ = mdrl.update(before, embeddings.flatten(0, 2), small, momentum=.9)
+        torch.testing.assert_close(head.bank.distributions, expected, rtol=0, atol=1e-11)
+        assert not torch.equal(expected, before)
+        assert torch.equal(head.bank.distributions[2], before[2])      # class 2 is absent
+        own = [mdrl.nearest_is_own(before, e, int(c))
+               for e, c in zip(embeddings.flatten(0, 2), small) if c != 255]
+        assert losses['acc_distribution'].item() == pytest.approx(100 * sum(own) / len(own))
+        assert losses['stat_left_out_pixels'] == 0
+
+
+@pytest.mark.parametrize('embedding', ['projection', 'pixel'])
+def test_embedding(embedding):
+    """'pixel' is R to unit length; 'projection' conv, norm, ReLU, conv, l2, LayerNorm, l2."""
+    head = tiny_head.build(embedding=embedding).eval()
+    if embedding == 'projection':
+        nn.init.normal_(head.projection.norm.weight)
+        nn.init.normal_(head.projection.norm.bias)
+    pixels = head.bottleneck(tiny_head.features()[3])
+    x = pixels
+    if embedding == 'projection':
+        first, last = [m for m in head.projection.modules() if isinstance(m, nn.Conv2d)]
+        norm = head.projection.convs[0].norm
+        x = torch.einsum('oc,bchw->bohw', first.weight[:, :, 0, 0], x)
+        x = ((x - norm.running_mean[:, None, None])
+             / (norm.running_var[:, None, None] + norm.eps).sqrt()
+             * norm.weight[:, None, None] + norm.bias[:, None, None]).clamp(min=0)
+        x = torch.einsum('oc,bchw->bohw', last.weight[:, :, 0, 0], x) + last.bias[:, None, None]
+    x = x.permute(0, 2, 3, 1)
+    x = mdrl.unit(x)
+    if embedding == 'projection':
+        layer = head.projection.norm
+        centred = x - x.mean(-1, keepdim=True)
+        x = centred / (centred.square().mean(-1, keepdim=True) + layer.eps).sqrt()
+        x = mdrl.unit(x * layer.weight + layer.bias)
+    torch.testing.assert_close(head.embed(pixels), x, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
+@pytest.mark.parametrize('update_pixels', ['correct', 'all'])
+def test_bank_options_reach_the_bank(assignment, update_pixels):
+    bank = dict(type='DistributionBank', num_distributions=4, momentum=.5, epsilon=.1,
+                iterations=2, assignment=assignment, update_pixels=update_pixels, seed=3)
+    head = tiny_head.build(bank=bank)
+    for key, value in bank.items():
+        if key != 'type':
+            assert getattr(head.bank, key) == value
+    before = head.bank.distributions.clone()
+    tiny_head.step(head)
+    assert not torch.equal(head.bank.distributions, before)
+    assert _unit_rows(head.bank)
+
+
+def test_embedding_of_another_length():
+    head = tiny_head.build(bank=dict(type='DistributionBank', num_distributions=2, channels=12))
+    assert head.bank.distributions.shape == (5, 2, 12)
+    _, grads = tiny_head.step(head)
+    assert all(grad is not None for grad in grads.values())
+
+
+# ---- the fused path is the plain one ----
+
+@pytest.mark.parametrize('formulation', [
+    ('paper', 'paper'), ('released', 'released'), ('paper', 'released'), ('released', 'paper'),
+    ('paper', None), ('released', None), (None, 'paper'), (None, 'released')])
+@pytest.mark.parametrize('options', [
+    dict(),
+    dict(bank=dict(type='DistributionBank', num_distributions=1, momentum=.9)),
+    dict(embedding='pixel'),
+], ids=['projection', 'n1', 'pixel'])
+def test_fused_equals_plain(formulation, options):
+    """Losses, every parameter's gradient and the bank, over steps; class 2 is absent."""
+    local, contrast = formulation
+    losses = [dict(type='ClassLocalConsistencyLoss', formulation=local, loss_weight=.3)] * bool(
+        local)
+    losses += [dict(type='ClassGlobalConsistencyLoss', formulation=contrast, loss_weight=.7)
+               ] * bool(contrast)
+    heads = [tiny_head.build(loss_consistency=losses, fuse_losses=fuse, **options)
+             for fuse in (True, False)]
+    for seed in range(2):
+        fused, plain = (tiny_head.step(head, seed) for head in heads)
+        assert fused[0].keys() == plain[0].keys()
+        for key in plain[0]:
+            assert fused[0][key].item() == pytest.approx(plain[0][key].item(), abs=1e-11), key
+        tiny_head.assert_same_grads(fused[1], plain[1])
+        torch.testing.assert_close(heads[0].bank.distributions, heads[1].bank.distributions,
+                                   rtol=0, atol=1e-11)
+        assert fused[1]['bottleneck.conv.weight'].abs().max() > 1e-3
+
+
+def _fused_problem(batch, size, num_classes, num, channels, label_size, seed, ignored=.2):
+    g = torch.Generator().manual_seed(seed)
+    embeddings = mdrl.unit(torch.randn(batch, *size, channels, generator=g, dtype=torch.float64))
+    bank = mdrl.unit(torch.randn(num_classes, num, channels, generator=g, dtype=torch.float64))
+    labels = torch.randint(num_classes, (batch, *label_size), generator=g)
+    labels[labels == 1] = 0                                           # class 1 is absent
+    labels[torch.rand(labels.shape, generator=g) < ignored] = 255
+    return embeddings, bank, labels
+
+
+@pytest.mark.parametrize('chunk', [1, 7, 16, 1000, None])
+@pytest.mark.parametrize('formulation', FORMULATIONS)
+@pytest.mark.parametrize('shape', [
+    (2, (4, 5), 6, 3, 8, (9, 11), 0), (1, (1, 1), 3, 2, 4, (2, 2), 1),
+    (3, (2, 7), 4, 1, 5, (4, 14), 2), (1, (5, 3), 2, 9, 6, (5, 3), 3)], ids=str)
+def test_fused_function_equals_the_naive_forms(formulation, shape, chunk):
+    embeddings, bank, labels = _fused_problem(*shape)
+    losses = nn.ModuleList(MODELS.build(dict(loss, num_classes=shape[2]) if 'Local' in loss['type']
+                                        else loss) for loss in FORMULATIONS[formulation]())
+    losses.double()
+    if formulation == 'released':
+        nn.init.normal_(losses[0].norm.weight)
+        nn.init.normal_(losses[0].norm.bias)
+    leaves = [embeddings.requires_grad_(), *losses.parameters()]
+    fused = fused_class_consistency(embeddings, bank, labels, losses, chunk_size=chunk)
+    similarity = torch.einsum('bhwz,knz->bhwkn', embeddings, bank)
+    head = nn.Module()
+    head.consistency = nn.Module()
+    head.consistency.losses = losses
+    expected = _reference_losses(similarity, labels, formulation, head)
+    for got, want in zip(fused.losses.values(), expected):
+        assert got.item() == pytest.approx(want.item(), rel=1e-10, abs=1e-12)
+    for got, want in zip(torch.autograd.grad(3 * sum(fused.losses.values()), leaves),
+                         torch.autograd.grad(3 * sum(expected), leaves)):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
+def test_fused_gradient_in_single_precision():
+    embeddings, bank, labels = _fused_problem(2, (4, 5), 6, 3, 8, (9, 11), 4)
+    for formulation in FORMULATIONS.values():
+        grads = []
+        for dtype in (torch.float64, torch.float32):
+            losses = [MODELS.build(loss) for loss in formulation()]
+            leaf = embeddings.detach().to(dtype).requires_grad_()
+            fused = fused_class_consistency(leaf, bank.to(dtype), labels, losses, chunk_size=8)
+            grads.append(torch.autograd.grad(sum(fused.losses.values()), leaf)[0].double())
+        assert (grads[0] - grads[1]).abs().max() < 1e-4 * grads[0].abs().max()
+
+
+def test_fused_gradients_cannot_be_taken_apart_silently():
+    """Weighting the two losses unevenly after the fact must raise, not give wrong numbers."""
+    embeddings, bank, labels = _fused_problem(2, (4, 5), 6, 3, 8, (9, 11), 5)
+    losses = [MODELS.build(loss) for loss in tiny_head.paper()]
+    fused = fused_class_consistency(embeddings.requires_grad_(), bank, labels, losses)
+    local, contrast = fused.losses.values()
+    with pytest.raises(RuntimeError, match='fuse_losses=False'):
+        torch.autograd.grad(local + 2 * contrast, embeddings)
+
+
+@MODELS.register_module()
+class TestOwnLoss(nn.Module):
+    """A user's own loss: squared distance of 1 to the nearest cosine of the true class."""
+
+    __test__ = False
+    loss_name = 'loss_own'
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.))
+        self.shapes = []
+
+    def forward(self, similarity, labels, ignore_index=255):
+        self.shapes.append((tuple(similarity.shape), tuple(labels.shape)))
+        small = mdrl.nearest_labels(labels, similarity.shape[1:3])
+        own = torch.where(small == ignore_index, 0, small)[..., None]
+        nearest = similarity.amax(-1).gather(-1, own)[..., 0]
+        return self.scale * ((1 - nearest).square() * (small != ignore_index)).mean()
+
+
+def test_a_users_own_loss_works_unchanged():
+    head = tiny_head.build(loss_consistency=[*tiny_head.paper(), dict(type='TestOwnLoss')])
+    alone = tiny_head.build(fuse_losses=False)
+    seen = _record_updates(head)
+    bank = head.bank.distributions.clone()
+    (losses, grads), (plain, _) = tiny_head.step(head), tiny_head.step(alone)
+    assert head.consistency.losses[2].shapes == [((2, 5, 6, 5, 3), (2, *tiny_head.LABEL_SIZE))]
+    for key in ('loss_clcl', 'loss_cgcl'):
+        assert losses[key].item() == pytest.approx(plain[key].item(), rel=1e-12)
+    similarity = torch.einsum('bhwz,knz->bhwkn', seen[0][0], bank)
+    expected = TestOwnLoss()(similarity, seen[0][2])
+    assert losses['loss_own'].item() == pytest.approx(expected.item(), rel=1e-9)
+    assert grads['consistency.losses.2.scale'] is not None
+    torch.testing.assert_close(head.bank.distributions, alone.bank.distributions)
+
+
+# ---- what must not count ----
+
+@pytest.mark.parametrize('fuse', [True, False])
+@pytest.mark.parametrize('formulation', FORMULATIONS)
+def test_gradient_at_ignored_pixels_is_exactly_zero(formulation, fuse):
+    head = tiny_head.build(loss_consistency=FORMULATIONS[formulation](), fuse_losses=fuse)
+    labels = tiny_head.label_maps(ignored=0.)
+    labels[:, 8:] = 255
+    labels[1] = 255
+    kept = []
+
+    def keep(module, inputs, out):
+        out.retain_grad()
+        kept.append(out)
+
+    head.projection.register_forward_hook(keep)
+    losses = head.loss(tiny_head.features(), tiny_head.samples(labels), None)
+    (losses['loss_clcl'] + losses['loss_cgcl']).backward()
+    touched = kept[0].grad.abs().amax(-1) > 0                       # [B, h, w]
+    assert touched[0, 0].all()
+    assert touched.sum() < touched.numel() / 2
+    # row 3 of 5 begins at 2/4 of the 19 label rows when corners are aligned: beyond row 8
+    assert not touched[0, 3:].any()
+    assert not touched[1].any()
+
+
+@pytest.mark.parametrize('fuse', [True, False])
+@pytest.mark.parametrize('formulation', FORMULATIONS)
+def test_all_ignored_batch(formulation, fuse):
+    head = tiny_head.build(loss_consistency=FORMULATIONS[formulation](), fuse_losses=fuse)
+    before = head.bank.distributions.clone()
+    losses, grads = tiny_head.step(head, ignored=2.)
+    for key, value in losses.items():
+        assert value.isfinite(), key
+        if 'loss' in key:
+            assert value.item() == 0, key
+            assert value.requires_grad, key
+    assert torch.equal(head.bank.distributions, before)
+    for name, grad in grads.items():
+        assert grad is not None, name
+        assert not grad.any(), name
+    assert losses['acc_distribution'] == 0
+    assert losses['stat_left_out_pixels'] == 0
+
+
+@pytest.mark.parametrize('fuse', [True, False])
+@pytest.mark.parametrize('bad', [math.nan, math.inf])
+def test_non_finite_embeddings_never_reach_the_bank(bad, fuse):
+    """Two labelled pixels and an ignored one go bad; the first two are counted."""
+    head = tiny_head.build(fuse_losses=fuse)
+    labels = tiny_head.label_maps(ignored=0.)
+    labels[0, :8] = 255                                              # feature rows 0 and 1
+
+    def poison(module, inputs, out):
+        out = out.clone()
+        out[0, 4, 2] = out[1, 3, 5, 0] = out[0, 0, 0] = bad
+        return out
+
+    head.projection.register_forward_hook(poison)
+    seen = _record_updates(head)
+    before = head.bank.distributions.clone()
+    losses = head.loss(tiny_head.features(), tiny_head.samples(labels), None)
+    assert losses['stat_left_out_pixels'] == 2
+    small = mdrl.nearest_labels(labels, (5, 6)).flatten()
+    expected, _, _ = mdrl.update(before, seen[0][0].flatten(0, 2), small, momentum=.9)
+    torch.testing.assert_close(head.bank.distributions, expected, rtol=0, atol=1e-11)
+    assert head.bank.distributions.isfinite().all()
+    # the next, clean iteration is as healthy as ever
+    head.projection._forward_hooks.clear()
+    losses, _ = tiny_head.step(head, seed=1)
+    assert all(value.isfinite().all() for value in losses.values())
+
+
+@pytest.mark.parametrize('embedding', ['projection', 'pixel'])
+@pytest.mark.parametrize('scale', [1e4, 1e-4])
+def test_features_of_another_size(embedding, scale):
+    head = tiny_head.freeze_norms(tiny_head.build(torch.float32, embedding=embedding))
+    inputs = [x * scale for x in tiny_head.features(dtype=torch.float32)]
+    losses = head.loss(inputs, tiny_head.samples(tiny_head.label_maps()), None)
+    tiny_head.objective(losses).backward()
+    assert all(value.isfinite().all() for value in losses.values())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
+    assert _unit_rows(head.bank)
+
+
+def test_a_single_pixel():
+    """One image, one pixel at feature size, one class of one pixel, fewer pixels than N."""
+    head = tiny_head.freeze_norms(tiny_head.build())
+    before = head.bank.distributions.clone()
+    inputs = tiny_head.features(batch=1, sizes=((4, 4), (2, 2), (1, 1), (1, 1)))
+    labels = torch.full((1, 8, 8), 3)
+    losses = head.loss(inputs, tiny_head.samples(labels), None)
+    tiny_head.objective(losses).backward()
+    assert all(value.isfinite().all() for value in losses.values())
+    changed = (head.bank.distributions != before).any(-1)
+    assert changed.sum() <= 1
+    assert not changed[[0, 1, 2, 4]].any()
+
+
+# ---- when the bank moves ----
+
+def test_bank_moves_in_training_only():
+    head = tiny_head.build()
+    inputs, samples = tiny_head.features(), tiny_head.samples(tiny_head.label_maps())
+    before = copy.deepcopy(head.bank.state_dict())
+
+    def unmoved():
+        return all(torch.equal(value, before[key])
+                   for key, value in head.bank.state_dict().items())
+
+    head.forward(inputs)
+    with torch.no_grad():
+        head.predict(inputs, tiny_head.metas(), None)
+    assert unmoved()
+    head.eval()
+    losses = head.loss(inputs, samples, None)                        # a validation loss
+    assert {'loss_clcl', 'loss_cgcl', 'loss_ce'} <= losses.keys()
+    assert unmoved()
+    head.predict(inputs, tiny_head.metas(), None)
+    assert unmoved()
+    head.train()
+    head.loss(inputs, samples, None)
+    assert not unmoved()
+
+
+@pytest.mark.parametrize('fuse', [True, False])
+@pytest.mark.parametrize('formulation', FORMULATIONS)
+def test_gradients_are_those_of_a_bank_that_does_not_move(formulation, fuse):
+    """The update happens between forward and backward; momentum 0 moves the bank far."""
+    options = dict(loss_consistency=FORMULATIONS[formulation](), fuse_losses=fuse,
+                   bank=dict(BANK_FAR))
+    moving, still = tiny_head.build(**options), tiny_head.build(**options)
+    still.consistency._forward_hooks.clear()
+    before = moving.bank.distributions.clone()
+    (_, got), (_, expected) = tiny_head.step(moving), tiny_head.step(still)
+    assert (moving.bank.distributions - before).abs().max() > .1
+    assert torch.equal(still.bank.distributions, before)
+    tiny_head.assert_same_grads(got, expected, atol=0)
+
+
+BANK_FAR = dict(type='DistributionBank', num_distributions=3, momentum=0., update_pixels='all')
+
+
+@pytest.mark.parametrize('reentrant', [True, False])
+@pytest.mark.parametrize('what', ['forward', 'loss'])
+@pytest.mark.parametrize('fuse', [True, False])
+def test_activation_checkpointing(what, reentrant, fuse):
+    """Recomputed in backward, after the bank has moved: same gradients, no second update."""
+    heads = [tiny_head.freeze_norms(tiny_head.build(bank=BANK_FAR, fuse_losses=fuse))
+             for _ in range(2)]
+    labels = tiny_head.label_maps()
+
+    def run(head, through):
+        x = tiny_head.features()[3].requires_grad_()
+        inputs = [None, None, None, x]
+        if what == 'forward':
+            logits = through(lambda x: head.forward([None, None, None, x]), x)
+            total = tiny_head.objective(head.loss_by_feat(logits, tiny_head.samples(labels)))
+            pixels = head.bottleneck(x)
+            total = total + tiny_head.objective(head.memory_losses(pixels, labels))
+        else:
+            total = through(lambda x: tiny_head.objective(
+                head.loss([None, None, None, x], tiny_head.samples(labels), None)), x)
+        assert inputs[3] is x
+        total.backward()
+        return x.grad, {name: p.grad for name, p in head.named_parameters()}
+
+    plain = run(heads[0], lambda function, x: function(x))
+    recomputed = run(heads[1], lambda function, x: checkpoint(
+        function, x, use_reentrant=reentrant))
+    torch.testing.assert_close(recomputed[0], plain[0], rtol=0, atol=1e-12)
+    tiny_head.assert_same_grads(recomputed[1], plain[1], atol=1e-12)
+    for key, value in heads[0].bank.state_dict().items():
+        assert torch.equal(heads[1].bank.state_dict()[key], value), key
+
+
+def test_gradient_accumulation():
+    """Two forward passes before their backward passes: each one keeps the bank it has read."""
+    head = tiny_head.freeze_norms(tiny_head.build(bank=BANK_FAR))
+    totals = []
+    for seed in range(2):
+        losses = head.loss(tiny_head.features(seed),
+                           tiny_head.samples(tiny_head.label_maps(seed)), None)
+        totals.append(tiny_head.objective(losses))
+    grads = [torch.autograd.grad(total, list(head.parameters())) for total in totals]
+    again = tiny_head.freeze_norms(tiny_head.build(bank=BANK_FAR))
+    for seed in range(2):
+        _, expected = tiny_head.step(again, seed)
+        for got, want in zip(grads[seed], expected.values()):
+            torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+# ---- state ----
+
+def test_bank_is_saved_and_no_optimizer_sees_it():
+    head = tiny_head.build()
+    assert 'bank.distributions' in head.state_dict()
+    assert not any('bank' in name for name, _ in head.named_parameters())
+    head.requires_grad_(True)
+    tiny_head.step(head)
+    assert not head.bank.distributions.requires_grad
+    optimizer = torch.optim.SGD(head.parameters(), lr=1e9, weight_decay=1.)
+    before = head.bank.distributions.clone()
+    optimizer.step()
+    assert torch.equal(head.bank.distributions, before)
+
+
+def test_save_and_load(tmp_path):
+    head = tiny_head.build()
+    tiny_head.step(head)
+    torch.save(head.state_dict(), tmp_path / 'head.pth')
+    other = tiny_head.build(seed=1)
+    assert not torch.equal(other.bank.distributions, head.bank.distributions)
+    other.load_state_dict(torch.load(tmp_path / 'head.pth'))
+    assert torch.equal(other.bank.distributions, head.bank.distributions)
+    inputs = tiny_head.features()
+    assert torch.equal(head.eval().forward(inputs), other.eval().forward(inputs))
+
+
+@pytest.mark.parametrize('copied', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
+                         ids=['deepcopy', 'pickle'])
+def test_a_copy_has_its_own_bank(copied):
+    """The update hook of the copy moves the copy's bank, not the original's."""
+    head = tiny_head.build()
+    tiny_head.step(head)
+    twin, kept = copied(head), head.bank.distributions.clone()
+    tiny_head.step(twin, seed=1)
+    assert torch.equal(head.bank.distributions, kept)
+    assert not torch.equal(twin.bank.distributions, kept)
+    tiny_head.step(head, seed=1)
+    assert torch.equal(head.bank.distributions, twin.bank.distributions)
+
+
+@pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
+@pytest.mark.parametrize('formulation', FORMULATIONS)
+def test_resumed_equals_uninterrupted(assignment, formulation):
+    """Bank and weights to the bit after 2 + 3 iterations instead of 5, through state dicts."""
+    def fresh(seed):
+        head = tiny_head.build(
+            torch.float32, seed, loss_consistency=FORMULATIONS[formulation](),
+            bank=dict(BANK_FAR, momentum=.9, assignment=assignment))
+        return head, torch.optim.SGD(head.parameters(), lr=.05, momentum=.9)
+
+    def advance(head, optimizer, seeds):
+        for seed in seeds:
+            tiny_head.step(head, seed)
+            optimizer.step()
+
+    whole, whole_optimizer = fresh(0)
+    advance(whole, whole_optimizer, range(5))
+    first, first_optimizer = fresh(0)
+    advance(first, first_optimizer, range(2))
+    saved = pickle.dumps((first.state_dict(), first_optimizer.state_dict()))
+    second, second_optimizer = fresh(7)
+    torch.randn(100)
+    state, optimizer_state = pickle.loads(saved)
+    second.load_state_dict(state)
+    second_optimizer.load_state_dict(optimizer_state)
+    advance(second, second_optimizer, range(2, 5))
+    for key, value in whole.state_dict().items():
+        assert torch.equal(second.state_dict()[key], value), key
+
+
+# ---- precision and cost ----
+
+def test_autocast_keeps_bank_and_losses_in_full_precision():
+    head = tiny_head.build(torch.float32, seed=1)
+    seen = _record_updates(head)
+    before = head.bank.distributions.clone()
+    with torch.autocast('cpu', torch.bfloat16):
+        losses = head.loss(tiny_head.features(dtype=torch.float32),
+                           tiny_head.samples(tiny_head.label_maps()), None)
+    tiny_head.objective(losses).backward()
+    embeddings, _, labels = seen[0]
+    assert embeddings.dtype == head.bank.distributions.dtype == torch.float32
+    assert losses['loss_clcl'].dtype == losses['loss_cgcl'].dtype == torch.float32
+    small = mdrl.nearest_labels(labels, (5, 6)).flatten()
+    expected, _, _ = mdrl.update(before, embeddings.flatten(0, 2), small, momentum=.9)
+    torch.testing.assert_close(head.bank.distributions, expected.float(), rtol=0, atol=1e-6)
+    similarity = torch.einsum('bhwz,knz->bhwkn', embeddings, before).double()
+    local, contrast = _reference_losses(similarity, labels, 'paper', head)
+    assert losses['loss_clcl'].item() == pytest.approx(local.item(), rel=1e-5)
+    assert losses['loss_cgcl'].item() == pytest.approx(contrast.item(), rel=1e-5)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+
+
+@pytest.mark.parametrize('fuse', [True, False])
+@pytest.mark.parametrize('formulation', FORMULATIONS)
+@pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
+def test_training_step_has_no_loop_and_no_host_synchronisation(formulation, fuse, assignment,
+                                                               monkeypatch):
+    """The host's own accuracy indexes with a mask, so it is taken out first."""
+    for module in ('mmseg.models.decode_heads.decode_head',
+                   'mmseg_cmdl.models.decode_heads.dataset_context_head'):
+        monkeypatch.setattr(f'{module}.accuracy', lambda *args, **kwargs: torch.zeros(()))
+    counts = []
+    for num_classes, num in [(4, 2), (9, 5)]:
+        head = tiny_head.build(
+            num_classes=num_classes, check_labels='off', fuse_losses=fuse,
+            loss_consistency=FORMULATIONS[formulation](),
+            bank=dict(type='DistributionBank', num_distributions=num, assignment=assignment))
+        inputs = tiny_head.features()
+        samples = tiny_head.samples(tiny_head.label_maps(num_classes=num_classes))
+        tiny_head.objective(head.loss(inputs, samples, None)).backward()      # grads exist
+        with CountOps() as ops:
+            tiny_head.objective(head.loss(inputs, samples, None)).backward()
+        assert not ops.synchronising
+        counts.append(ops.total)
+    assert counts[0] == counts[1]
+
+
+# ---- options ----
+
+def test_defaults_are_the_papers():
+    head = MODELS.build(dict(type='MDRLHead', in_channels=4, channels=4, num_classes=3))
+    assert head.bank.num_distributions == 9
+    assert head.bank.momentum == 0.999
+    assert (head.bank.epsilon, head.bank.iterations) == (0.05, 3)
+    local, contrast = head.consistency.losses
+    assert (local.loss_weight, contrast.loss_weight) == (0.01, 0.05)
+    assert local.formulation == contrast.formulation == 'paper'
+    assert contrast.temperature == 0.5
+    assert [loss.loss_weight for loss in head.loss_coarse] == [0.4]
+    assert head.context is None
+    assert head.fusion == 'concat'
+
+
+def test_total_is_eq_18():
+    """0.4 L_cls + L_aug + 0.01 L_clcl + 0.05 L_cgcl and nothing else enters the objective."""
+    options = dict(bank=tiny_head.BANK, dropout_ratio=0., norm_cfg=dict(type='BN'))
+    torch.manual_seed(0)
+    head = MODELS.build(dict(type='MDRLHead', in_channels=10, in_index=3, channels=8,
+                             num_classes=5, **options)).double()
+    ones = tiny_head.build(loss_coarse=dict(type='CrossEntropyLoss', loss_weight=1.),
+                           loss_consistency=tiny_head.paper(1., 1.))
+    losses, _ = tiny_head.step(head)
+    unit, _ = tiny_head.step(ones)
+    total = (.4 * unit['coarse_loss_ce'] + unit['loss_ce'] + .01 * unit['loss_clcl']
+             + .05 * unit['loss_cgcl'])
+    assert tiny_head.objective(losses).item() == pytest.approx(total.item(), rel=1e-9)
+    assert {key for key in losses if 'loss' in key} == {
+        'loss_ce', 'coarse_loss_ce', 'loss_clcl', 'loss_cgcl'}
+
+
+@pytest.mark.parametrize(('options', 'words'), [
+    (dict(embedding='pixels'), ('embedding', "'pixels'")),
+    (dict(embedding='pixel', bank=dict(type='DistributionBank', num_distributions=2, channels=5)),
+     ('pixel', '5', '8')),
+    (dict(bank=dict(type='DistributionBank', num_distributions=0)), ('num_distributions', '0')),
+    (dict(bank=dict(type='DistributionBank', num_distributions=2, assignment='x')),
+     ('assignment', "'x'")),
+    (dict(loss_consistency=[dict(type='ClassLocalConsistencyLoss', formulation='x')]),
+     ('formulation', "'x'")),
+])
+def test_refusals(options, words):
+    with pytest.raises(ValueError, match=r'MDRLHead|DistributionBank|Loss') as error:
+        tiny_head.build(**options)
+    for word in words:
+        assert word in str(error.value)

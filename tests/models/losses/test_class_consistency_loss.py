@@ -1,0 +1,341 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmseg.registry import MODELS
+
+from mmseg_cmdl.models.losses import ClassGlobalConsistencyLoss, ClassLocalConsistencyLoss
+from tests.reference import golden, mdrl
+from tests.reference.dispatch import CountOps
+
+BOTH = [ClassLocalConsistencyLoss, ClassGlobalConsistencyLoss]
+FORMULATIONS = ['paper', 'released']
+
+
+def _naive(loss):
+    """The reference form with a loss module's own options and weights."""
+    if isinstance(loss, ClassLocalConsistencyLoss):
+        if loss.formulation == 'paper':
+            return mdrl.local_paper
+        weights = (loss.norm.weight, loss.norm.bias) if loss.norm is not None else (None, None)
+        return lambda s, y, ignore_index=255: mdrl.local_released(s, y, *weights, ignore_index)
+    if loss.formulation == 'paper':
+        return lambda s, y, ignore_index=255: mdrl.global_paper(s, y, loss.temperature,
+                                                                ignore_index)
+    return mdrl.global_released
+
+
+def _build(cls, formulation, num_classes=None, **options):
+    if cls is ClassLocalConsistencyLoss and formulation == 'released' and num_classes:
+        loss = cls(formulation=formulation, num_classes=num_classes, **options).double()
+        g = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            loss.norm.weight.copy_(torch.rand(num_classes, generator=g) + .5)
+            loss.norm.bias.copy_(torch.randn(num_classes, generator=g) * .3)
+        return loss
+    return cls(formulation=formulation, **options)
+
+
+def _problem(seed, batch=2, size=(4, 5), num_classes=5, num=3, label_size=(9, 12), ignored=.2,
+             absent=(), ignore_index=255):
+    g = torch.Generator().manual_seed(seed)
+    similarity = torch.rand(batch, *size, num_classes, num, generator=g, dtype=torch.float64)
+    present = torch.tensor([c for c in range(num_classes) if c not in absent])
+    labels = present[torch.randint(len(present), (batch, *label_size), generator=g)]
+    labels[torch.rand(batch, *label_size, generator=g) < ignored] = ignore_index
+    return similarity * 2 - 1, labels
+
+
+# ---- recorded numbers ----
+
+GOLDEN = [
+    ('paper_clcl', lambda d: ClassLocalConsistencyLoss()),
+    ('paper_cgcl', lambda d: ClassGlobalConsistencyLoss()),
+    ('paper_cgcl_tau1', lambda d: ClassGlobalConsistencyLoss(temperature=1.)),
+    ('paper_cgcl_tau0p1', lambda d: ClassGlobalConsistencyLoss(temperature=.1)),
+    ('released_loss_ce', lambda d: ClassLocalConsistencyLoss(
+        formulation='released', num_classes=d['bank'].shape[0])),
+    ('released_loss_ppc', lambda d: ClassGlobalConsistencyLoss(formulation='released')),
+]
+
+
+@pytest.mark.parametrize('name', golden.names('mdrl_losses_*'))
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+@pytest.mark.parametrize(('key', 'build'), GOLDEN, ids=[key for key, _ in GOLDEN])
+def test_golden(name, dtype, key, build):
+    data = golden.load(name, dtype)
+    loss = build(data).to(dtype)
+    leaves = {'': data['embeddings'].requires_grad_(), '_bank': data['bank'].requires_grad_()}
+    if key == 'released_loss_ce':
+        assert loss.norm.eps == data['ln_eps']
+        leaves.update(_ln_weight=loss.norm.weight, _ln_bias=loss.norm.bias)
+        with torch.no_grad():
+            loss.norm.weight.copy_(data['ln_weight'])
+            loss.norm.bias.copy_(data['ln_bias'])
+    similarity = torch.einsum('pz,knz->pkn', data['embeddings'], data['bank'])
+    similarity = similarity.unflatten(0, data['batch_height_width'].tolist())
+    value = loss(similarity, data['labels'], ignore_index=data['ignore_index'])
+    assert value.shape == ()
+    assert value.dtype == dtype
+    if dtype == torch.float64:
+        assert value.item() == pytest.approx(data[key], rel=0, abs=1e-10)
+    else:
+        assert value.item() == pytest.approx(data[key], rel=1e-5)
+    for suffix, leaf in leaves.items():
+        expected = data.get(f'{key}_grad{suffix}')
+        if expected is None:
+            continue
+        grad, = torch.autograd.grad(value, leaf, retain_graph=True)
+        atol = 1e-10 if dtype == torch.float64 else 1e-4 * expected.abs().max().item()
+        torch.testing.assert_close(grad, expected, rtol=0, atol=atol)
+
+
+def test_golden_scores_on_the_way():
+    """The recorded intermediate: nearest distribution of each class, at feature size."""
+    data = golden.load('mdrl_losses_a')
+    similarity = torch.einsum('pz,knz->pkn', data['embeddings'], data['bank'])
+    torch.testing.assert_close(similarity.transpose(1, 2), data['similarity'])
+    torch.testing.assert_close(similarity.amax(-1), data['class_scores'])
+
+
+# ---- numbers worked out by hand ----
+
+def test_by_hand():
+    """K = 2, N = 1, cosines +1 and -1: log(1 + exp(-2)) without, log(1 + exp(-4)) with tau 0.5."""
+    similarity = torch.tensor([1., -1.]).double().view(1, 1, 1, 2, 1)
+    labels = torch.zeros(1, 1, 1, dtype=torch.long)
+    assert ClassLocalConsistencyLoss()(similarity, labels).item() == pytest.approx(
+        math.log1p(math.exp(-2)), rel=1e-12)
+    assert ClassGlobalConsistencyLoss()(similarity, labels).item() == pytest.approx(
+        math.log1p(math.exp(-4)), rel=1e-12)
+    assert ClassGlobalConsistencyLoss(formulation='released')(
+        similarity, labels).item() == pytest.approx(math.log1p(math.exp(-2)), rel=1e-12)
+
+
+def test_by_hand_several_distributions():
+    """K = N = 2, tau 1: cosines .8 and .2 to the own class, .5 and -.4 to the other."""
+    similarity = torch.tensor([[.8, .2], [.5, -.4]], dtype=torch.float64).view(1, 1, 1, 2, 2)
+    labels = torch.zeros(1, 1, 1, dtype=torch.long)
+    e = math.exp
+    other = e(.5) + e(-.4)
+    assert ClassLocalConsistencyLoss()(similarity, labels).item() == pytest.approx(
+        math.log1p(e(.5 - .8)), rel=1e-12)
+    assert ClassGlobalConsistencyLoss(temperature=1.)(similarity, labels).item() == pytest.approx(
+        -math.log((e(.8) + e(.2)) / (e(.8) + e(.2) + other)), rel=1e-12)
+    assert ClassGlobalConsistencyLoss(formulation='released')(
+        similarity, labels).item() == pytest.approx(
+            -(math.log(e(.8) / (e(.8) + other)) + math.log(e(.2) / (e(.2) + other))) / 2, rel=1e-12)
+
+
+def test_released_contrast_counts_classes_evenly():
+    """Nine pixels of class 0 and one of class 1: each class has half the weight."""
+    similarity = torch.zeros(1, 1, 10, 2, 1).double()
+    similarity[:, :, :, 0] = torch.linspace(-.5, .5, 10).double()[:, None]
+    labels = torch.zeros(1, 1, 10, dtype=torch.long)
+    labels[0, 0, 9] = 1
+    loss = ClassGlobalConsistencyLoss(formulation='released')
+    one = [math.log1p(math.exp(-s)) for s in torch.linspace(-.5, .5, 10).tolist()[:9]]
+    expected = (sum(one) / 9 + math.log1p(math.exp(.5))) / 2
+    assert loss(similarity, labels).item() == pytest.approx(expected, rel=1e-9)
+
+
+# ---- against the naive forms ----
+
+SHAPES = {
+    'plain': dict(),
+    'n1': dict(num=1),
+    'two_classes': dict(num_classes=2, num=2),
+    'one_image_same_size': dict(batch=1, size=(5, 7), label_size=(5, 7)),
+    'labels_not_a_multiple': dict(size=(3, 7), label_size=(11, 13)),
+    'labels_smaller': dict(size=(6, 6), label_size=(3, 4)),
+    'one_row': dict(size=(1, 6), label_size=(1, 13)),
+    'one_pixel': dict(batch=1, size=(1, 1), label_size=(2, 2), ignored=0.),
+    'absent': dict(absent=(0, 3)),
+    'one_pixel_classes': dict(batch=1, size=(2, 2), num_classes=9, label_size=(2, 2), ignored=0.),
+    'mostly_ignored': dict(ignored=.9),
+    'ignore_index_0': dict(ignore_index=0, absent=(0,)),
+    'ignore_index_minus_1': dict(ignore_index=-1),
+}
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('formulation', FORMULATIONS)
+@pytest.mark.parametrize('cls', BOTH)
+def test_equals_the_naive_form(cls, formulation, shape):
+    options = SHAPES[shape]
+    similarity, labels = _problem(3, **options)
+    similarity.requires_grad_()
+    ignore_index = options.get('ignore_index', 255)
+    loss = _build(cls, formulation, similarity.shape[3])
+    value = loss(similarity, labels, ignore_index=ignore_index)
+    expected = _naive(loss)(similarity, labels, ignore_index=ignore_index)
+    leaves = [similarity, *loss.parameters()]
+    assert value.item() == pytest.approx(expected.item(), rel=1e-10, abs=1e-12)
+    for got, want in zip(torch.autograd.grad(value, leaves), torch.autograd.grad(expected, leaves)):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-11)
+
+
+def test_released_without_num_classes_has_no_weights():
+    similarity, labels = _problem(4)
+    loss = ClassLocalConsistencyLoss(formulation='released')
+    assert not list(loss.parameters())
+    assert loss(similarity, labels).item() == pytest.approx(
+        mdrl.local_released(similarity, labels).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize('formulation', FORMULATIONS)
+@pytest.mark.parametrize('cls', BOTH)
+def test_gradcheck(cls, formulation):
+    similarity, labels = _problem(5, batch=1, size=(2, 3), num_classes=3, num=2, label_size=(4, 5))
+    similarity.requires_grad_()
+    loss = _build(cls, formulation, 3)
+    parameters = list(loss.parameters())
+    assert torch.autograd.gradcheck(lambda s, *_: loss(s, labels), (similarity, *parameters))
+
+
+# ---- what must not count ----
+
+def _reach(labels, size, aligned):
+    """Which pixels at feature size any labelled pixel draws on, [B, h, w]."""
+    labelled = labels != 255
+    if not aligned:
+        return mdrl.nearest_labels(labels, size) != 255
+    probe = torch.zeros(len(labels), 1, *size, dtype=torch.float64, requires_grad=True)
+    full = F.interpolate(probe, labels.shape[1:], mode='bilinear', align_corners=True)
+    grad, = torch.autograd.grad((full[:, 0] * labelled).sum(), probe)
+    return grad[:, 0] > 0
+
+
+@pytest.mark.parametrize('formulation', FORMULATIONS)
+@pytest.mark.parametrize('cls', BOTH)
+def test_gradient_at_ignored_pixels_is_exactly_zero(cls, formulation):
+    similarity, labels = _problem(6, batch=3, size=(6, 6), label_size=(12, 12), ignored=0.)
+    labels[:, :, 5:] = 255
+    labels[2] = 255
+    similarity.requires_grad_()
+    grad, = torch.autograd.grad(_build(cls, formulation, 5)(similarity, labels), similarity)
+    aligned = cls is ClassLocalConsistencyLoss and formulation == 'released'
+    counts = _reach(labels, (6, 6), aligned)
+    assert 0 < counts.sum() < counts.numel() / 2
+    assert torch.equal(grad.abs().amax((3, 4)) > 0, counts)
+
+
+@pytest.mark.parametrize('formulation', FORMULATIONS)
+@pytest.mark.parametrize('cls', BOTH)
+def test_ignored_pixels_may_hold_anything(cls, formulation):
+    """What an ignored pixel holds reaches neither the value nor another pixel's gradient."""
+    similarity, labels = _problem(7, size=(6, 6), label_size=(12, 12), ignored=0.)
+    labels[:, :, 5:] = 255
+    aligned = cls is ClassLocalConsistencyLoss and formulation == 'released'
+    unread = ~_reach(labels, (6, 6), aligned)
+    wild = similarity.clone()
+    wild[unread] = 1e30
+    loss = _build(cls, formulation, 5)
+    results = []
+    for s in (similarity, wild):
+        s.requires_grad_()
+        value = loss(s, labels)
+        results.append((value, torch.autograd.grad(value, s)[0]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize('formulation', FORMULATIONS)
+@pytest.mark.parametrize('cls', BOTH)
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+def test_all_ignored_is_zero_with_a_graph(cls, formulation, dtype):
+    similarity, labels = _problem(8)
+    similarity = similarity.to(dtype).requires_grad_()
+    loss = _build(cls, formulation, 5).to(dtype)
+    value = loss(similarity, torch.full_like(labels, 255))
+    assert value.item() == 0
+    assert value.requires_grad
+    for grad in torch.autograd.grad(value, [similarity, *loss.parameters()]):
+        assert torch.equal(grad, torch.zeros_like(grad))
+
+
+@pytest.mark.parametrize('formulation', FORMULATIONS)
+@pytest.mark.parametrize('cls', BOTH)
+@pytest.mark.parametrize('scale', [1e2, 1e4, 1e6])
+def test_large_similarities_stay_finite(cls, formulation, scale):
+    similarity, labels = _problem(9)
+    similarity = (similarity * scale).float().requires_grad_()
+    loss = _build(cls, formulation, 5).float()
+    value = loss(similarity, labels)
+    grad, = torch.autograd.grad(value, similarity)
+    assert value.isfinite()
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize('formulation', FORMULATIONS)
+@pytest.mark.parametrize('cls', BOTH)
+def test_half_precision_under_autocast_is_close(cls, formulation):
+    similarity, labels = _problem(10)
+    loss = _build(cls, formulation, 5).float()
+    exact = loss(similarity.bfloat16().float(), labels)
+    with torch.autocast('cpu', torch.bfloat16):
+        half = loss(similarity.bfloat16(), labels)
+    assert half.item() == pytest.approx(exact.item(), rel=2e-3)
+
+
+@pytest.mark.parametrize('formulation', FORMULATIONS)
+@pytest.mark.parametrize('cls', BOTH)
+def test_integer_label_types(cls, formulation):
+    similarity, labels = _problem(11)
+    loss = _build(cls, formulation, 5)
+    expected = loss(similarity, labels)
+    for dtype in (torch.uint8, torch.int32):
+        assert torch.equal(loss(similarity, labels.to(dtype)), expected)
+
+
+# ---- options ----
+
+@pytest.mark.parametrize('formulation', FORMULATIONS)
+@pytest.mark.parametrize('cls', BOTH)
+def test_loss_weight_scales_value_and_gradient(cls, formulation):
+    similarity, labels = _problem(12)
+    similarity.requires_grad_()
+    one, third = (_build(cls, formulation, 5, loss_weight=w)(similarity, labels) for w in (1., .3))
+    assert third.item() == pytest.approx(.3 * one.item(), rel=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(third, similarity)[0],
+                               .3 * torch.autograd.grad(one, similarity)[0])
+
+
+def test_registered_with_names_and_defaults():
+    local = MODELS.build(dict(type='ClassLocalConsistencyLoss'))
+    contrast = MODELS.build(dict(type='ClassGlobalConsistencyLoss'))
+    assert (local.loss_name, contrast.loss_name) == ('loss_clcl', 'loss_cgcl')
+    assert local.formulation == contrast.formulation == 'paper'
+    assert contrast.temperature == 0.5
+    named = MODELS.build(dict(type='ClassLocalConsistencyLoss', loss_name='loss_mine'))
+    assert named.loss_name == 'loss_mine'
+
+
+@pytest.mark.parametrize(('cls', 'option', 'value'), [
+    (ClassLocalConsistencyLoss, 'formulation', 'papers'),
+    (ClassGlobalConsistencyLoss, 'formulation', 'papers'),
+    (ClassGlobalConsistencyLoss, 'temperature', 0.),
+    (ClassGlobalConsistencyLoss, 'temperature', -1.),
+])
+def test_refusals_name_option_and_value(cls, option, value):
+    with pytest.raises(ValueError, match=option) as error:
+        cls(**{option: value})
+    assert str(value) in str(error.value)
+
+
+# ---- cost ----
+
+@pytest.mark.parametrize('formulation', FORMULATIONS)
+@pytest.mark.parametrize('cls', BOTH)
+def test_no_loop_and_no_host_synchronisation(cls, formulation):
+    counts = []
+    for num_classes, num in [(3, 2), (12, 6)]:
+        similarity, labels = _problem(13, num_classes=num_classes, num=num)
+        similarity.requires_grad_()
+        loss = _build(cls, formulation, num_classes)
+        with CountOps() as ops:
+            loss(similarity, labels).backward()
+        assert not ops.synchronising
+        counts.append(ops.total)
+    assert counts[0] == counts[1]

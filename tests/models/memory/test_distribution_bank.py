@@ -1,0 +1,462 @@
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmseg.registry import MODELS
+
+from mmseg_cmdl.models.memory import DistributionBank
+from tests.reference import golden, mdrl
+from tests.reference.dispatch import CountOps
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}
+
+
+def _bank(distributions, **options):
+    """A bank that holds the given [K, N, Z] tensor, in its precision."""
+    bank = DistributionBank(*distributions.shape, **options).to(distributions.dtype)
+    bank.distributions.copy_(distributions)
+    return bank
+
+
+def _problem(seed, num_classes=5, num=3, channels=8, pixels=90, absent=(), dtype=torch.float64,
+             spread=.7):
+    """Unit bank, unit embeddings around their class's vectors, labels with some ignored."""
+    g = torch.Generator().manual_seed(seed)
+    bank = mdrl.unit(torch.randn(num_classes, num, channels, generator=g, dtype=torch.float64))
+    present = [c for c in range(num_classes) if c not in absent]
+    labels = torch.tensor(present)[torch.randint(len(present), (pixels,), generator=g)]
+    which = torch.randint(num, (pixels,), generator=g)
+    noise = torch.randn(pixels, channels, generator=g, dtype=torch.float64)
+    embeddings = mdrl.unit(bank[labels, which] + spread * noise)
+    labels[torch.rand(pixels, generator=g) < 0.15] = 255
+    return bank.to(dtype), embeddings.to(dtype), labels
+
+
+# ---- recorded numbers ----
+
+@pytest.mark.parametrize('name', golden.names('mdrl_update_*'))
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+def test_golden_update(name, dtype):
+    data = golden.load(name, dtype)
+    several = data['embeddings'].dim() == 3
+    keys = ('embeddings', 'pixel_labels', 'correct', 'bank_after')
+    steps = zip(*(data[key] if several else data[key][None] for key in keys))
+    bank = _bank(data['bank_before'], momentum=data['momentum'], epsilon=data['epsilon'],
+                 iterations=data['iterations'])
+    for embeddings, labels, correct, after in steps:
+        bank.update_(embeddings, labels, correct, ignore_index=data['ignore_index'])
+        torch.testing.assert_close(bank.distributions, after, rtol=0, atol=TOLERANCE[dtype])
+    change = bank.distributions - data['bank_before']
+    torch.testing.assert_close(change, data['bank_change'], rtol=0, atol=2 * TOLERANCE[dtype])
+    assert change.abs().max() > 100 * TOLERANCE[dtype]
+
+
+# ---- against the naive form ----
+
+@pytest.mark.parametrize('update_pixels', ['correct', 'all'])
+@pytest.mark.parametrize('given', [True, False], ids=['correct_given', 'correct_found'])
+@pytest.mark.parametrize(('num_classes', 'num', 'pixels', 'absent'), [
+    (5, 3, 90, (2,)),
+    (4, 1, 60, ()),                     # N = 1
+    (3, 9, 14, ()),                     # fewer pixels than distributions
+    (6, 4, 5, ()),                      # classes of one pixel
+    (1, 4, 40, ()),                     # one class
+])
+def test_update_equals_the_naive_form(update_pixels, given, num_classes, num, pixels, absent):
+    distributions, embeddings, labels = _problem(
+        num_classes + pixels, num_classes, num, pixels=pixels, absent=absent)
+    correct = None
+    if given:
+        correct = torch.rand(pixels, generator=torch.Generator().manual_seed(3)) < 0.6
+    bank = _bank(distributions, momentum=0.9, update_pixels=update_pixels)
+    counts = bank.update_(embeddings, labels, correct)
+    expected, _, _ = mdrl.update(distributions, embeddings, labels, correct, 0.9,
+                                 pixels=update_pixels)
+    labelled = labels != 255
+    # a class of one pixel is an exact tie in the assignment; both take the first distribution
+    torch.testing.assert_close(bank.distributions, expected, rtol=0, atol=1e-12)
+    assert not torch.equal(expected, distributions)
+    own = correct if given else torch.tensor(
+        [mdrl.nearest_is_own(distributions, e, int(c)) for e, c in zip(embeddings, labels)])
+    assert counts.labelled == labelled.sum()
+    assert counts.correct == (own & labelled).sum()
+    assert counts.left_out == 0
+
+
+def test_correct_and_all_differ():
+    distributions, embeddings, labels = _problem(1, spread=2.)
+    banks = [_bank(distributions, update_pixels=pixels) for pixels in ('correct', 'all')]
+    for bank in banks:
+        bank.update_(embeddings, labels)
+    assert not torch.allclose(banks[0].distributions, banks[1].distributions, atol=1e-6)
+
+
+@pytest.mark.parametrize('momentum', [0., 0.5, 1.])
+def test_momentum(momentum):
+    distributions, embeddings, labels = _problem(2)
+    bank = _bank(distributions, momentum=momentum)
+    bank.update_(embeddings, labels)
+    expected, _, _ = mdrl.update(distributions, embeddings, labels, momentum=momentum)
+    torch.testing.assert_close(bank.distributions, expected, rtol=0, atol=1e-12)
+
+
+def test_a_hand_made_step():
+    """Two classes of one distribution in the plane: d = unit(0.75 d + 0.25 unit(sum of pixels))."""
+    distributions = torch.tensor([[[1., 0.]], [[0., 1.]]]).double()
+    embeddings = mdrl.unit(torch.tensor([[1., .2], [1., -.1], [.1, 1.], [1., .0]]).double())
+    labels = torch.tensor([0, 0, 1, 1])              # the last one is nearer to class 0: left out
+    bank = _bank(distributions, momentum=0.75)
+    bank.update_(embeddings, labels)
+    b0, b1 = mdrl.unit(embeddings[0] + embeddings[1]), embeddings[2]
+    expected = torch.stack([mdrl.unit(.75 * distributions[0, 0] + .25 * b0),
+                            mdrl.unit(.75 * distributions[1, 0] + .25 * b1)])
+    torch.testing.assert_close(bank.distributions[:, 0], expected, rtol=0, atol=1e-12)
+
+
+def test_opposite_embeddings_leave_the_row():
+    """A sum of zero has no direction; not even momentum 0 may turn the row into NaN."""
+    distributions = torch.tensor([[[1., 0.]], [[0., 1.]]])
+    embeddings = torch.tensor([[1., 0.], [-1., 0.]])
+    bank = _bank(distributions, momentum=0., update_pixels='all')
+    bank.update_(embeddings, torch.tensor([0, 0]))
+    assert torch.equal(bank.distributions, distributions)
+
+
+def test_embeddings_of_length_zero():
+    """Where the activation is zero in all channels there is no direction to move in."""
+    distributions, embeddings, labels = _problem(19)
+    embeddings[::2] = 0
+    bank = _bank(distributions, momentum=0., update_pixels='all')
+    bank.update_(embeddings, labels)
+    lengths = bank.distributions.norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-12)
+    bank = _bank(distributions, momentum=0.)
+    bank.update_(torch.zeros_like(embeddings), labels, torch.ones_like(labels, dtype=torch.bool))
+    assert torch.equal(bank.distributions, distributions)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+def test_rows_stay_unit_length(dtype):
+    distributions, embeddings, labels = _problem(3, dtype=dtype)
+    bank = _bank(distributions, momentum=0.9)
+    for step in range(5):
+        bank.update_(embeddings.roll(step, 1), labels)
+    lengths = bank.distributions.norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=TOLERANCE[dtype])
+
+
+# ---- what must not count ----
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+def test_absent_classes_are_untouched_to_the_bit(dtype):
+    distributions, embeddings, labels = _problem(4, absent=(1, 3), dtype=dtype)
+    bank = _bank(distributions, momentum=0.5)
+    bank.update_(embeddings, labels)
+    for c in range(5):
+        assert torch.equal(bank.distributions[c], distributions[c]) == (c in (1, 3))
+
+
+@pytest.mark.parametrize('ignore_index', [255, -1, 2])
+def test_ignored_pixels_count_nowhere(ignore_index):
+    """Whatever the ignored pixels hold, NaN included, the bank is that of the others alone."""
+    distributions, embeddings, labels = _problem(5, absent=(2,))
+    ignored = labels == 255
+    labels[ignored] = ignore_index
+    bank, alone = _bank(distributions), _bank(distributions)
+    wild = embeddings.clone()
+    wild[ignored] = 1e6
+    wild[ignored.nonzero()[0]] = math.nan
+    counts = bank.update_(wild, labels, ignore_index=ignore_index)
+    alone.update_(embeddings[~ignored], labels[~ignored], ignore_index=ignore_index)
+    torch.testing.assert_close(bank.distributions, alone.distributions, rtol=0, atol=1e-14)
+    assert torch.equal(bank.distributions[2], distributions[2])
+    assert counts.left_out == 0
+
+
+@pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
+def test_all_ignored_batch_leaves_the_bank(assignment):
+    distributions, embeddings, labels = _problem(6, dtype=torch.float32)
+    bank = _bank(distributions, assignment=assignment)
+    counts = bank.update_(embeddings, torch.full_like(labels, 255))
+    assert torch.equal(bank.distributions, distributions)
+    assert counts.labelled == counts.correct == counts.left_out == 0
+
+
+def test_no_pixels_leave_the_bank():
+    bank = DistributionBank(3, 2, 4)
+    before = bank.distributions.clone()
+    bank.update_(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
+    assert torch.equal(bank.distributions, before)
+
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize('update_pixels', ['correct', 'all'])
+def test_non_finite_embeddings_are_left_out_and_counted(bad, update_pixels):
+    distributions, embeddings, labels = _problem(7)
+    poisoned = (labels != 255).nonzero()[[2, 11, 30], 0]
+    wild = embeddings.clone()
+    wild[poisoned[0]] = bad
+    wild[poisoned[1], 3] = bad                                     # one channel is enough
+    wild[poisoned[2], 0], wild[poisoned[2], 1] = bad, -bad
+    bank = _bank(distributions, update_pixels=update_pixels)
+    counts = bank.update_(wild, labels, torch.ones_like(labels, dtype=torch.bool))
+    expected, _, _ = mdrl.update(distributions, wild, labels, torch.ones(len(labels)))
+    assert bank.distributions.isfinite().all()
+    torch.testing.assert_close(bank.distributions, expected, rtol=0, atol=1e-12)
+    assert counts.left_out == 3
+
+
+def test_embedding_length_does_not_overflow():
+    distributions, embeddings, labels = _problem(8, dtype=torch.float32)
+    for scale in (1e4, 1e18, 1e30, 1e38):
+        bank = _bank(distributions, momentum=0.5)
+        bank.update_(embeddings * scale, labels)
+        lengths = bank.distributions.norm(dim=-1)
+        torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-6)
+
+
+# ---- reading ----
+
+@pytest.mark.parametrize('training', [True, False])
+def test_similarity_is_the_dot_product_with_each_vector(training):
+    distributions, embeddings, _ = _problem(9)
+    bank = _bank(distributions).train(training)
+    similarity = bank.similarity(embeddings.view(9, 2, 5, 8))
+    assert similarity.shape == (9, 2, 5, 5, 3)
+    for c in range(5):
+        for n in range(3):
+            expected = (embeddings * distributions[c, n]).sum(1).view(9, 2, 5)
+            torch.testing.assert_close(similarity[..., c, n], expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('num', [1, 4])
+def test_vote_plain_and_collapsed(num, training):
+    distributions, _, _ = _problem(10, num=num)
+    bank = _bank(distributions).train(training)
+    g = torch.Generator().manual_seed(0)
+    weights = torch.rand(2, 5, 4, 6, generator=g, dtype=torch.float64, requires_grad=True)
+    kernel = torch.randn(7, num * 8, 1, 1, generator=g, dtype=torch.float64, requires_grad=True)
+    naive = mdrl.vote(weights, distributions)
+    torch.testing.assert_close(bank.vote(weights), naive, rtol=0, atol=1e-12)
+    fused, naive = bank.vote(weights, kernel), F.conv2d(naive, kernel)
+    torch.testing.assert_close(fused, naive, rtol=0, atol=1e-12)
+    for got, expected in zip(torch.autograd.grad(golden.probe(fused), (weights, kernel)),
+                             torch.autograd.grad(golden.probe(naive), (weights, kernel))):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-11)
+
+
+def test_what_was_read_stays_valid_after_an_update():
+    distributions, embeddings, labels = _problem(11)
+    bank = _bank(distributions, momentum=0.)
+    points = embeddings.clone().requires_grad_()
+    weights = torch.rand(1, 5, 3, 3, dtype=torch.float64, requires_grad=True)
+    value = golden.probe(bank.similarity(points)) + golden.probe(bank.vote(weights))
+    bank.update_(embeddings, labels)
+    assert not torch.allclose(bank.distributions, distributions, atol=0.01)
+    got = torch.autograd.grad(value, (points, weights))
+    frozen = torch.einsum('pz,knz->pkn', points, distributions)
+    expected = torch.autograd.grad(
+        golden.probe(frozen) + golden.probe(mdrl.vote(weights, distributions)), (points, weights))
+    for a, b in zip(got, expected):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+# ---- state ----
+
+def test_start():
+    torch.manual_seed(0)
+    bank = DistributionBank(7, 5, 64)
+    assert bank.distributions.shape == (7, 5, 64)
+    assert bank.distributions.dtype == torch.float32
+    torch.testing.assert_close(bank.distributions.norm(dim=-1), torch.ones(7, 5))
+    cosines = torch.einsum('az,bz->ab', *[bank.distributions.flatten(0, 1)] * 2)
+    assert (cosines - torch.eye(35)).abs().max() < 0.7             # spread, no two rows alike
+    assert bank.distributions.mean().abs() < 0.01
+
+
+def test_state_is_in_buffers_and_nothing_is_trained():
+    bank = DistributionBank(3, 2, 4)
+    assert 'distributions' in bank.state_dict()
+    assert not list(bank.parameters())
+    bank.requires_grad_(True)
+    assert not bank.distributions.requires_grad
+    embeddings = F.normalize(torch.randn(20, 4), dim=1).requires_grad_()
+    bank.update_(embeddings, torch.arange(20) % 3)
+    assert not bank.distributions.requires_grad
+    assert bank.distributions.grad_fn is None
+
+
+def test_update_is_in_place():
+    bank = DistributionBank(3, 2, 4)
+    tensor, address = bank.distributions, bank.distributions.data_ptr()
+    bank.update_(F.normalize(torch.randn(20, 4), dim=1), torch.arange(20) % 3)
+    assert bank.distributions is tensor
+    assert tensor.data_ptr() == address
+
+
+@pytest.mark.parametrize('copied', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
+                         ids=['deepcopy', 'pickle'])
+@pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
+def test_copies_go_on_alone(copied, assignment):
+    distributions, embeddings, labels = _problem(12)
+    bank = _bank(distributions, assignment=assignment, update_pixels='all')
+    bank.update_(embeddings, labels)
+    twin, kept = copied(bank), bank.distributions.clone()
+    twin.update_(embeddings, labels)
+    assert torch.equal(bank.distributions, kept)
+    assert not torch.equal(twin.distributions, kept)
+    bank.update_(embeddings, labels)
+    assert torch.equal(bank.distributions, twin.distributions)
+
+
+@pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
+def test_resumed_equals_uninterrupted(assignment):
+    distributions, embeddings, labels = _problem(13, dtype=torch.float32)
+    options = dict(momentum=0.9, assignment=assignment, update_pixels='all')
+    whole = _bank(distributions, **options)
+    for step in range(6):
+        whole.update_(embeddings.roll(step, 1), labels)
+        if step == 2:
+            saved = copy.deepcopy(whole.state_dict())
+    resumed = DistributionBank(5, 3, 8, **options)
+    resumed.load_state_dict(saved)
+    torch.randn(10)                                           # the global generator has no say
+    for step in range(3, 6):
+        resumed.update_(embeddings.roll(step, 1), labels)
+    assert torch.equal(resumed.distributions, whole.distributions)
+
+
+# ---- precision ----
+
+def test_update_is_in_full_precision_under_autocast():
+    distributions, embeddings, labels = _problem(14, dtype=torch.float32)
+    inside, outside = _bank(distributions), _bank(distributions)
+    with torch.autocast('cpu', torch.bfloat16):
+        inside.update_(embeddings, labels)
+    outside.update_(embeddings, labels)
+    assert torch.equal(inside.distributions, outside.distributions)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_bank_is_updated_in_single_precision(dtype):
+    """Stored in half precision after ``model.to(dtype)``, it still moves as far as it should."""
+    distributions, embeddings, labels = _problem(15, dtype=torch.float32)
+    half = _bank(distributions.to(dtype), momentum=0.9)
+    single = _bank(distributions.to(dtype).float(), momentum=0.9)
+    half.update_(embeddings, labels)
+    single.update_(embeddings, labels)
+    assert half.distributions.dtype == dtype
+    torch.testing.assert_close(half.distributions, single.distributions.to(dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_embeddings(dtype):
+    distributions, embeddings, labels = _problem(15, dtype=torch.float32)
+    bank, exact = _bank(distributions), _bank(distributions)
+    bank.update_(embeddings.to(dtype), labels)
+    exact.update_(embeddings.to(dtype).float(), labels)
+    assert bank.distributions.dtype == torch.float32
+    assert torch.equal(bank.distributions, exact.distributions)
+
+
+# ---- the random assignment ----
+
+@pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
+def test_the_global_generator_is_left_alone(assignment):
+    distributions, embeddings, labels = _problem(16)
+    bank = _bank(distributions, assignment=assignment)
+    state = torch.get_rng_state()
+    bank.update_(embeddings, labels)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_gumbel_depends_on_seed_and_step_only():
+    distributions, embeddings, labels = _problem(17)
+
+    def changes(seed, steps=2):
+        bank = _bank(distributions, assignment='gumbel', update_pixels='all', momentum=0.,
+                     seed=seed)
+        seen = []
+        for _ in range(steps):
+            bank.distributions.copy_(distributions)
+            bank.update_(embeddings, labels)
+            seen.append(bank.distributions.clone())
+        return seen
+
+    first, second = changes(0)
+    torch.manual_seed(99)
+    again = changes(0)
+    assert torch.equal(first, again[0])
+    assert torch.equal(second, again[1])
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, changes(1)[0])
+    argmax = _bank(distributions, update_pixels='all', momentum=0.)
+    argmax.update_(embeddings, labels)
+    assert not torch.equal(first, argmax.distributions)
+
+
+def test_gumbel_noise_is_added_to_the_soft_assignment():
+    """Two pixels per class, each surely on its own vector: it keeps it with e / (e + 1) = 0.731.
+
+    Adding the noise to the logarithm instead would keep it always, a random choice half the time.
+    """
+    num_classes = 4000
+    vectors = mdrl.unit(torch.tensor([[1., .1], [-.1, 1.]]).double())
+    bank = _bank(vectors.expand(num_classes, 2, 2).contiguous(), assignment='gumbel',
+                 update_pixels='all', momentum=0.)
+    embeddings = torch.eye(2).double().repeat(num_classes, 1)
+    labels = torch.arange(num_classes).repeat_interleave(2)
+    bank.update_(embeddings, labels)
+    x, y = bank.distributions[:, 0, 0], bank.distributions[:, 0, 1]     # vector 0 of each class
+    took_first = x > .999
+    took_both = (x - .5 ** .5).abs() < 1e-6
+    took_none = (y - vectors[0, 1]).abs() < 1e-9
+    took_second = y > .999
+    assert (took_first.int() + took_both.int() + took_none.int() + took_second.int() == 1).all()
+    keep = math.e / (math.e + 1)
+    for seen, expected in [(took_first, keep * keep), (took_both, keep * (1 - keep)),
+                           (took_none, keep * (1 - keep)), (took_second, (1 - keep) ** 2)]:
+        assert seen.double().mean().item() == pytest.approx(expected, abs=0.025)
+
+
+# ---- cost ----
+
+def test_no_loop_and_no_host_synchronisation():
+    """The same operations whatever K and N are, and none that waits for the device."""
+    counts = []
+    for num_classes, num in [(3, 2), (11, 7)]:
+        distributions, embeddings, labels = _problem(18, num_classes, num)
+        for assignment in ('argmax', 'gumbel'):
+            bank = _bank(distributions, assignment=assignment)
+            bank.update_(embeddings, labels)
+            with CountOps() as ops:
+                bank.update_(embeddings, labels)
+            assert not ops.synchronising
+            counts.append(ops.total)
+    assert counts[:2] == counts[2:]
+
+
+# ---- construction ----
+
+def test_registered():
+    bank = MODELS.build(dict(type='DistributionBank', num_classes=4, num_distributions=3,
+                             channels=6))
+    assert isinstance(bank, DistributionBank)
+    assert (bank.momentum, bank.epsilon, bank.iterations) == (0.999, 0.05, 3)
+    assert (bank.assignment, bank.update_pixels) == ('argmax', 'correct')
+
+
+@pytest.mark.parametrize(('option', 'value'), [
+    ('assignment', 'random'), ('update_pixels', 'some'), ('momentum', 1.5), ('momentum', -0.1),
+    ('epsilon', 0.), ('iterations', 0), ('num_distributions', 0), ('num_classes', 0),
+    ('channels', 0),
+])
+def test_refusals_name_option_and_value(option, value):
+    options = {**dict(num_classes=4, num_distributions=3, channels=6), option: value}
+    with pytest.raises(ValueError, match=option) as error:
+        DistributionBank(**options)
+    assert str(value).rstrip('.0') in str(error.value)

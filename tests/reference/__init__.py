@@ -1,0 +1,1 @@
+"""Slow, literal forms of the papers' equations and the recorded numbers they are checked with."""
