@@ -38,6 +38,11 @@ class ClassConsistencyLoss(nn.Module):
         return f'formulation={self.formulation!r}, loss_weight={self.loss_weight}'
 
 
+def at_least_float32(scores: Tensor) -> Tensor:
+    """Sums over pixels overflow or stall in half precision."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
 def pixel_classes(labels: Tensor, size: Tuple[int, int], num_classes: int,
                   ignore_index: int) -> Tensor:
     """Class [B, h, w] of each pixel at feature size; K for pixels without one.
@@ -114,7 +119,8 @@ class ClassLocalConsistencyLoss(ClassConsistencyLoss):
         Returns:
             Tensor: Scalar, times `loss_weight`.
         """
-        return self.from_class_scores(similarity.amax(dim=-1), labels, ignore_index)
+        scores = at_least_float32(similarity.amax(dim=-1))
+        return self.from_class_scores(scores, labels, ignore_index)
 
     def from_class_scores(self, scores: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
         """The loss from each class's largest similarity, [B, h, w, K]."""
@@ -179,7 +185,7 @@ class ClassGlobalConsistencyLoss(ClassConsistencyLoss):
         classes = pixel_classes(labels, similarity.shape[1:3], num_classes, ignore_index).flatten()
         labelled = classes < num_classes
         own_class = classes[:, None] == torch.arange(num_classes, device=classes.device)
-        scores = similarity.flatten(0, 2)  # [P, K, N]
+        scores = at_least_float32(similarity).flatten(0, 2)  # [P, K, N]
         if self.formulation == 'paper':
             scores = scores / self.temperature
         own = classes.clamp(max=num_classes - 1)[:, None, None].expand(-1, 1, num_distributions)

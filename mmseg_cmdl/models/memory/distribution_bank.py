@@ -150,15 +150,20 @@ class DistributionBank(MemoryBank):
             BankUpdate | None: Counts; None while autograd recomputes a checkpointed forward pass.
         """
         with float32_island(embeddings.device.type):
-            embeddings = embeddings.detach().to(self.distributions.dtype)
+            embeddings = embeddings.detach().to(self._update_dtype)
             own_scores, best = self._compare(embeddings, labels)
             if correct is None:
                 correct = own_scores.amax(dim=1) >= best
         return self.update_from_scores_(embeddings, labels, own_scores, correct, ignore_index)
 
+    @property
+    def _update_dtype(self) -> torch.dtype:
+        """float32 even where the bank is stored in half precision."""
+        return torch.promote_types(self.distributions.dtype, torch.float32)
+
     def _compare(self, embeddings: Tensor, labels: Tensor):
         """Scores [P, N] against the own class, and the best score [P] against any class."""
-        distributions = self.distributions.flatten(0, 1)
+        distributions = self.distributions.flatten(0, 1).to(embeddings.dtype)
         own = labels.clamp(0, self.num_classes - 1).long()
         scores, best = [], []
         chunk = max(1, _CHUNK_BYTES // (distributions.shape[0] * distributions.element_size()))
@@ -184,7 +189,7 @@ class DistributionBank(MemoryBank):
         if not self.begin_update():
             return None
         with float32_island(embeddings.device.type):
-            embeddings = embeddings.to(self.distributions.dtype)
+            embeddings = embeddings.to(self._update_dtype)
             labelled = (labels != ignore_index) & (labels >= 0) & (labels < self.num_classes)
             # a non-finite embedding has non-finite products with the dense unit rows of the bank
             finite = own_scores.isfinite().all(dim=1)
