@@ -159,7 +159,8 @@ def _draw_sign(canvas, look, x, y, scale):
     high, radius = canvas.rng.uniform(22, 32) * scale, canvas.rng.uniform(7, 10) * scale
     pole = _box(x - 0.8 * scale, y - high, x + 0.8 * scale, y)
     shape = APPEARANCES['sign'][look].shape
-    face = {'disc': _disc(x, y - high, radius), 'diamond': _disc(x, y - high, radius, corners=4),
+    face = {'disc': _disc(x, y - high, radius),
+            'diamond': _disc(x, y - high, radius * 1.35, corners=4),
             'square': _box(x - radius, y - high - radius, x + radius, y - high + radius)}[shape]
     canvas.paint('sign', look, [pole, face])
     canvas.tint([_box(x - 0.8 * scale, y - high + radius, x + 0.8 * scale, y)], (130, 130, 135))
