@@ -1,6 +1,6 @@
 """MDRLHead: several distributions per class in a memory bank (MDRL / CMDL)."""
 import inspect
-from typing import Dict, List, NamedTuple, Optional, Union
+from typing import Dict, List, NamedTuple, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -191,6 +191,24 @@ class MDRLHead(DatasetContextHead):
         if self.projection is not None:
             return self.projection(pixels)
         return _unit_vectors(pixels.permute(0, 2, 3, 1))
+
+    @torch.no_grad()
+    def distribution_map(self, inputs: List[Tensor]) -> Tuple[Tensor, Tensor]:
+        """Which distribution each pixel belongs to: the nearest of its predicted class.
+
+        Args:
+            inputs (list[Tensor]): Feature maps of the backbone.
+
+        Returns:
+            tuple[Tensor]: Predicted class in 0..K-1 and index of the distribution in 0..N-1, both
+            int64 [B, h, w], at feature size.
+        """
+        pixels, _, augmented = self.forward_features(inputs)
+        classes = self.cls_seg(augmented).argmax(dim=1)
+        embeddings = self.embed(pixels)
+        distributions = self.bank.read().to(embeddings.dtype)
+        scores = torch.einsum('bhwz,bhwnz->bhwn', embeddings, distributions[classes])
+        return classes, scores.argmax(dim=-1)
 
     def memory_losses(self, pixels: Tensor, labels: Tensor) -> Dict[str, Tensor]:
         """See the base class; the bank is updated by a forward hook on `consistency`."""

@@ -1,0 +1,324 @@
+"""Speed and memory of MDRL's parts, as ratios measured in one run.
+
+Each section times its forms in turn, round after round, so that whatever else the machine does
+falls on all of them alike; it prints medians and the ratio to the section's reference form.
+
+    python tools/benchmark.py                         # everything, on CUDA where there is one
+    python tools/benchmark.py consistency voting --device cpu --json benchmark.json
+"""
+import argparse
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from mmengine.structures import PixelData
+from prettytable import PrettyTable
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import mmseg_cmdl
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+
+# Inference on a 1 x 2048 x 128 x 128 map, MCIBI, table 3 (V100): parameters in millions,
+# multiply-adds in billions (the table's "FLOPs" equal parameters x pixels), milliseconds.
+MCIBI_TABLE_3 = {
+    'ASPP': (42.21, 674.47, 101.44),
+    'PPM': (23.07, 309.45, 29.57),
+    'CCNet': (23.92, 397.38, 56.90),
+    'DANet': (23.92, 392.02, 62.64),
+    'DCA (MCIBI)': (14.82, 242.80, 47.64),
+    'ASPP+DCA (MCIBI)': (45.63, 730.56, 125.03),
+}
+
+
+class Timer:
+    """Medians of forms that are run in turn.
+
+    Args:
+        device (torch.device): Waited for before the clock is read.
+        repeats (int): Timed rounds.
+        warmup (int): Rounds before them.
+    """
+
+    def __init__(self, device, repeats, warmup):
+        self.device, self.repeats, self.warmup = device, repeats, warmup
+
+    def _synchronize(self):
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize(self.device)
+
+    def __call__(self, forms):
+        """{name: callable} to {name: dict(ms=median, peak_mib=memory above what was held before)}."""
+        times = {name: [] for name in forms}
+        for round_ in range(self.warmup + self.repeats):
+            for name, run in forms.items():
+                self._synchronize()
+                start = time.perf_counter()
+                run()
+                self._synchronize()
+                if round_ >= self.warmup:
+                    times[name].append(1e3 * (time.perf_counter() - start))
+        return {
+            name: dict(ms=statistics.median(values), peak_mib=self.peak_memory(forms[name]) / 2**20)
+            for name, values in times.items()
+        }
+
+    def peak_memory(self, run):
+        """Bytes that PyTorch's allocator held at most above what it held before."""
+        if self.device.type == 'cuda':
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            run()
+            self._synchronize()
+            return torch.cuda.max_memory_allocated(self.device) - before
+        with torch.profiler.profile(
+                activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            run()
+        events = [e for e in profile.profiler.kineto_results.events() if e.name() == '[memory]']
+        held = peak = 0
+        for event in sorted(events, key=lambda e: e.start_ns()):
+            held += event.nbytes()
+            peak = max(peak, held)
+        return peak
+
+
+def print_table(title, header, rows):
+    table = PrettyTable(header)
+    table.align = 'r'
+    table.align[header[0]] = 'l'
+    for row in rows:
+        table.add_row([f'{x:.2f}' if isinstance(x, float) else x for x in row])
+    print(f'\n{title}\n{table}', flush=True)
+
+
+def benchmark_consistency(timer, args):
+    """Both losses and the bank's update against the bare similarity product."""
+    results = []
+    Z, N, (B, h, w) = 512, 9, (2, 64, 64)
+    for K in args.classes:
+        torch.manual_seed(0)
+        embeddings = F.normalize(torch.randn(B, h, w, Z, device=timer.device), dim=-1)
+        embeddings.requires_grad_()
+        labels = torch.randint(0, K, (B, 8 * h, 8 * w), device=timer.device)
+        upstream = torch.randn(B * h * w, K * N, device=timer.device)
+        forms = {}
+
+        def floor(rows, embeddings=embeddings, upstream=upstream):
+            embeddings.grad = None
+            (embeddings.flatten(0, 2) @ rows.t()).backward(upstream)
+
+        def ours(head, embeddings=embeddings, labels=labels):
+            embeddings.grad = None
+            output = head.consistency(embeddings, head.bank.read(copy=False), labels, 255)
+            sum(output.losses.values()).backward()
+
+        for formulation in ('paper', 'released'):
+            for fused in (True, False):
+                if not fused and K > args.largest_plain:
+                    continue
+                head = _mdrl_head(K, N, Z, formulation, fused).to(timer.device)
+                if 'floor' not in forms:
+                    rows = head.bank.distributions.flatten(0, 1).clone()
+                    forms['floor'] = lambda rows=rows: floor(rows)
+                name = f'{formulation}, {"fused" if fused else "plain"}'
+                forms[name] = lambda head=head: ours(head)
+        measured = timer(forms)
+        del upstream, forms
+        for name, values in measured.items():
+            results.append(dict(
+                classes=K, form=name, **values, ratio=values['ms'] / measured['floor']['ms'],
+                similarity_mib=B * h * w * K * N * 4 / 2**20))
+    print_table(
+        'Losses + update, forward and backward, against the bare similarity product (floor)\n'
+        f'N={N}, Z={Z}, {B}x{h}x{w} pixels; one [P, K, N] map is the last column',
+        ['form', 'K', 'ms', 'x floor', 'peak MiB', '[P, K, N] MiB'],
+        [[r['form'], r['classes'], r['ms'], r['ratio'], r['peak_mib'], r['similarity_mib']]
+         for r in results])
+    return results
+
+
+def _mdrl_head(K, N, Z, formulation, fused):
+    """A narrow head in training mode whose bank has Z channels."""
+    return MODELS.build(dict(
+        type='MDRLHead', in_channels=8, channels=8, num_classes=K, norm_cfg=dict(type='BN'),
+        bank=dict(type='DistributionBank', num_distributions=N, channels=Z), fuse_losses=fused,
+        loss_consistency=[
+            dict(type='ClassLocalConsistencyLoss', formulation=formulation, loss_weight=0.01),
+            dict(type='ClassGlobalConsistencyLoss', formulation=formulation, loss_weight=0.05)]))
+
+
+def benchmark_voting(timer, args):
+    """Feature voting and its 1x1 fusion: bank times kernel first, against N maps and a convolution."""
+    K, N, Z = 150, 9, 512
+    torch.manual_seed(0)
+    bank = MODELS.build(dict(
+        type='DistributionBank', num_classes=K, num_distributions=N, channels=Z)).to(timer.device)
+    weights = torch.randn(2, K, 64, 64, device=timer.device).softmax(1)
+    kernel = torch.randn(Z, N * Z, 1, 1, device=timer.device)
+
+    @torch.no_grad()
+    def naive():
+        return F.conv2d(bank.vote(weights), kernel)
+
+    @torch.no_grad()
+    def collapsed():
+        return bank.vote(weights, kernel)
+
+    measured = timer(dict(naive=naive, collapsed=collapsed))
+    rows = [dict(form=name, **values, speedup=measured['naive']['ms'] / values['ms'])
+            for name, values in measured.items()]
+    print_table(f'Feature voting + fusion, K={K}, N={N}, Z={Z}, 2x64x64 pixels',
+                ['form', 'ms', 'times faster', 'peak MiB'],
+                [[r['form'], r['ms'], r['speedup'], r['peak_mib']] for r in rows])
+    return rows
+
+
+def _head(kind, in_channels, channels, num_classes, **options):
+    return MODELS.build(dict(
+        type=kind, in_channels=in_channels, in_index=0, channels=channels,
+        num_classes=num_classes, norm_cfg=dict(type='BN'), **options))
+
+
+def benchmark_head(timer, args):
+    """The MDRL head against the plain FCN head: a training step and inference."""
+    K, in_channels, size = 19, 2048, args.head_size
+    torch.manual_seed(0)
+    features = torch.randn(2, in_channels, size, size, device=timer.device, requires_grad=True)
+    samples = []
+    for _ in features:
+        labels = torch.randint(0, K, (1, 8 * size, 8 * size), device=timer.device)
+        samples.append(SegDataSample(
+            gt_sem_seg=PixelData(data=labels), metainfo=dict(img_shape=(8 * size, 8 * size))))
+    heads = {
+        'FCNHead': _head('FCNHead', in_channels, 512, K),
+        'MDRLHead': _head('MDRLHead', in_channels, 512, K),
+    }
+    rows = []
+    for mode in ('training step', 'inference'):
+        forms = {}
+        for name, head in heads.items():
+            head.to(timer.device).train(mode == 'training step')
+
+            def train(head=head):
+                features.grad = None
+                head.zero_grad(set_to_none=True)
+                losses = head.loss([features], samples, None)
+                sum(v for k, v in losses.items() if 'loss' in k).backward()
+
+            @torch.no_grad()
+            def predict(head=head):
+                return head.predict([features], [s.metainfo for s in samples], None)
+
+            forms[name] = train if mode == 'training step' else predict
+        measured = timer(forms)
+        for name, values in measured.items():
+            rows.append(dict(mode=mode, head=name, **values,
+                             ratio=values['ms'] / measured['FCNHead']['ms']))
+    print_table(
+        f'Heads, 2x{in_channels}x{size}x{size} features, 512 channels, K={K}',
+        ['head', 'mode', 'ms', 'x FCN', 'peak MiB'],
+        [[r['head'], r['mode'], r['ms'], r['ratio'], r['peak_mib']] for r in rows])
+    return rows
+
+
+def benchmark_complexity(timer, args):
+    """Parameters, multiply-adds and inference time on a 1x2048x128x128 map, as MCIBI's table 3."""
+    torch.manual_seed(0)
+    features = torch.randn(1, 2048, 128, 128, device=timer.device)
+    heads = {
+        'FCN': _head('FCNHead', 2048, 512, 19),
+        'MDRL': _head('MDRLHead', 2048, 512, 19),
+        'ASPP': _head('ASPPHead', 2048, 512, 19, dilations=(1, 12, 24, 36)),
+        'PPM': _head('PSPHead', 2048, 512, 19),
+        'PPM+MDRL': _head('MDRLHead', 2048, 512, 19, context=dict(type='PSPHead')),
+        'CCNet': _head('CCHead', 2048, 512, 19),
+        'DANet': _head('DAHead', 2048, 512, 19, pam_channels=64),
+    }
+    forms, rows = {}, []
+    for name, head in heads.items():
+        head.to(timer.device).eval()
+        forms[name] = torch.no_grad()(lambda head=head: head([features]))
+    measured = timer(forms)
+    for name, head in heads.items():
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            head([features])
+        rows.append(dict(
+            head=name, **measured[name], params_m=sum(p.numel() for p in head.parameters()) / 1e6,
+            gmacs=counter.get_total_flops() / 2e9, paper=MCIBI_TABLE_3.get(name)))
+    rows += [dict(head=name, paper=values) for name, values in MCIBI_TABLE_3.items()
+             if name not in heads]
+    print_table(
+        'Inference on a 1x2048x128x128 map; whole heads here, with classifier, 512 channels, K=19.\n'
+        '"paper" is MCIBI, table 3: context modules on a V100',
+        ['head', 'params M', 'GMACs', 'ms', 'peak MiB', 'paper: M', 'GMACs', 'ms'],
+        [[r['head'], *(r.get(key, '') for key in ('params_m', 'gmacs', 'ms', 'peak_mib')),
+          *(r['paper'] or ('', '', ''))] for r in rows])
+    return rows
+
+
+SECTIONS = dict(consistency=benchmark_consistency, voting=benchmark_voting, head=benchmark_head,
+                complexity=benchmark_complexity)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('sections', nargs='*', metavar='SECTION',
+                        help=f'any of {", ".join(SECTIONS)} (default: all)')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
+                        help='cpu or cuda (default: cuda where there is one)')
+    parser.add_argument('--repeats', type=int, default=9, help='timed rounds (default: 9)')
+    parser.add_argument('--warmup', type=int, default=2, help='rounds before them (default: 2)')
+    parser.add_argument('--threads', type=int, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument('--classes', type=int, nargs='+', default=[19, 150, 171, 1000],
+                        help='K of the section consistency (default: 19 150 171 1000)')
+    parser.add_argument('--largest-plain', type=int, default=171, metavar='K',
+                        help='largest K at which the plain losses are timed too (default: 171)')
+    parser.add_argument('--head-size', type=int, default=64,
+                        help='feature size of the section head (default: 64)')
+    parser.add_argument('--json', type=Path, help='write all numbers there')
+    args = parser.parse_args()
+    unknown = set(args.sections) - set(SECTIONS)
+    if unknown:
+        parser.error(f'unknown section {", ".join(sorted(unknown))}: choose from '
+                     f'{", ".join(SECTIONS)}')
+    if args.repeats < 1 or args.warmup < 0:
+        parser.error('--repeats must be at least 1 and --warmup at least 0')
+    if args.device.startswith('cuda') and not torch.cuda.is_available():
+        parser.error('--device cuda: this PyTorch sees no CUDA device')
+    return args
+
+
+def main():
+    args = parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    machine = dict(
+        device=torch.cuda.get_device_name(device) if device.type == 'cuda' else _cpu_name(),
+        threads=torch.get_num_threads(), torch=torch.__version__, mmseg_cmdl=mmseg_cmdl.__version__)
+    print(', '.join(f'{key}: {value}' for key, value in machine.items()), flush=True)
+    timer = Timer(device, args.repeats, args.warmup)
+    results = dict(machine=machine)
+    for name in args.sections or SECTIONS:
+        results[name] = SECTIONS[name](timer, args)
+        if args.json:  # after each section: a run that is cut short keeps what it has
+            args.json.write_text(json.dumps(results, indent=2) + '\n')
+
+
+def _cpu_name():
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.split(':')[1].strip() for x in lines if x.startswith('model name')),
+                platform.machine())
+
+
+if __name__ == '__main__':
+    main()
