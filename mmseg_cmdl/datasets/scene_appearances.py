@@ -4,7 +4,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-# name: darker and lighter colour (RGB). Every hue serves several classes.
+# name: darker and lighter colour (RGB).
 COLORS = {
     'white': ((205, 205, 205), (245, 245, 245)),
     'grey': ((105, 105, 110), (165, 165, 170)),
@@ -18,9 +18,7 @@ COLORS = {
 
 
 class Appearance(NamedTuple):
-    """One look of a class: a key of ``COLORS``, a texture, and a shape where the class has
-    several.
-    """
+    """One look of a class: a key of ``COLORS``, a texture, and a shape where it has several."""
 
     color: str
     texture: str
@@ -31,7 +29,7 @@ class Appearance(NamedTuple):
         return ' '.join(part for part in self if part)
 
 
-# Neither the colour nor the texture tells the class: each is shared by two or more.
+# Each colour serves at least three classes and most textures two: neither tells the class.
 APPEARANCES = {
     'sky': (Appearance('blue', 'gradient'), Appearance('grey', 'clouds'),
             Appearance('orange', 'gradient'), Appearance('black', 'speckle')),

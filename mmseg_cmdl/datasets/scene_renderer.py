@@ -58,8 +58,8 @@ class _Canvas:
             return
         appearance = APPEARANCES[name][look]
         mix = texture_mix(appearance.texture, *mask.shape, self.unit, self.rng)[..., None]
-        dark, light = np.array(COLORS[appearance.color], np.float32) + self.rng.normal(
-            0, 10, (2, 1, 3)).astype(np.float32).squeeze(1)
+        jitter = self.rng.normal(0, 10, (2, 3)).astype(np.float32)
+        dark, light = np.array(COLORS[appearance.color], np.float32) + jitter
         np.copyto(self.image[region], dark + mix * (light - dark), where=mask[..., None])
         self.label[region][mask] = _ID[name]
         self.appearance[region][mask] = look

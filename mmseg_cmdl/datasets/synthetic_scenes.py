@@ -77,8 +77,8 @@ class SyntheticScenesDataset(BaseSegDataset):
     """Eight classes of a street that each come in four clearly different looks.
 
     A building is of red brick, blue glass, or white or grey with windows; a car
-    red, black, white and striped, or blue. Each colour and each texture is shared by several
-    classes, so neither tells the class, and one feature per class doesn't fit.
+    red, black, white and striped, or blue. Each colour is shared by at least three classes and
+    most textures by two, so neither tells the class, and one feature per class doesn't fit.
     Scenes differ in layout, light and noise. They are rendered when read and depend on
     ``seed``, ``split`` and the index alone, in any process. 128x128 pixels take
     a few milliseconds.

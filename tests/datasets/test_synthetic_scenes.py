@@ -78,6 +78,15 @@ def test_every_class_comes_in_four_looks(scenes):
     assert any(len(np.unique(scene.appearance[scene.label == 3])) > 2 for scene in scenes)
 
 
+def test_no_color_tells_the_class():
+    owners = {}
+    for name, looks in SyntheticScenesDataset.APPEARANCES.items():
+        for look in looks:
+            owners.setdefault(look.split()[0], set()).add(name)
+    assert len(owners) == 8
+    assert min(len(names) for names in owners.values()) == 3
+
+
 def mean_colors(scenes):
     """Mean RGB of each class and look, [8, 4, 3]."""
     images = np.stack([scene.image for scene in scenes]).astype(np.float64)
