@@ -1,0 +1,12 @@
+_base_ = [
+    '../_base_/models/mdrl_fcn_r50-d8.py',
+    '../_base_/datasets/camvid.py',
+    '../_base_/default_runtime.py',
+    '../_base_/schedules/schedule_20k.py',
+]
+crop_size = (720, 960)
+data_preprocessor = dict(size=crop_size)
+model = dict(
+    data_preprocessor=data_preprocessor,
+    decode_head=dict(num_classes=11),
+    auxiliary_head=dict(num_classes=11))

@@ -1,0 +1,580 @@
+"""Every shipped config loads, builds, trains a step, predicts, and rebuilds from its dump."""
+import argparse
+import ast
+import copy
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import cv2
+import mmseg
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmengine.structures import PixelData
+from mmseg.models.backbones import timm_backbone
+from mmseg.registry import DATASETS, MODELS
+from mmseg.structures import SegDataSample
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / 'configs'
+MMSEG_CONFIGS = Path(mmseg.__file__).parent / '.mim' / 'configs'
+BASES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' in path.parts)
+PATHS = {path.stem: path for path in sorted(CONFIGS.rglob('*.py')) if path not in BASES}
+CONSISTENCY = CONFIGS / '_base_' / 'models' / 'mdrl_consistency.py'
+README = CONFIGS / 'mdrl' / 'README.md'
+ABLATED = 'mdrl_fcn_r50-d8_4xb2-80k_cityscapes-512x1024'
+LITE0 = 'mdrl_fcn_efficientnet-lite0-d8_1xb8-4k_camvid-240x320'
+SMALL = 'mdrl_fcn_r18s-d8_1xb8-200it_camvid-180x240'
+SMALL_PLAIN = 'fcn_r18s-d8_1xb8-demo_synthetic-128x128'
+HAS_TIMM = timm_backbone.timm is not None
+DATASET_TYPES = dict(
+    ade20k='ADE20KDataset', camvid='CamVidDataset', cityscapes='CityscapesDataset',
+    synthetic='SyntheticScenesDataset', **{'coco-stuff164k': 'COCOStuffDataset'})
+TINY = 64
+
+every_config = pytest.mark.parametrize('name', PATHS)
+
+
+@cache
+def _loaded(name):
+    return Config.fromfile(PATHS[name])
+
+
+def load(name):
+    return copy.deepcopy(_loaded(name))
+
+
+def offline(cfg):
+    """The same model without pretrained weights; where timm can't be imported, a stand-in."""
+    init_default_scope('mmseg')
+    cfg.model.pretrained = None
+    if cfg.model.backbone.type == 'TIMMBackbone':
+        cfg.model.backbone.pretrained = False
+        if not HAS_TIMM:
+            cfg.model.backbone = dict(type='TIMMStandIn')
+            cfg.merge_from_dict(dict(custom_imports=dict(
+                imports=[*cfg.custom_imports.imports, 'tests.timm_stand_in'])))
+            import tests.timm_stand_in  # noqa: F401
+    return cfg
+
+
+def shapes(cfg):
+    """Keys and shapes of the model's state, built without memory."""
+    with torch.device('meta'):
+        model = MODELS.build(copy.deepcopy(cfg.model))
+    return {key: list(value.shape) for key, value in model.state_dict().items()}
+
+
+def tiny_model(cfg):
+    """The config's model for tiny inputs on CPU, initialised as Runner does."""
+    cfg.model.data_preprocessor.size = (TINY, TINY)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    model.init_weights()
+    return model
+
+
+def tiny_batch(num_classes, images=2, size=(TINY, TINY)):
+    """Random images, labels in blocks of 16 pixels, and some ignored pixels."""
+    generator = np.random.default_rng(0)
+    samples = []
+    for _ in range(images):
+        blocks = generator.integers(0, num_classes, (size[0] // 16 + 1, size[1] // 16 + 1))
+        labels = np.kron(blocks, np.ones((16, 16), int))[:size[0], :size[1]]
+        labels[:3] = 255
+        sample = SegDataSample(metainfo=dict(
+            ori_shape=size, img_shape=size, pad_shape=size, img_path='tiny.png'))
+        sample.gt_sem_seg = PixelData(data=torch.from_numpy(labels)[None])
+        samples.append(sample)
+    inputs = [torch.from_numpy(generator.integers(0, 256, (3, *size), dtype=np.uint8))
+              for _ in range(images)]
+    return dict(inputs=inputs, data_samples=samples)
+
+
+def train_step(model, cfg):
+    """One training step; its log, and the norm of each parameter's gradient just before it."""
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    norms = {}
+
+    def record(*_):
+        for key, parameter in model.named_parameters():
+            norms[key] = None if parameter.grad is None else float(parameter.grad.norm())
+
+    wrapper.optimizer.register_step_pre_hook(record)
+    model.train()
+    log = model.train_step(tiny_batch(model.num_classes), wrapper)
+    return {key: float(torch.as_tensor(value).detach()) for key, value in log.items()}, norms
+
+
+def starts_closed(key):
+    """Criss-cross attention starts behind a gate of zero: the gate alone has a gradient."""
+    return '.cca.' in key and not key.endswith('.cca.gamma.scale')
+
+
+@every_config
+def test_trains_one_step_and_predicts(name):
+    cfg = offline(load(name))
+    model = tiny_model(cfg)
+    classifiers = [model.decode_head.conv_seg, model.auxiliary_head.conv_seg]
+    before = [layer.weight.detach().clone() for layer in classifiers]
+    log, norms = train_step(model, cfg)
+
+    assert np.isfinite(list(log.values())).all(), log
+    assert log['loss'] == pytest.approx(
+        sum(value for key, value in log.items() if 'loss' in key and key != 'loss'), rel=1e-4)
+    # each classifier starts near a uniform guess
+    assert log['decode.loss_ce'] == pytest.approx(np.log(model.num_classes), rel=0.2)
+    still = [key for key, norm in norms.items() if norm is None or not np.isfinite(norm)
+             or (norm == 0 and 'head' in key and not starts_closed(key))]
+    assert not still, f'no gradient, or not a finite one: {still}'
+    group = cfg.optim_wrapper.optimizer
+    assert (group.type, group.lr, group.momentum) == ('SGD', 0.01, 0.9)
+    for layer, weight in zip(classifiers, before):
+        assert not torch.equal(layer.weight, weight)
+
+    if name.startswith('mdrl_'):
+        losses = {type(loss).__name__: loss for loss in model.decode_head.consistency.losses}
+        assert set(losses) == {'ClassLocalConsistencyLoss', 'ClassGlobalConsistencyLoss'}
+        rows = model.state_dict()['decode_head.bank.distributions']
+        assert rows.shape == (model.num_classes, 9, model.decode_head.channels)
+        torch.testing.assert_close(rows.norm(dim=-1), torch.ones(rows.shape[:2]))
+
+    model.eval()
+    bank = copy.deepcopy(dict(model.decode_head.named_buffers()))
+    size = (TINY, TINY + 1)
+    result, = model.test_step(tiny_batch(model.num_classes, images=1, size=size))
+    assert result.seg_logits.data.shape == (model.num_classes, *size)
+    assert result.pred_sem_seg.data.shape == (1, *size)
+    assert torch.equal(result.pred_sem_seg.data[0], result.seg_logits.data.argmax(0))
+    assert result.seg_logits.data.isfinite().all()
+    for key, value in model.decode_head.named_buffers():
+        assert torch.equal(value, bank[key]), key
+
+
+REBUILD = """
+import json, sys
+from mmengine.config import Config
+import torch
+states = {}
+for path in sys.argv[1:]:
+    cfg = Config.fromfile(path)
+    from mmseg.apis import init_model
+    model = init_model(cfg, device='cpu')
+    states[path] = {key: list(value.shape) for key, value in model.state_dict().items()}
+print('STATES' + json.dumps(states))
+"""
+
+
+def test_dumped_configs_rebuild_in_a_fresh_process_elsewhere(tmp_path, pytestconfig):
+    folder, elsewhere = tmp_path / 'dumped', tmp_path / 'elsewhere'
+    folder.mkdir()
+    elsewhere.mkdir()
+    expected = {}
+    for name in PATHS:
+        cfg = offline(load(name))
+        dumped = folder / f'{name}.py'
+        cfg.dump(dumped)
+        assert '_base_' not in dumped.read_text()
+        expected[str(dumped)] = shapes(cfg)
+    paths = [str(getattr(pytestconfig, 'tests_folder', ROOT)),
+             str(Path(sys.modules['mmseg_cmdl'].__file__).parent.parent),
+             os.environ.get('PYTHONPATH', '')]
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)))
+    done = subprocess.run([sys.executable, '-c', REBUILD, *expected], cwd=elsewhere,
+                          env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    states = json.loads(done.stdout.partition('STATES')[2])
+    for path, state in expected.items():
+        assert states[path] == state, path
+
+
+def distinct(key):
+    """The first config of every distinct value of `key(config)`."""
+    seen = {}
+    for name in PATHS:
+        seen.setdefault(str(key(load(name))), name)
+    return list(seen.values())
+
+
+def runtime_settings(cfg):
+    names = ('default_hooks', 'train_cfg', 'val_cfg', 'param_scheduler', 'optim_wrapper', 'env_cfg',
+             'visualizer', 'log_processor', 'val_evaluator')
+    return {name: cfg[name] for name in names}
+
+
+@pytest.mark.parametrize('name', distinct(runtime_settings))
+def test_runner_runs_the_schedule(name, tmp_path):
+    """Two iterations with the config's own hooks, loops, optimizer, schedule and metric."""
+    cfg = load(name)
+    small = load(SMALL_PLAIN)
+    schedule, = cfg.param_scheduler
+    assert schedule.end == cfg.train_cfg.max_iters
+    hook = cfg.default_hooks.checkpoint
+    assert hook.interval == cfg.train_cfg.val_interval
+    assert cfg.train_cfg.max_iters % hook.interval == 0
+
+    cfg.model = small.model
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        cfg[key] = small[key]
+        cfg[key].dataset.update(length=2, size=(32, 32))
+        cfg[key].update(num_workers=0, persistent_workers=False)
+    cfg.merge_from_dict({
+        'model.data_preprocessor.size': (32, 32), 'train_dataloader.batch_size': 2,
+        'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'param_scheduler.0.end': 5,
+        'default_hooks.checkpoint.interval': 2, 'work_dir': str(tmp_path)})
+    cfg.train_dataloader.dataset.pipeline = cfg.val_dataloader.dataset.pipeline = [
+        dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    optimizer = runner.optim_wrapper.optimizer
+    assert isinstance(optimizer, torch.optim.SGD)
+    group = optimizer.param_groups[0]
+    assert (group['initial_lr'], group['momentum'], group['weight_decay']) == (0.01, 0.9, 5e-4)
+    # poly of power 0.9 from 0.01 to 1e-4, after two of the four steps that `end=5` has
+    assert group['lr'] == pytest.approx(1e-4 + (0.01 - 1e-4) * 0.5**0.9)
+    assert 0 <= runner.message_hub.get_scalar('val/mIoU').current() <= 100
+    assert (tmp_path / 'best_mIoU_iter_2.pth').is_file()
+    assert (tmp_path / 'iter_2.pth').is_file()
+
+
+@every_config
+def test_name_says_what_the_config_does(name):
+    fields = re.fullmatch(
+        r'(?:(mdrl)_)?(fcn|pspnet|ccnet)_(r\d+s?|efficientnet-lite0)-d8_(\d+)xb(\d+)-(\w+)_'
+        r'([a-z0-9-]+?)-(\d+)x(\d+)', name)
+    assert fields, f'{name} does not follow the naming scheme'
+    method, context, backbone, _, per_gpu, schedule, dataset, height, width = fields.groups()
+    cfg = load(name)
+
+    head = cfg.model.decode_head
+    plain = dict(fcn='FCNHead', pspnet='PSPHead', ccnet='CCHead')[context]
+    if method:
+        assert head.type == 'MDRLHead'
+        assert head.get('context', dict(type='FCNHead')).type == plain if context != 'fcn' else (
+            'context' not in head)
+    else:
+        assert head.type == plain
+    if backbone.startswith('r'):
+        assert cfg.model.backbone.depth == int(backbone.strip('rs'))
+        if cfg.model.get('pretrained'):
+            assert cfg.model.pretrained == f'open-mmlab://resnet{cfg.model.backbone.depth}_v1c'
+    else:
+        assert cfg.model.backbone.model_name == 'tf_efficientnet_lite0'
+        assert cfg.model.backbone.output_stride == 8
+
+    assert cfg.train_dataloader.batch_size == int(per_gpu)
+    assert [scheduler.end for scheduler in cfg.param_scheduler] == [cfg.train_cfg.max_iters]
+    iterations = re.fullmatch(r'(\d+)(k|it)', schedule)
+    if schedule != 'demo':
+        unit = dict(k=1000, it=1)[iterations[2]]
+        assert cfg.train_cfg.max_iters == int(iterations[1]) * unit
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        assert loader.dataset.type == DATASET_TYPES[dataset]
+    size = (int(height), int(width))
+    assert tuple(cfg.model.data_preprocessor.size) == tuple(cfg.data_preprocessor.size) == size
+    crops = [step.crop_size for step in cfg.train_pipeline if step.type == 'RandomCrop']
+    assert crops in ([size], []), crops
+
+
+@every_config
+def test_config_stands_on_its_own(name):
+    cfg = Config.fromfile(PATHS[name], import_custom_modules=False)
+    assert cfg.custom_imports == dict(imports=['mmseg_cmdl'], allow_failed_imports=False)
+    assert cfg.default_scope == 'mmseg'
+    classes = DATASETS.get(cfg.train_dataloader.dataset.type).METAINFO['classes']
+    assert cfg.model.decode_head.num_classes == len(classes)
+    assert cfg.model.auxiliary_head.num_classes == len(classes)
+    assert cfg.tta_model.type == 'SegTTAModel'
+
+
+def base_paths(path):
+    """The files that a config names in `_base_`."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == '_base_':
+            value = ast.literal_eval(node.value)
+            return [value] if isinstance(value, str) else value
+    return []
+
+
+def test_bases_are_relative_inside_the_tree_and_all_used():
+    used = set()
+    for path in [*PATHS.values(), *BASES]:
+        assert '::' not in path.read_text(), f'{path} inherits from a package, not by a path'
+        for base in base_paths(path):
+            assert base.startswith(('./', '../')), (path, base)
+            target = (path.parent / base).resolve()
+            assert target.is_file(), (path, base)
+            assert CONFIGS in target.parents, (path, base)
+            used.add(target)
+    assert used >= set(BASES), f'nobody inherits from {set(BASES) - used}'
+
+
+def test_basenames_are_unique():
+    names = [path.stem for path in CONFIGS.rglob('*.py') if path not in BASES]
+    assert len(names) == len(set(names))
+
+
+def test_consistency_losses_are_set_in_one_place():
+    expected = Config.fromfile(CONSISTENCY).loss_consistency
+    assert [(loss.type, loss.loss_weight) for loss in expected] == [
+        ('ClassLocalConsistencyLoss', 0.01), ('ClassGlobalConsistencyLoss', 0.05)]
+    assert len({loss.formulation for loss in expected}) == 1
+    for name in PATHS:
+        if name.startswith('mdrl_'):
+            assert load(name).model.decode_head.loss_consistency == expected, name
+    setters = [path for path in CONFIGS.rglob('*.py')
+               if re.search('ConsistencyLoss|formulation', path.read_text())]
+    assert setters == [CONSISTENCY]
+
+
+def plain(cfg, drop=()):
+    """A config without what tells a method from its baseline."""
+    cfg = copy.deepcopy(cfg).to_dict()
+    cfg['model'].pop('decode_head')
+    for key in ('loss_consistency', 'custom_imports', *drop):
+        cfg.pop(key, None)
+    return json.loads(json.dumps(cfg))
+
+
+@pytest.mark.parametrize('name', [name for name in PATHS if f'mdrl_{name}' in PATHS])
+def test_baseline_differs_in_nothing_but_the_head(name):
+    assert plain(load(name)) == plain(load(f'mdrl_{name}'))
+
+
+@pytest.mark.parametrize(
+    'name', [name for name in PATHS if name.startswith('mdrl_')
+             and name.endswith(('cityscapes-512x1024', 'ade20k-512x512'))])
+def test_baseline_is_mmsegmentations_own(name):
+    """Model, data and schedule as in MMSegmentation; checkpoints, tests by scale: ours."""
+    stock, = MMSEG_CONFIGS.glob(f'*/{name.replace("mdrl_", "", 1)}.py')
+    drop = ('default_hooks', 'tta_pipeline')
+    assert plain(load(name), drop) == plain(Config.fromfile(stock), drop)
+
+
+def test_coco_stuff_is_as_in_mmsegmentation():
+    ours = Config.fromfile(CONFIGS / '_base_/datasets/coco-stuff164k.py')
+    stock = Config.fromfile(MMSEG_CONFIGS / '_base_/datasets/coco-stuff164k.py')
+    ours.pop('tta_pipeline')
+    stock.pop('tta_pipeline')
+    assert ours.to_dict() == stock.to_dict()
+
+
+def data_settings(cfg):
+    return (cfg.train_dataloader.dataset, cfg.test_dataloader.dataset, cfg.tta_pipeline)
+
+
+def write_image_and_labels(dataset, root, num_classes):
+    """An image and a label map as this dataset has them on disk, every class present."""
+    suffixes = inspect.signature(DATASETS.get(dataset.type).__init__).parameters
+    if 'img_suffix' not in suffixes:
+        return
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 256, (90, 160, 3), dtype=np.uint8)
+    offset = int(dataset.type == 'ADE20KDataset')  # 0 there is 'other', dropped when loading
+    labels = generator.integers(0, num_classes + offset, (90, 160), dtype=np.uint8)
+    labels[0, :num_classes] = np.arange(num_classes)[:160] + offset
+    for key, array, suffix in (('img_path', image, 'img_suffix'),
+                               ('seg_map_path', labels, 'seg_map_suffix')):
+        folder = root / dataset.data_prefix[key]
+        folder.mkdir(parents=True, exist_ok=True)
+        ending = dataset.get(suffix) or suffixes[suffix].default or '.png'
+        assert cv2.imwrite(str(folder / f'one{ending}'), array)
+
+
+@pytest.mark.parametrize('name', distinct(data_settings))
+def test_pipelines_run(name, tmp_path):
+    cfg = load(name)
+    init_default_scope('mmseg')
+    num_classes = cfg.model.decode_head.num_classes
+    loaders = dict(train=cfg.train_dataloader, val=cfg.val_dataloader, test=cfg.test_dataloader,
+                   tta=copy.deepcopy(cfg.test_dataloader))
+    loaders['tta'].dataset.pipeline = cfg.tta_pipeline
+    samples = {}
+    for split, loader in loaders.items():
+        dataset = loader.dataset
+        if 'data_root' in dataset:
+            dataset.data_root = str(tmp_path)
+            write_image_and_labels(dataset, tmp_path, num_classes)
+        samples[split] = DATASETS.build(dataset)[0]
+
+    crop = cfg.data_preprocessor.size
+    train = samples['train']
+    assert train['inputs'].shape[0] == 3
+    assert all(0 < side <= most for side, most in zip(train['inputs'].shape[1:], crop))
+    assert train['data_samples'].gt_sem_seg.shape == train['inputs'].shape[1:]
+    for split in ('train', 'val', 'test'):
+        values = set(samples[split]['data_samples'].gt_sem_seg.data.unique().tolist())
+        assert set() < values - {255} <= set(range(num_classes)), (split, values)
+    for split in ('val', 'test'):
+        sample = samples[split]['data_samples']
+        assert sample.gt_sem_seg.shape == tuple(sample.ori_shape[:2])
+        if 'data_root' in loaders[split].dataset:
+            assert set(range(num_classes)) <= set(sample.gt_sem_seg.data.unique().tolist())
+
+    single = samples['test']['inputs'].shape[1:]
+    views = samples['tta']['inputs']
+    flips = [sample.flip for sample in samples['tta']['data_samples']]
+    assert len(views) == 2 * len(cfg.img_ratios)
+    assert flips.count(True) == flips.count(False) == len(cfg.img_ratios)
+    heights = sorted({view.shape[1] for view in views})
+    assert heights == pytest.approx([ratio * single[0] for ratio in sorted(cfg.img_ratios)], abs=1)
+
+
+@pytest.mark.parametrize('name', [ABLATED, SMALL])
+def test_multi_scale_and_flip_test_averages_all_views(name):
+    """`--tta` wires tta_model around the model as tools/test.py does."""
+    cfg = offline(load(SMALL))
+    tta = load(name).tta_model
+    cfg.model.data_preprocessor.size = None
+    model = MODELS.build(dict(tta, module=cfg.model)).eval()
+    image = tiny_batch(11, images=1)
+    flipped = copy.deepcopy(image)
+    flipped['inputs'][0] = flipped['inputs'][0].flip(-1)
+    image['data_samples'][0].set_metainfo(dict(flip=False, flip_direction=None))
+    flipped['data_samples'][0].set_metainfo(dict(flip=True, flip_direction='horizontal'))
+    views = dict(inputs=[image['inputs'], flipped['inputs']],
+                 data_samples=[image['data_samples'], flipped['data_samples']])
+    with torch.no_grad():
+        merged, = model.test_step(views)
+        logits = [model.module.test_step(copy.deepcopy(view))[0].seg_logits.data
+                  for view in (image, flipped)]
+    expected = (logits[0].softmax(0) + logits[1].softmax(0)).argmax(0)
+    assert torch.equal(merged.pred_sem_seg.data[0], expected)
+
+
+def documented_options():
+    """(config, options) of every command and ablation in the README."""
+    text = README.read_text().replace('\\\n', ' ')
+    found = []
+    for line in text.splitlines():
+        if '--cfg-options ' in line:
+            config = re.search(r'configs/mdrl/(\S+)\.py', line)[1]
+            found.append((config, line.partition('--cfg-options ')[2].split()))
+        elif line.startswith('|'):
+            for cell in re.findall(r'`([^`]*)`', line):
+                if re.fullmatch(r'[\w.]+=\S+( [\w.]+=\S+)*', cell):
+                    found.append((ABLATED, cell.split()))
+    return found
+
+
+DOCUMENTED = documented_options()
+
+
+def test_readme_documents_the_papers_ablations():
+    options = [option for _, option in DOCUMENTED]
+    for number in range(1, 16, 2):
+        assert [f'model.decode_head.bank.num_distributions={number}'] in options
+    weights = 'model.decode_head.loss_consistency.{}.loss_weight={}'
+    for alpha, beta in [(0.01, beta) for beta in (0.01, 0.02, 0.03, 0.05, 0.06, 0.07, 0.1, 0.45)
+                        ] + [(0.02, 0.01)]:
+        assert [weights.format(0, alpha), weights.format(1, beta)] in options
+    assert [weights.format(0, 0)] in options
+    assert [weights.format(1, 0)] in options
+
+
+@pytest.mark.parametrize(
+    ('name', 'options'), DOCUMENTED, ids=[' '.join(options) for _, options in DOCUMENTED])
+def test_documented_options_merge_and_build(name, options):
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    given = parser.parse_args(['--cfg-options', *options]).cfg_options
+    cfg = load(name)
+    cfg.merge_from_dict(given)
+    for key, value in given.items():
+        at = cfg
+        for part in key.split('.'):
+            at = at[int(part)] if part.isdigit() else at[part]
+        assert at == value, key
+
+    parts = {key.split('.')[0] for key in given}
+    assert parts <= {'model', 'randomness', 'train_dataloader'}
+    if any('FILE' in option for option in options):
+        return  # test_weights_file_is_loaded
+    with torch.device('meta'):
+        head = MODELS.build(offline(cfg).model).decode_head
+    for key, value in given.items():
+        if key.endswith('num_distributions'):
+            assert head.bank.distributions.shape[1] == value
+            assert head.fuse_memory.conv.in_channels == value * head.channels
+        elif '.loss_consistency.' in key:
+            index, attribute = key.split('.')[-2:]
+            assert getattr(head.consistency.losses[int(index)], attribute) == value
+        elif key.startswith('model.decode_head.bank.'):
+            assert getattr(head.bank, key.split('.')[-1]) == value
+    if 'randomness.seed' in given:
+        assert 'seed' in inspect.signature(Runner.set_randomness).parameters
+
+
+@pytest.mark.parametrize('index', [0, 1])
+def test_loss_of_weight_zero_is_without_effect(index):
+    """Table 3: the other loss alone."""
+    cfg = offline(load(SMALL))
+    cfg.merge_from_dict({f'model.decode_head.loss_consistency.{index}.loss_weight': 0})
+    model = tiny_model(cfg)
+    losses = model.decode_head.consistency.losses
+    log, norms = train_step(model, cfg)
+    assert log[f'decode.{losses[index].loss_name}'] == 0
+    assert log[f'decode.{losses[1 - index].loss_name}'] > 0
+    assert np.isfinite(list(log.values())).all()
+    assert all(np.isfinite(norm) for norm in norms.values())
+
+
+@pytest.mark.parametrize(('stock', 'change', 'context'), [
+    ('fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', "dict(type='MDRLHead')", None),
+    ('pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+     "dict(type='MDRLHead', context=dict(type='PSPHead'))", 'PSPHead'),
+])
+def test_one_line_turns_a_stock_config_into_mdrl(stock, change, context, tmp_path):
+    path = tmp_path / 'changed.py'
+    path.write_text(f"_base_ = '{(MMSEG_CONFIGS / stock).as_posix()}'\n"
+                    "custom_imports = dict(imports=['mmseg_cmdl'], allow_failed_imports=False)\n"
+                    f'model = dict(decode_head={change})\n')
+    cfg = offline(Config.fromfile(path))
+    model = tiny_model(cfg)
+    head = model.decode_head
+    assert type(head).__name__ == 'MDRLHead'
+    assert (head.in_channels, head.channels, head.num_classes) == (2048, 512, 19)
+    if context:
+        assert type(head.context.head).__name__ == context
+    before = head.bank.distributions.clone()
+    log, norms = train_step(model, cfg)
+    assert np.isfinite(log['loss'])
+    assert all(norm is not None for norm in norms.values())
+    assert not torch.equal(before, head.bank.distributions)
+
+
+@pytest.mark.skipif(not HAS_TIMM, reason='timm can not be imported here')
+def test_weights_file_is_loaded(tmp_path):
+    """Both ways the README gives to load ImageNet weights from a file."""
+    import timm
+    name = load(LITE0).model.backbone.model_name
+    whole = timm.create_model(name, pretrained=False)
+    features = timm.create_model(name, pretrained=False, features_only=True)
+    missing = features.load_state_dict(whole.state_dict(), strict=False)
+    assert not missing.missing_keys
+    torch.save(whole.state_dict(), tmp_path / 'whole.pth')
+    torch.save(features.state_dict(), tmp_path / 'features.pth')
+    for options in ({'model.backbone.pretrained_cfg_overlay.file': str(tmp_path / 'whole.pth')},
+                    {'model.backbone.pretrained': False,
+                     'model.backbone.checkpoint_path': str(tmp_path / 'features.pth')}):
+        cfg = load(LITE0)
+        init_default_scope('mmseg')
+        cfg.merge_from_dict(options)
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+        state = model.backbone.timm_model.state_dict()
+        for key, value in features.state_dict().items():
+            assert torch.equal(state[key], value), key
+        channels = model.backbone.timm_model.feature_info.channels()
+        reduction = model.backbone.timm_model.feature_info.reduction()
+        assert (channels, reduction) == ([16, 24, 40, 112, 320], [2, 4, 8, 8, 8])

@@ -1,0 +1,151 @@
+"""Metafiles and READMEs name configs that exist, all of them, and no figure of unknown origin."""
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from mmengine.config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / 'configs'
+INDEX = ROOT / 'model-index.yml'
+METAFILES = sorted(CONFIGS.glob('*/metafile.yml'))
+PATHS = {path.stem: path for path in sorted(CONFIGS.rglob('*.py')) if '_base_' not in path.parts}
+SINGLE, MULTI = 'mIoU (paper)', 'mIoU (paper, ms+flip)'
+MEASURED = 'mIoU (measured here)'
+SETTING = {'cityscapes': '4xb2-80k_cityscapes-512x1024', 'ade20k': '4xb4-160k_ade20k-512x512'}
+
+# MDRL, tables 1, 5 and 6: (context, backbone, dataset): (plain, MDRL, MDRL with ms+flip)
+PAPER = {
+    ('fcn', 'r50', 'cityscapes'): ('75.16', '79.16', None),
+    ('pspnet', 'r50', 'cityscapes'): ('78.55', '80.05', None),
+    ('ccnet', 'r50', 'cityscapes'): ('79.15', '79.78', None),
+    ('pspnet', 'r101', 'cityscapes'): ('79.76', '81.01', None),
+    ('fcn', 'r50', 'ade20k'): ('36.96', '42.57', None),
+    ('pspnet', 'r50', 'ade20k'): ('42.64', '44.39', '45.43'),
+    ('ccnet', 'r50', 'ade20k'): ('42.47', '43.22', None),
+    ('pspnet', 'r101', 'ade20k'): (None, None, '46.70'),
+}
+PAPER = {f'mdrl_{context}_{backbone}-d8_{SETTING[dataset]}': figures
+         for (context, backbone, dataset), figures in PAPER.items()}
+HEAD = 'model.decode_head'
+ALPHA, BETA = (f'{HEAD}.loss_consistency.{index}.loss_weight' for index in (0, 1))
+# tables 2, 3 and 4
+ABLATIONS = {
+    **{f'{HEAD}.bank.num_distributions={number}': mIoU for number, mIoU in zip(
+        range(1, 16, 2),
+        ['78.50', '78.64', '78.66', '77.47', '79.16', '78.74', '78.35', '78.54'])},
+    f'{BETA}=0': '78.20', f'{ALPHA}=0': '77.59',
+    **{f'{ALPHA}=0.01 {BETA}={beta}': mIoU for beta, mIoU in zip(
+        ['0.01', '0.02', '0.03', '0.05', '0.06', '0.07', '0.1', '0.45'],
+        ['78.97', '78.8', '78.00', '79.16', '78.51', '78.03', '78.07', '78.58'])},
+    f'{ALPHA}=0.02 {BETA}=0.01': '78.36',
+}
+CLASSES = {'Cityscapes': 'CityscapesDataset', 'ADE20K': 'ADE20KDataset', 'CamVid': 'CamVidDataset',
+           'COCO-Stuff 164k': 'COCOStuffDataset', 'Synthetic scenes': 'SyntheticScenesDataset'}
+
+
+def models():
+    """(metafile, entry) of every model."""
+    return [(path, entry) for path in METAFILES
+            for entry in yaml.safe_load(path.read_text())['Models']]
+
+
+ENTRIES = {entry['Name']: (path, entry) for path, entry in models()}
+
+
+def test_index_imports_every_metafile():
+    imported = yaml.safe_load(INDEX.read_text())['Import']
+    assert sorted(imported) == [path.relative_to(ROOT).as_posix() for path in METAFILES]
+
+
+def test_every_config_has_one_entry_and_every_entry_a_config():
+    names = [entry['Name'] for _, entry in models()]
+    assert sorted(names) == sorted(PATHS)
+    for name, (metafile, entry) in ENTRIES.items():
+        assert ROOT / entry['Config'] == PATHS[name]
+        assert PATHS[name].parent == metafile.parent
+
+
+@pytest.mark.parametrize('name', ENTRIES)
+def test_entry_agrees_with_its_config(name):
+    metafile, entry = ENTRIES[name]
+    cfg = Config.fromfile(PATHS[name], import_custom_modules=False)
+    gpus, per_gpu = map(int, re.search(r'_(\d+)xb(\d+)-', name).groups())
+    data = entry['Metadata']
+    assert data['Batch Size'] == gpus * per_gpu == gpus * cfg.train_dataloader.batch_size
+    assert data['Training Data'] == entry['Results']['Dataset']
+    assert CLASSES[data['Training Data']] == cfg.train_dataloader.dataset.type
+    collection, = (item for item in yaml.safe_load(metafile.read_text())['Collections']
+                   if item['Name'] == entry['In Collection'])
+    assert data['Training Data'] in collection['Metadata']['Training Data']
+    assert (ROOT / collection['README']).parent == metafile.parent
+    assert (entry['In Collection'] == 'MDRL') == (cfg.model.decode_head.type == 'MDRLHead')
+
+
+def table_rows(path):
+    """Cells of every row of every table."""
+    return [[cell.strip() for cell in line.strip('|').split('|')]
+            for line in path.read_text().splitlines() if line.startswith('|')]
+
+
+def test_figures_say_whose_they_are():
+    """The paper's, or measured here and in the README; no checkpoint is published."""
+    for name, (metafile, entry) in ENTRIES.items():
+        assert not {'Weights', 'Training log'} & set(entry), name
+        _, single, multi = PAPER.get(name, (None, None, None))
+        expected = {key: float(figure) for key, figure in {SINGLE: single, MULTI: multi}.items()
+                    if figure}
+        metrics = dict(entry['Results']['Metrics'])
+        measured = metrics.pop(MEASURED, None)
+        assert metrics == expected, name
+        row, = (row for row in table_rows(metafile.parent / 'README.md')
+                if row[0] == f'[{name}]({name}.py)')
+        assert (measured is None) == (row[-1] == 'not yet measured'), name
+        assert measured is None or str(measured) in row[-1], name
+
+
+def test_readme_tables_have_the_papers_figures():
+    rows = {row[0]: row[1:] for row in table_rows(CONFIGS / 'mdrl' / 'README.md')}
+    for name, (plain, single, multi) in PAPER.items():
+        row = rows[f'[{name}]({name}.py)'][:-1]
+        expected = [plain, single] + ([multi] if 'ade20k' in name else [])
+        assert row == [figure or '-' for figure in expected], name
+
+
+def test_readme_ablations_have_the_papers_figures():
+    found = {}
+    for row in table_rows(CONFIGS / 'mdrl' / 'README.md'):
+        options = [cell.strip('`') for cell in row if cell.startswith(f'`{HEAD}.')]
+        if options and re.fullmatch(r'\d\d\.\d+', row[-2]):
+            found[options[0]] = row[-2]
+    assert found == ABLATIONS
+
+
+@pytest.mark.parametrize('folder', [path.parent.name for path in METAFILES])
+def test_readme_lists_every_config_and_its_links_resolve(folder):
+    readme = CONFIGS / folder / 'README.md'
+    text = readme.read_text()
+    links = [link for link in re.findall(r'\]\(([^)]+)\)', text) if '://' not in link]
+    for link in links:
+        assert (readme.parent / link).exists(), link
+    for name, path in PATHS.items():
+        if path.parent == readme.parent:
+            assert f'[{name}]({name}.py)' in text, name
+    for name in re.findall(r'configs/\w+/([\w.-]+)\.py', text):
+        assert name in PATHS, name
+
+
+def test_mim_search_lists_every_config():
+    """What `mim search mmseg_cmdl` shows, from the file it reads."""
+    modelindex = pytest.importorskip('modelindex')
+    search = pytest.importorskip('mim.commands.search')
+    table = search.convert2df(modelindex.load(str(INDEX)))
+    assert set(table.index) == set(PATHS)
+    row = table.loc['mdrl_pspnet_r50-d8_4xb4-160k_ade20k-512x512']
+    assert row['model'] == 'mdrl'
+    assert row['batch_size'] == 16
+    assert row['ade20k/miou_(paper)'] == 44.39
+    assert row['config'] == 'configs/mdrl/mdrl_pspnet_r50-d8_4xb4-160k_ade20k-512x512.py'
+    found = search.filter_by_models(table, ['pspnet'])
+    assert set(found.index) == {name for name in PATHS if name.startswith('pspnet')}
