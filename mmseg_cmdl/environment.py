@@ -5,6 +5,8 @@ Versions are read from each package's ``version.py`` without importing the packa
 working OpenCV, so neither can be asked what it is while something is wrong.
 """
 import importlib
+import pkgutil
+import platform
 import runpy
 import sys
 from importlib import metadata, util
@@ -97,6 +99,16 @@ def _wrong_version(module: str, wanted: str) -> Optional[str]:
     return f'mmseg_cmdl needs {module} {wanted}, but {found}; run: {install_command(module)}'
 
 
+def _python_too_new() -> Optional[str]:
+    if Version(version_of('mmengine')) > Version('0.10.7') or hasattr(pkgutil, 'find_loader'):
+        return None
+    return (
+        f"mmseg_cmdl needs Python 3.13 or older, as mmengine {version_of('mmengine')} uses "
+        f'pkgutil.find_loader, but this is Python {platform.python_version()}; run: '
+        'python3.13 -m venv ENV'
+    )
+
+
 def _missing_pkg_resources() -> Optional[str]:
     if Version(version_of('mmengine')) > Version('0.10.7') or util.find_spec('pkg_resources'):
         return None
@@ -130,7 +142,7 @@ def problem() -> Optional[str]:
         sentence = _wrong_version(module, wanted)
         if sentence is not None:
             return sentence
-    return _missing_pkg_resources() or _broken_opencv()
+    return _python_too_new() or _missing_pkg_resources() or _broken_opencv()
 
 
 def check() -> None:

@@ -1,0 +1,24 @@
+"""Where things are, for tests that start other processes."""
+import os
+import socket
+from pathlib import Path
+
+import mmseg_cmdl
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(mmseg_cmdl.__file__).resolve().parent
+# The tools that belong to the package under test: the installed ones if there are any.
+TOOLS = PACKAGE / '.mim' / 'tools' if (PACKAGE / '.mim').is_dir() else ROOT / 'tools'
+
+
+def child_environment(*first_on_path):
+    """Environment for a child process that imports the same mmseg_cmdl as the tests do."""
+    path = [*map(str, first_on_path), str(PACKAGE.parent)]
+    return {**os.environ, 'PYTHONPATH': os.pathsep.join(path), 'OMP_NUM_THREADS': '1'}
+
+
+def free_port():
+    """A port on which nobody listens right now."""
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]

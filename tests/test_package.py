@@ -1,0 +1,401 @@
+"""What an install carries, what an import changes, and what it says where it can't work."""
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import mmseg_cmdl
+from mmseg_cmdl import environment
+from tests.paths import ROOT, child_environment
+
+PACKAGE = Path(mmseg_cmdl.__file__).resolve().parent
+INSTALLED = (PACKAGE / '.mim').is_dir()
+
+
+def python(*arguments, first_on_path=(), **options):
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=child_environment(*first_on_path),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
+
+
+def test_the_installed_package_is_under_test():
+    if os.environ.get('MMSEG_CMDL_TEST_INSTALLED') != '1':
+        pytest.skip('only where MMSEG_CMDL_TEST_INSTALLED=1, as `make test` sets it')
+    assert INSTALLED
+    assert PACKAGE.parent != ROOT
+
+
+# ------------------------------------------------------------------------------- the wheel
+
+
+@pytest.fixture(scope='module')
+def wheels(tmp_path_factory):
+    """The wheel built from the source tree, the one built from its sdist, and the tree itself."""
+    if not (ROOT / 'setup.py').is_file():
+        pytest.skip('no source tree around the tests')
+    folder = tmp_path_factory.mktemp('build')
+    tree = folder / 'tree'
+    for name in ('mmseg_cmdl', 'configs', 'tools', 'tests', 'requirements'):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns('__pycache__'))
+    for file in ROOT.iterdir():
+        if file.is_file():
+            shutil.copy(file, tree)
+    before = {path for path in tree.rglob('*') if path.is_file()}
+    # Left over from an earlier build: must not reach the wheel.
+    stale = tree / 'build' / 'lib' / 'mmseg_cmdl'
+    (stale / '.mim' / 'configs').mkdir(parents=True)
+    (stale / 'removed_module.py').touch()
+    (stale / '.mim' / 'configs' / 'removed_config.py').touch()
+
+    def build(kind, source, target):
+        code = f'from setuptools import build_meta; print(build_meta.build_{kind}({str(target)!r}))'
+        done = python('-c', code, cwd=source)
+        assert done.returncode == 0, done.stderr
+        return target / done.stdout.split()[-1]
+
+    (folder / 'direct').mkdir()
+    direct = build('wheel', tree, folder / 'direct')
+    left = {path for path in tree.rglob('*') if path.is_file()} - before
+    sdist = build('sdist', tree, folder)
+    shutil.unpack_archive(sdist, folder / 'unpacked', filter='data')
+    (source,) = (folder / 'unpacked').iterdir()
+    (folder / 'through_sdist').mkdir()
+    return direct, build('wheel', source, folder / 'through_sdist'), {
+        path.relative_to(tree).parts[0] for path in left
+    }
+
+
+def test_a_wheel_carries_package_configs_tools_and_model_index(wheels):
+    names = set(zipfile.ZipFile(wheels[0]).namelist())
+    expected = {
+        f'mmseg_cmdl/{path.relative_to(ROOT / "mmseg_cmdl").as_posix()}'
+        for path in (ROOT / 'mmseg_cmdl').rglob('*.py')
+    }
+    for part in ('configs', 'tools'):
+        expected |= {
+            f'mmseg_cmdl/.mim/{path.relative_to(ROOT).as_posix()}'
+            for path in (ROOT / part).rglob('*')
+            if path.is_file() and '__pycache__' not in path.parts
+        }
+    expected.add('mmseg_cmdl/.mim/model-index.yml')
+    assert {name for name in names if '.dist-info/' not in name} == expected
+    assert 'mmseg_cmdl/.mim/tools/train.py' in names
+    assert any(name.startswith('mmseg_cmdl/.mim/configs/mdrl/') for name in names)
+    assert any(name.endswith('LICENSE') for name in names)
+
+
+def test_launchers_stay_executable_in_a_wheel(wheels):
+    infos = zipfile.ZipFile(wheels[0]).infolist()
+    scripts = [info for info in infos if info.filename.endswith('.sh')]
+    assert len(scripts) == 4
+    assert all(info.external_attr >> 16 & 0o111 for info in scripts)
+
+
+def test_a_wheel_by_way_of_the_sdist_is_the_same(wheels):
+    direct, through_sdist = (
+        {info.filename: info.CRC for info in zipfile.ZipFile(wheel).infolist()}
+        for wheel in wheels[:2]
+    )
+    assert direct == through_sdist
+
+
+def test_building_leaves_the_source_tree_clean(wheels):
+    assert wheels[2] <= {'build', 'mmseg_cmdl.egg-info'}
+
+
+def test_metadata_leaves_the_choice_of_mmcv_to_the_user(wheels):
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith('.dist-info/METADATA'))
+        lines = wheel.read(name).decode().splitlines()
+    required = [line for line in lines if line.startswith('Requires-Dist:')]
+    always = {line.split()[1].rstrip(';') for line in required if 'extra ==' not in line}
+    assert {word.split('>')[0] for word in always} == {
+        'numpy', 'torch', 'packaging', 'ftfy', 'regex'
+    }
+    extras = {line.split()[1] for line in lines if line.startswith('Provides-Extra:')}
+    assert extras == {'mmseg', 'mim', 'dev'}
+    assert f'Version: {mmseg_cmdl.__version__}' in lines
+
+
+@pytest.mark.skipif(not INSTALLED, reason='mim needs an ordinary install')
+def test_mim_trains_and_tests_in_an_empty_folder(tiny_config, tmp_path):
+    pytest.importorskip('mim')
+    folder = tmp_path / 'empty'
+    folder.mkdir()
+    train = python('-m', 'mim', 'train', 'mmseg_cmdl', str(tiny_config), '--gpus', '0',
+                   '--work-dir', 'job', cwd=folder)
+    assert train.returncode == 0, train.stderr
+    assert (folder / 'job' / 'iter_4.pth').is_file()
+    test = python('-m', 'mim', 'test', 'mmseg_cmdl', str(tiny_config), '--gpus', '0',
+                  '--checkpoint', 'job/iter_4.pth', '--work-dir', 'test', cwd=folder)
+    assert test.returncode == 0, test.stderr
+    assert len(list(folder.glob('test/*/*.json'))) == 1
+
+
+# ------------------------------------------------------------------------------- the import
+
+UNCHANGED = r"""
+import importlib.machinery, inspect, sys, types
+
+# What mmseg_cmdl would do for mmcv-lite, so that everything can be imported before it.
+try:
+    import mmcv._ext
+except ImportError:
+    ext = types.ModuleType('mmcv._ext')
+    ext.__spec__ = importlib.machinery.ModuleSpec('mmcv._ext', loader=None)
+    def __getattr__(name):
+        if name.startswith('_'):
+            raise AttributeError(name)
+        return print
+
+    ext.__getattr__ = __getattr__
+    sys.modules['mmcv._ext'] = ext
+
+import mmengine.registry, mmengine.runner, mmengine.hooks, mmengine.optim, mmengine.visualization
+import mmseg.apis, mmseg.datasets, mmseg.engine, mmseg.evaluation, mmseg.models, mmseg.registry
+import mmseg.structures, mmseg.visualization, torch
+from mmengine.registry import Registry
+
+
+def registries():
+    found = {}
+    for module in (mmengine.registry, mmseg.registry):
+        for registry in vars(module).values():
+            if isinstance(registry, Registry):
+                found[registry.scope, registry.name] = registry
+    return found
+
+
+def contents():
+    return {key: dict(registry.module_dict) for key, registry in registries().items()}
+
+
+def attributes():
+    hosts = ('mmcv', 'mmengine', 'mmseg', 'torch.serialization', 'torch.nn', 'pickle', 'numpy.core')
+    return {
+        (name, key): id(value)
+        for name, module in list(sys.modules.items())
+        if name.startswith(hosts) and isinstance(module, types.ModuleType)
+        for holder in [module, *(v for v in vars(module).values() if inspect.isclass(v))]
+        for key, value in ((f'{getattr(holder, "__qualname__", "")}.{k}', v)
+                           for k, v in list(vars(holder).items()))
+        if isinstance(value, (types.FunctionType, type, staticmethod, classmethod, property))
+    }
+
+
+registered, patched = contents(), attributes()
+import mmseg_cmdl
+after = contents()
+assert after.keys() == registered.keys()
+new = {}
+for key, entries in after.items():
+    for name, entry in entries.items():
+        if name in registered[key]:
+            assert entry is registered[key][name], f'{key} {name} was replaced'
+        else:
+            new[name] = entry.__module__
+assert registered.keys() >= {('mmengine', 'model'), ('mmseg', 'model'), ('mmseg', 'dataset')}
+for key, entries in registered.items():
+    assert entries.keys() <= after[key].keys(), f'{key} lost entries'
+assert new and all(module.startswith('mmseg_cmdl.') for module in new.values()), new
+now = attributes()
+changed = [key for key in patched if patched[key] != now.get(key)]
+assert not changed, changed
+assert len(patched) > 3000, len(patched)
+print(*sorted(new))
+"""
+
+
+def test_import_registers_only_new_names_and_patches_nothing():
+    done = python('-c', UNCHANGED)
+    assert done.returncode == 0, done.stderr
+    assert {'MDRLHead', 'CamVidDataset', 'SyntheticScenesDataset'} <= set(done.stdout.split())
+
+
+def test_registering_again_changes_nothing():
+    from mmseg.registry import MODELS
+
+    before = dict(MODELS.module_dict)
+    mmseg_cmdl.register()
+    assert MODELS.module_dict == before
+
+
+# ------------------------------------------------------------------ where it can't work
+
+GOOD = {'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmseg': '1.2.2'}
+
+
+def fake_packages(folder, versions):
+    """Packages that have a version and can't be imported, as `mmseg` beside a wrong mmcv."""
+    for module, version in versions.items():
+        (folder / module).mkdir(parents=True)
+        (folder / module / '__init__.py').write_text('raise AssertionError("do not import me")')
+        (folder / module / 'version.py').write_text(f"__version__ = '{version}'")
+    return folder
+
+
+def import_error(folder, hidden=()):
+    """The last line that `import mmseg_cmdl` prints with `folder` first on the path."""
+    hide = ''.join(f'sys.modules[{name!r}] = None; ' for name in hidden)
+    done = python('-c', f'import sys; {hide}import mmseg_cmdl', first_on_path=[folder])
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith('ImportError: '), done.stderr
+    return last[len('ImportError: ') :]
+
+
+@pytest.mark.parametrize(
+    ('versions', 'sentence'),
+    [
+        (
+            {'mmseg': '1.1.0'},
+            'mmseg_cmdl needs mmseg >=1.2.0,<2.0.0, but 1.1.0 is installed; '
+            "run: pip install 'mmsegmentation>=1.2.0,<2.0.0'",
+        ),
+        (
+            {'mmseg': '0.30.0'},
+            'mmseg_cmdl needs mmseg >=1.2.0,<2.0.0, but 0.30.0 is installed; '
+            "run: pip install 'mmsegmentation>=1.2.0,<2.0.0'",
+        ),
+        (
+            {'mmcv': '1.7.2'},
+            'mmseg_cmdl needs mmcv >=2.0.0rc4,<2.2.0, but 1.7.2 is installed; '
+            "run: pip install 'mmcv-lite>=2.0.0rc4,<2.2.0'",
+        ),
+        (
+            {'mmcv': '2.2.0'},
+            'mmseg_cmdl needs mmcv >=2.0.0rc4,<2.2.0, but 2.2.0 is installed; '
+            "run: pip install 'mmcv-lite>=2.0.0rc4,<2.2.0'",
+        ),
+        (
+            {'mmengine': '0.7.4'},
+            'mmseg_cmdl needs mmengine >=0.10.0,<1.0.0, but 0.7.4 is installed; '
+            "run: pip install 'mmengine>=0.10.0,<1.0.0'",
+        ),
+        (
+            {'mmengine': '1.0.0'},
+            'mmseg_cmdl needs mmengine >=0.10.0,<1.0.0, but 1.0.0 is installed; '
+            "run: pip install 'mmengine>=0.10.0,<1.0.0'",
+        ),
+        (
+            {'mmseg': '1.4.2', 'mmcv': '3.0.0'},
+            'mmseg_cmdl needs mmcv >=2.0.0rc4,<3.0.0, but 3.0.0 is installed; '
+            "run: pip install --no-deps 'mmcv-lite>=2.0.0rc4,<3.0.0'",
+        ),
+        (
+            {'mmseg': '1.4.2', 'mmengine': '0.9.0'},
+            'mmseg_cmdl needs mmengine >=0.10.0,<1.0.0, but 0.9.0 is installed; '
+            "run: pip install 'onedl-mmengine>=0.10.0,<1.0.0'",
+        ),
+    ],
+)
+def test_unsupported_version(tmp_path, versions, sentence):
+    folder = fake_packages(tmp_path, {**GOOD, **versions})
+    assert import_error(folder) == sentence
+
+
+@pytest.mark.parametrize(
+    ('module', 'command'),
+    [
+        ('mmseg', "pip install 'mmsegmentation>=1.2.0,<2.0.0'"),
+        ('mmcv', "pip install 'mmcv-lite>=2.0.0rc4,<2.2.0'"),
+        ('mmengine', "pip install 'mmengine>=0.10.0,<1.0.0'"),
+        ('torch', "pip install 'torch>=2.0'"),
+    ],
+)
+def test_missing_package(tmp_path, module, command):
+    sentence = import_error(fake_packages(tmp_path, GOOD), hidden=[module])
+    assert sentence.startswith(f'mmseg_cmdl needs {module} >=')
+    assert sentence.endswith(f', but it is not installed; run: {command}')
+
+
+def test_folder_left_by_an_uninstall_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / 'left_behind' / 'ops').mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert environment.version_of('left_behind') is None
+
+
+def test_nothing_installed_names_both_families(tmp_path):
+    sentence = import_error(tmp_path, hidden=['mmseg', 'mmcv', 'mmengine'])
+    assert environment.INSTALL_OPENMMLAB in sentence
+    assert environment.INSTALL_FORK in sentence
+
+
+def test_compiled_mmcv_of_a_wrong_version_goes_first(tmp_path):
+    folder = fake_packages(tmp_path, {**GOOD, 'mmcv': '2.2.0'})
+    (folder / 'mmcv-2.2.0.dist-info').mkdir()
+    (folder / 'mmcv-2.2.0.dist-info' / 'METADATA').write_text('Name: mmcv\nVersion: 2.2.0\n')
+    assert import_error(folder).endswith(
+        "run: pip uninstall -y mmcv && pip install 'mmcv-lite>=2.0.0rc4,<2.2.0'"
+    )
+
+
+def test_setuptools_without_pkg_resources(tmp_path):
+    sentence = import_error(fake_packages(tmp_path, GOOD), hidden=['pkg_resources'])
+    assert sentence.startswith('mmseg_cmdl needs setuptools <81, ')
+    assert sentence.endswith("is installed; run: pip install 'setuptools<81'")
+
+
+def test_newer_mmengine_needs_no_pkg_resources(tmp_path):
+    folder = fake_packages(tmp_path, {**GOOD, 'mmseg': '1.4.2', 'mmengine': '0.10.12'})
+    (folder / 'cv2.py').write_text('raise ImportError("stop here")')
+    assert 'OpenCV' in import_error(folder, hidden=['pkg_resources'])
+
+
+def test_opencv_without_its_system_libraries(tmp_path):
+    folder = fake_packages(tmp_path, GOOD)
+    (folder / 'cv2.py').write_text(
+        'raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")'
+    )
+    assert import_error(folder) == (
+        'mmseg_cmdl needs OpenCV, which cannot be imported here (libGL.so.1: cannot open shared '
+        'object file: No such file or directory); run: '
+        'pip install --no-deps --force-reinstall opencv-python-headless'
+    )
+
+
+def test_python_too_new_for_mmengine(tmp_path):
+    folder = fake_packages(tmp_path, GOOD)
+    (folder / 'sitecustomize.py').write_text('import pkgutil; del pkgutil.find_loader')
+    sentence = import_error(folder)
+    assert sentence.startswith('mmseg_cmdl needs Python 3.13 or older, ')
+
+
+# ------------------------------------------------------------------------------ the report
+
+
+def test_report_of_a_working_environment():
+    done = python('-m', 'mmseg_cmdl')
+    assert done.returncode == 0, done.stderr
+    assert f'mmseg_cmdl              {mmseg_cmdl.__version__} in {PACKAGE}' in done.stdout
+    lines = {line[2:18].strip(): line[18:].split()[0] for line in done.stdout.splitlines()[-5:]}
+    assert lines.keys() == {'import', 'mim', 'compiled mmcv', 'CUDA', 'distributed'}
+    assert lines['import'] == 'open'
+    assert lines['distributed'] == 'open'
+    if not INSTALLED:
+        assert lines['mim'] == 'closed'
+
+
+def test_report_of_a_broken_environment(tmp_path):
+    folder = fake_packages(tmp_path, {**GOOD, 'mmcv': '2.2.0'})
+    done = python('-m', 'mmseg_cmdl', first_on_path=[folder])
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith('  import '))
+    assert line.split(maxsplit=2)[1:] == ['closed', import_error(folder)]
+
+
+def test_report_without_torch(tmp_path):
+    blocker = tmp_path / 'sitecustomize.py'
+    blocker.write_text("import sys; sys.modules['torch'] = None")
+    done = python('-m', 'mmseg_cmdl', first_on_path=[tmp_path])
+    assert done.returncode == 0, done.stderr
+    assert "run: pip install 'torch>=2.0'" in done.stdout
