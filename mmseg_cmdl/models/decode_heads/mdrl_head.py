@@ -83,28 +83,30 @@ class ClassConsistency(nn.Module):
         Returns:
             ConsistencyOutput: Losses by name, and the pixels for the update.
         """
-        num_classes, num_distributions, _ = distributions.shape
-        classes = pixel_classes(labels, embeddings.shape[1:3], num_classes, ignore_index).flatten()
         distributions = distributions.to(embeddings.dtype)
         if self.fuse and can_fuse(self.losses):
-            fused = fused_class_consistency(
+            losses, *pixels = fused_class_consistency(
                 embeddings, distributions, labels, self.losses, ignore_index)
-            losses, own_scores, correct = fused
         else:
-            # a copy: the graph holds it, and the bank moves before the backward pass
-            similarity = F.linear(embeddings, distributions.flatten(0, 1).clone())
-            similarity = similarity.unflatten(-1, (num_classes, num_distributions))
-            losses = {}
-            for loss in self.losses:
-                value = loss(similarity, labels, ignore_index=ignore_index)
-                name = loss.loss_name
-                losses[name] = losses[name] + value if name in losses else value
-            scores = similarity.detach().flatten(0, 2)
-            own = classes.clamp(max=num_classes - 1)[:, None, None]
-            own_scores = scores.gather(1, own.expand(-1, 1, num_distributions)).squeeze(1)
-            correct = own_scores.amax(dim=1) >= scores.amax(dim=(1, 2))
-        return ConsistencyOutput(losses, embeddings.detach().flatten(0, 2), classes, own_scores,
-                                 correct)
+            losses, *pixels = self._plain(embeddings, distributions, labels, ignore_index)
+        return ConsistencyOutput(losses, embeddings.detach().flatten(0, 2), *pixels)
+
+    def _plain(self, embeddings, distributions, labels, ignore_index):
+        """Each loss on the whole similarity map; the rest as in :class:`FusedConsistency`."""
+        num_classes, num_distributions, _ = distributions.shape
+        # a copy: the graph holds it, and the bank moves before the backward pass
+        similarity = F.linear(embeddings, distributions.flatten(0, 1).clone())
+        similarity = similarity.unflatten(-1, (num_classes, num_distributions))
+        losses = {}
+        for loss in self.losses:
+            value = loss(similarity, labels, ignore_index=ignore_index)
+            name = loss.loss_name
+            losses[name] = losses[name] + value if name in losses else value
+        classes = pixel_classes(labels, embeddings.shape[1:3], num_classes, ignore_index).flatten()
+        scores = similarity.detach().flatten(0, 2)
+        own = classes.clamp(max=num_classes - 1)[:, None, None]
+        own_scores = scores.gather(1, own.expand(-1, 1, num_distributions)).squeeze(1)
+        return losses, classes, own_scores, own_scores.amax(dim=1) >= scores.amax(dim=(1, 2))
 
 
 @MODELS.register_module()

@@ -25,6 +25,7 @@ _SMALLEST_TEMPERATURE = 0.025
 class FusedConsistency(NamedTuple):
     """Result of :func:`fused_class_consistency`."""
     losses: Dict[str, Tensor]  # by loss_name
+    classes: Tensor  # [P], K for pixels without a class
     own_scores: Tensor  # [P, N] similarity with the distributions of the own class, no gradient
     correct: Tensor  # bool [P], whether the nearest distribution is of the own class
 
@@ -97,7 +98,7 @@ def fused_class_consistency(embeddings: Tensor,
                 class_scores.view(*feature_size, num_classes), labels, ignore_index)
         if contrast is not None:
             results[contrast.loss_name] = joint
-    return FusedConsistency(results, own_scores, correct)
+    return FusedConsistency(results, classes, own_scores, correct)
 
 
 def _temperature(loss: Optional[nn.Module]) -> float:
