@@ -1,4 +1,5 @@
 """Build script. The metadata is here, the settings of ruff and pytest are in pyproject.toml."""
+
 import shutil
 from pathlib import Path
 
@@ -52,7 +53,8 @@ class BuildWithMim(build_py):
         return pairs
 
     def get_outputs(self, include_bytecode=1):
-        return super().get_outputs(include_bytecode) + [str(target) for _, target in self.mim_files()]
+        ours = [str(target) for _, target in self.mim_files()]
+        return super().get_outputs(include_bytecode) + ours
 
 
 # mmcv, mmengine and mmsegmentation are no hard requirements: the maintained forks bring the

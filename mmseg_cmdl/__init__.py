@@ -5,6 +5,7 @@ under names of their own; it replaces no entry. It must be imported before ``mms
 mmcv has no compiled ops (see ``compat``). A neighbour that is missing or of an unsupported version
 raises an ImportError that names it, the versions that will do, and the command that installs one.
 """
+
 import sys
 
 from .version import __version__

@@ -2,6 +2,7 @@
 
 It runs in any environment, also one in which importing mmseg_cmdl fails: that is what it is for.
 """
+
 import importlib
 import platform
 import sys
@@ -29,7 +30,8 @@ def versions():
     for module in ('torch', 'mmengine', 'mmcv', 'mmseg'):
         found, error = _attempt(lambda module=module: environment.version_of(module))
         yield module, found or error or 'not installed', (supported or {}).get(module, '')
-    for distribution in ('setuptools', 'numpy', 'opencv-python', 'opencv-python-headless', 'openmim'):
+    opencv = ('opencv-python', 'opencv-python-headless')
+    for distribution in ('setuptools', 'numpy', *opencv, 'openmim'):
         found = environment.distribution_version(distribution)
         if found:
             yield distribution, found, ''

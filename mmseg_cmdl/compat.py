@@ -14,6 +14,7 @@ seam                     works around                      can go when
                          ``torch.load`` refuses since 2.6
 ======================== ================================= =====================================
 """
+
 import functools
 import importlib
 import importlib.util
@@ -98,8 +99,8 @@ def statistics_method(owner, name):
     """``getattr`` for what mmengine's checkpoints need of it: HistoryBuffer's statistics methods.
 
     A pickled HistoryBuffer refers to its methods ``min``, ``max``, ``mean`` and ``current`` as
-    ``getattr(HistoryBuffer, name)``. Allowing ``getattr`` itself would let a file reach any attribute
-    of anything allowed.
+    ``getattr(HistoryBuffer, name)``. Allowing ``getattr`` itself would let a file reach any
+    attribute of anything allowed.
 
     Raises:
         pickle.UnpicklingError: for any other attribute, unless the caller of ``torch.load`` has put
@@ -121,9 +122,9 @@ def checkpoint_types():
     """What a checkpoint of mmengine's Runner holds besides tensors and plain Python.
 
     The message hub's log histories are HistoryBuffers around two NumPy arrays and four of their own
-    methods; best scores are NumPy scalars. NumPy 2 renamed the module of two functions, and a
-    checkpoint carries the name that its writer's NumPy had: both names lead to the function that is
-    here.
+    methods; best scores are NumPy scalars, in single precision those of the metrics. On Windows
+    NumPy 1 counts in 32 bits. NumPy 2 renamed the module of two functions, and a checkpoint carries
+    the name that its writer's NumPy had: both names lead to the function that is here.
 
     Returns:
         list: entries for ``torch.serialization.add_safe_globals``: types, or (object, name).
@@ -149,8 +150,8 @@ def checkpoint_types():
 def allow_mmengine_types():
     """Let ``torch.load`` read mmengine's own checkpoints with its weights-only check left on.
 
-    mmengine calls ``torch.load(filename, map_location=...)``, whose default is ``weights_only=True``
-    since PyTorch 2.6. The types are plain data, put on PyTorch's list of safe globals; anything
+    mmengine calls ``torch.load(filename, map_location=...)``, which checks by default since
+    PyTorch 2.6. The types are plain data, put on PyTorch's list of safe globals; anything
     else in a file is refused as before. Before 2.6 the check is off and nothing is done.
 
     Returns:

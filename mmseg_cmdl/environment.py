@@ -4,6 +4,7 @@ Versions are read from each package's ``version.py`` without importing the packa
 ``mmseg`` beside an mmcv it doesn't know stops at an assertion, and importing ``mmcv`` needs a
 working OpenCV, so neither can be asked what it is while something is wrong.
 """
+
 import importlib
 import pkgutil
 import platform
@@ -11,7 +12,7 @@ import runpy
 import sys
 from importlib import metadata, util
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Optional
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
@@ -63,7 +64,7 @@ def is_fork() -> bool:
     return mmseg is not None and Version(mmseg) >= Version('1.3')
 
 
-def required() -> Dict[str, str]:
+def required() -> dict[str, str]:
     """The supported versions of each package, for the MMSegmentation that is installed."""
     return {
         'torch': TORCH,
@@ -103,7 +104,7 @@ def _python_too_new() -> Optional[str]:
     if Version(version_of('mmengine')) > Version('0.10.7') or hasattr(pkgutil, 'find_loader'):
         return None
     return (
-        f"mmseg_cmdl needs Python 3.13 or older, as mmengine {version_of('mmengine')} uses "
+        f'mmseg_cmdl needs Python 3.13 or older, as mmengine {version_of("mmengine")} uses '
         f'pkgutil.find_loader, but this is Python {platform.python_version()}; run: '
         'python3.13 -m venv ENV'
     )
@@ -115,7 +116,7 @@ def _missing_pkg_resources() -> Optional[str]:
     found = distribution_version('setuptools') or 'none'
     return (
         'mmseg_cmdl needs setuptools <81, whose pkg_resources mmengine '
-        f"{version_of('mmengine')} imports, but {found} is installed; "
+        f'{version_of("mmengine")} imports, but {found} is installed; '
         "run: pip install 'setuptools<81'"
     )
 
@@ -132,7 +133,7 @@ def _broken_opencv() -> Optional[str]:
 
 
 def problem() -> Optional[str]:
-    """The first thing that keeps this package from working, as one sentence; None if all is well."""
+    """What keeps this package from working, as one sentence; None if all is well."""
     if all(version_of(module) is None for module in ('mmengine', 'mmcv', 'mmseg')):
         return (
             'mmseg_cmdl needs MMSegmentation and none is installed; run: '

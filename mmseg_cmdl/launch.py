@@ -3,12 +3,12 @@
 Mistakes on the command line end in a `SystemExit` with one message that names the file or option
 and what to do; they are noticed before a model is built or a process group is started.
 """
+
 import argparse
 import difflib
 import os
 import re
 from pathlib import Path
-from typing import List
 
 import torch
 from mmengine.config import Config, DictAction
@@ -46,7 +46,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def close_matches(path: str) -> List[str]:
+def close_matches(path: str) -> list[str]:
     """Config files with a name like that of `path`: in its own folder and among the shipped ones.
 
     Alike means spelt alike, or made of the same words: config names are long, and one typed from
@@ -138,9 +138,7 @@ def start_ranks(cfg: Config, local_rank: int = 0) -> None:
     if cfg.launcher != 'pytorch' or get_device() not in ('cpu', 'mps'):
         return
     missing = [
-        key
-        for key in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')
-        if key not in os.environ
+        key for key in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT') if key not in os.environ
     ]
     if missing:
         raise SystemExit(

@@ -1,4 +1,5 @@
 """Fixtures that more than one test file needs."""
+
 import os
 import random
 import shutil

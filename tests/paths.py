@@ -1,4 +1,5 @@
 """Where things are, for tests that start other processes."""
+
 import os
 import socket
 from pathlib import Path

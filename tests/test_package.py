@@ -1,4 +1,5 @@
 """What an install carries, what an import changes, and what it says where it can't work."""
+
 import os
 import shutil
 import subprocess
@@ -69,9 +70,11 @@ def wheels(tmp_path_factory):
     shutil.unpack_archive(sdist, folder / 'unpacked', filter='data')
     (source,) = (folder / 'unpacked').iterdir()
     (folder / 'through_sdist').mkdir()
-    return direct, build('wheel', source, folder / 'through_sdist'), {
-        path.relative_to(tree).parts[0] for path in left
-    }
+    return (
+        direct,
+        build('wheel', source, folder / 'through_sdist'),
+        {path.relative_to(tree).parts[0] for path in left},
+    )
 
 
 def test_a_wheel_carries_package_configs_tools_and_model_index(wheels):
@@ -119,7 +122,11 @@ def test_metadata_leaves_the_choice_of_mmcv_to_the_user(wheels):
     required = [line for line in lines if line.startswith('Requires-Dist:')]
     always = {line.split()[1].rstrip(';') for line in required if 'extra ==' not in line}
     assert {word.split('>')[0] for word in always} == {
-        'numpy', 'torch', 'packaging', 'ftfy', 'regex'
+        'numpy',
+        'torch',
+        'packaging',
+        'ftfy',
+        'regex',
     }
     extras = {line.split()[1] for line in lines if line.startswith('Provides-Extra:')}
     assert extras == {'mmseg', 'mim', 'dev'}
@@ -131,12 +138,34 @@ def test_mim_trains_and_tests_in_an_empty_folder(tiny_config, tmp_path):
     pytest.importorskip('mim')
     folder = tmp_path / 'empty'
     folder.mkdir()
-    train = python('-m', 'mim', 'train', 'mmseg_cmdl', str(tiny_config), '--gpus', '0',
-                   '--work-dir', 'job', cwd=folder)
+    train = python(
+        '-m',
+        'mim',
+        'train',
+        'mmseg_cmdl',
+        str(tiny_config),
+        '--gpus',
+        '0',
+        '--work-dir',
+        'job',
+        cwd=folder,
+    )
     assert train.returncode == 0, train.stderr
     assert (folder / 'job' / 'iter_4.pth').is_file()
-    test = python('-m', 'mim', 'test', 'mmseg_cmdl', str(tiny_config), '--gpus', '0',
-                  '--checkpoint', 'job/iter_4.pth', '--work-dir', 'test', cwd=folder)
+    test = python(
+        '-m',
+        'mim',
+        'test',
+        'mmseg_cmdl',
+        str(tiny_config),
+        '--gpus',
+        '0',
+        '--checkpoint',
+        'job/iter_4.pth',
+        '--work-dir',
+        'test',
+        cwd=folder,
+    )
     assert test.returncode == 0, test.stderr
     assert len(list(folder.glob('test/*/*.json'))) == 1
 

@@ -3,6 +3,7 @@
 The config names nothing of mmseg_cmdl and has no `custom_imports`: what it needs of this package
 (the seams in compat.py) must come from whoever starts it.
 """
+
 import numpy as np
 from PIL import Image
 

@@ -2,6 +2,7 @@
 
 Takes any MMSegmentation config, also one without `custom_imports`.
 """
+
 import argparse
 import os
 import sys
@@ -27,8 +28,8 @@ def parse_args(argv=None):
     parser.add_argument(
         '--show-dir',
         metavar='FOLDER',
-        help='write images with ground truth and prediction painted on to FOLDER/vis_data/vis_image '
-        '(in a distributed run: those of rank 0)',
+        help='write images with ground truth and prediction painted on to '
+        'FOLDER/vis_data/vis_image (in a distributed run: those of rank 0)',
     )
     parser.add_argument(
         '--wait-time', type=float, default=2, help='seconds that a window stays (default: 2)'

@@ -2,6 +2,7 @@
 
 Takes any MMSegmentation config, also one without `custom_imports`.
 """
+
 import argparse
 
 import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
@@ -55,7 +56,7 @@ def enable_amp(cfg):
 
 
 def set_resume(cfg, resume):
-    """Tell the runner where to go on from; a `load_from` of the config is for a fresh start only."""
+    """Tell the runner where to go on from; the config's `load_from` is for a fresh start only."""
     if resume is None:
         return
     path = (

@@ -1,0 +1,318 @@
+"""Each seam by itself, and that nothing more than it says is let through."""
+
+import copy
+import importlib
+import inspect
+import io
+import pickle
+import subprocess
+import sys
+import types
+import zipfile
+
+import mmcv
+import mmengine
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner
+
+from mmseg_cmdl import compat, environment
+from tests.paths import PACKAGE, child_environment
+
+STANDS_IN = isinstance(sys.modules.get('mmcv._ext'), compat._ExtStandIn)
+needs_stand_in = pytest.mark.skipif(not STANDS_IN, reason='mmcv has its compiled ops here')
+CHECKED = torch.__version__ >= torch.torch_version.TorchVersion('2.6')
+needs_check = pytest.mark.skipif(not CHECKED, reason='torch.load checks nothing before 2.6')
+
+
+# ------------------------------------------------------------------------- mmcv without ops
+
+
+@needs_stand_in
+def test_called_op_names_itself_and_the_package_to_install():
+    from mmcv.ops import nms
+
+    message = (
+        r'^`nms` is a compiled op of mmcv, .* run: pip uninstall -y mmcv-lite && '
+        r"pip install 'mmcv>=2\.0\.0,<2\.2\.0' .* mim install mmcv$"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        nms(torch.rand(3, 4), torch.rand(3), 0.5)
+
+
+@needs_stand_in
+def test_compiled_op_in_backward_names_itself():
+    from mmcv.ops import PSAMask
+
+    with pytest.raises(RuntimeError, match='`psamask_forward` is a compiled op of mmcv'):
+        PSAMask('collect', (3, 3))(torch.rand(1, 9, 3, 3))
+
+
+@needs_stand_in
+def test_ops_in_plain_pytorch_work():
+    from mmcv.ops import CrissCrossAttention, point_sample
+
+    image = torch.arange(12.0).view(1, 1, 3, 4)
+    points = torch.tensor([[[0.5, 0.5], [0.125, 1 / 6]]])
+    torch.testing.assert_close(point_sample(image, points), torch.tensor([[[5.5, 0.0]]]))
+    attention = CrissCrossAttention(16)
+    features = torch.rand(1, 16, 3, 4)
+    # Its scale starts at zero: the output is the input until it is trained.
+    torch.testing.assert_close(attention(features), features)
+
+
+@needs_stand_in
+def test_hosts_still_see_that_there_are_no_compiled_ops():
+    from mmcv.utils import collect_env
+    from mmcv.utils.ext_loader import check_ops_exist
+    from mmengine.utils.dl_utils import mmcv_full_available
+
+    assert mmcv_full_available() is False
+    assert check_ops_exist() is False
+    found = collect_env()
+    assert found['MMCV'] == mmcv.__version__
+    assert found['MMCV Compiler'] == 'n/a'
+    assert found['MMCV CUDA Compiler'] == 'n/a'
+
+
+@needs_stand_in
+def test_stand_in_behaves_as_a_module():
+    ext = importlib.import_module('mmcv._ext')
+    assert isinstance(ext, types.ModuleType)
+    assert hasattr(ext, 'any_name_that_load_ext_asks_for')
+    assert not hasattr(ext, '__file__')
+    assert not hasattr(ext, '_private')
+    # Walks over all modules and asks each for its __file__.
+    assert inspect.getmodule(test_stand_in_behaves_as_a_module.__code__) is not None
+    op = pickle.loads(pickle.dumps(ext.roi_align_forward))
+    for copied in (op, copy.deepcopy(op)):
+        with pytest.raises(RuntimeError, match='`roi_align_forward` is a compiled op'):
+            copied(1, x=2)
+
+
+@needs_stand_in
+def test_second_call_keeps_the_stand_in():
+    before = sys.modules['mmcv._ext']
+    assert compat.stand_in_for_mmcv_ext() is True
+    assert sys.modules['mmcv._ext'] is before
+
+
+@pytest.mark.parametrize(
+    ('body', 'expected'),
+    [
+        ('nms = "compiled"', 'False compiled'),
+        (
+            'raise ImportError("undefined symbol: _ZN3c10")',
+            'ImportError: the compiled ops of mmcv 2.1.0 do not load with torch '
+            f'{torch.__version__} (undefined symbol: _ZN3c10); run: pip install --no-deps '
+            "--force-reinstall --no-binary mmcv 'mmcv>=2.0.0,<2.2.0' to build them anew, or: "
+            "pip install 'mmcv-lite>=2.0.0rc4,<2.2.0' to do without",
+        ),
+    ],
+    ids=['ops that load', 'ops of another PyTorch'],
+)
+def test_mmcv_with_ops(tmp_path, body, expected):
+    (tmp_path / 'mmcv').mkdir()
+    (tmp_path / 'mmcv' / '__init__.py').write_text("__version__ = '2.1.0'")
+    (tmp_path / 'mmcv' / '_ext.py').write_text(body)
+    code = (
+        # The seam alone: importing the package would put it in place before there is a result.
+        'import sys; from importlib import util; import types; '
+        f'package = types.ModuleType("mmseg_cmdl"); package.__path__ = [{str(PACKAGE)!r}]; '
+        'sys.modules["mmseg_cmdl"] = package; from mmseg_cmdl import compat; '
+        'done = compat.stand_in_for_mmcv_ext(); import mmcv._ext; print(done, mmcv._ext.nms)'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        env=child_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    last = (done.stdout + done.stderr).strip().splitlines()[-1]
+    assert last == expected, done.stderr
+
+
+@pytest.mark.parametrize(
+    ('mmseg', 'package'), [('1.2.2', 'mmcv>=2.0.0,<2.2.0'), ('1.4.2', 'onedl-mmcv')]
+)
+def test_op_error_names_the_package_of_the_family(monkeypatch, mmseg, package):
+    monkeypatch.setattr(environment, 'version_of', lambda module: mmseg)
+    with pytest.raises(RuntimeError) as error:
+        compat._ExtStandIn().ball_query_forward()
+    assert f"pip uninstall -y mmcv-lite && pip install '{package}'" in str(error.value)
+
+
+# -------------------------------------------------------------------------- checkpoints
+
+
+def trained(config, folder, **settings):
+    """A Runner that has trained the tiny config, with its checkpoints in `folder`."""
+    cfg = Config.fromfile(config)
+    cfg.work_dir = str(folder)
+    cfg.experiment_name = f'compat_{folder.name}'
+    cfg.visualizer.name = cfg.experiment_name
+    cfg.custom_hooks = [dict(type='EMAHook', momentum=0.1)]
+    cfg.optim_wrapper = dict(
+        type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.001), accumulative_counts=2
+    )
+    cfg.param_scheduler = [
+        dict(type='LinearLR', start_factor=0.1, begin=0, end=2, by_epoch=False),
+        dict(type='CosineAnnealingLR', begin=2, T_max=4, by_epoch=False),
+    ]
+    cfg.merge_from_dict(settings)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner
+
+
+@pytest.fixture(scope='module')
+def job(tmp_path_factory, tiny_data):
+    """(config, folder, runner) of a finished job of four iterations."""
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp('job')
+    config = tiny.write_config(folder / 'tiny_fcn.py', tiny_data)
+    return config, folder, trained(config, folder)
+
+
+def test_runner_checkpoint_loads_with_the_check_left_on(job):
+    _, folder, runner = job
+    for name in ('best_mIoU_iter_4.pth', 'iter_2.pth', 'iter_4.pth'):
+        checkpoint = torch.load(folder / name)
+        scalars = checkpoint['message_hub']['log_scalars']
+        losses, counts = scalars['train/loss'].data
+        length = int(name.split('_')[-1][0])
+        np.testing.assert_array_equal(
+            losses, runner.message_hub.log_scalars['train/loss'].data[0][:length]
+        )
+        assert counts.tolist() == [1] * length
+        assert scalars['train/loss'].statistics('max') == losses.max()
+    best = checkpoint['message_hub']['runtime_info']['best_score']
+    assert best == runner.message_hub.get_info('best_score')
+    assert 0 < best < 100
+    assert {'state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'} <= checkpoint.keys()
+
+
+def test_resumed_job_goes_on_where_it_stopped(job, tmp_path):
+    config, folder, runner = job
+    before = {key: value.data[0].copy() for key, value in runner.message_hub.log_scalars.items()}
+    resumed = trained(
+        config,
+        tmp_path,
+        resume=True,
+        load_from=str(folder / 'iter_4.pth'),
+        # Without save_best: it would delete the best checkpoint of the first job.
+        **{'train_cfg.max_iters': 6, 'default_hooks.checkpoint.save_best': None},
+    )
+    assert resumed.iter == 6
+    losses = resumed.message_hub.log_scalars['train/loss'].data[0]
+    assert len(losses) == 6
+    np.testing.assert_array_equal(losses[:4], before['train/loss'])
+    assert resumed.param_schedulers[-1].last_step > 0
+    steps = {int(state['step']) for state in resumed.optim_wrapper.optimizer.state.values()}
+    assert steps == {3}
+
+
+@needs_check
+@pytest.mark.parametrize('package', ['numpy.core', 'numpy._core'])
+def test_checkpoints_of_either_numpy_load(job, tmp_path, package):
+    _, folder, _ = job
+    here = 'numpy._core' if hasattr(np, '_core') else 'numpy.core'
+    renamed = zipfile.ZipFile(tmp_path / 'renamed.pth', 'w')
+    with zipfile.ZipFile(folder / 'iter_4.pth') as source, renamed as target:
+        for info in source.infolist():
+            data = source.read(info)
+            if info.filename.endswith('data.pkl'):
+                written = f'c{here}.multiarray\n'.encode()
+                assert written in data
+                data = data.replace(written, f'c{package}.multiarray\n'.encode())
+            target.writestr(info.filename, data)
+    losses = torch.load(folder / 'iter_4.pth')['message_hub']['log_scalars']['train/loss'].data[0]
+    renamed = torch.load(tmp_path / 'renamed.pth')['message_hub']['log_scalars']
+    np.testing.assert_array_equal(renamed['train/loss'].data[0], losses)
+
+
+def saved(content):
+    file = io.BytesIO()
+    torch.save(content, file)
+    file.seek(0)
+    return file
+
+
+class Call:
+    """Pickles as a call of `function(*arguments)`."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+@needs_check
+@pytest.mark.parametrize(
+    'content',
+    [
+        Call(getattr, HistoryBuffer, '__init__'),
+        Call(getattr, HistoryBuffer, 'register_statistics'),
+        Call(getattr, np.ndarray, 'tofile'),
+        Call(getattr, Call(getattr, HistoryBuffer, 'mean'), '__globals__'),
+        Call(print, 'a call'),
+        Call(eval, '1 + 1'),
+        np.array([object()]),
+        mmengine.Config(dict(a=1)),
+    ],
+    ids=['init', 'classmethod', 'other class', 'chain', 'print', 'eval', 'object array', 'Config'],
+)
+def test_anything_else_is_refused(content):
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(saved({'a': content}))
+
+
+@needs_check
+def test_foreign_statistics_method_is_refused(monkeypatch):
+    monkeypatch.setitem(HistoryBuffer._statistics_methods, 'foreign', saved)
+    with pytest.raises(pickle.UnpicklingError, match='saved'):
+        torch.load(saved(HistoryBuffer([1.0], [1])))
+
+
+@needs_check
+def test_users_own_permission_of_getattr_stands():
+    content = Call(getattr, HistoryBuffer, 'data')
+    with pytest.raises(pickle.UnpicklingError, match='only for the statistics methods'):
+        torch.load(saved(content))
+    with torch.serialization.safe_globals([getattr]):
+        assert torch.load(saved(content)) is HistoryBuffer.data
+
+
+@needs_check
+def test_every_entry_is_needed(job, monkeypatch):
+    _, folder, _ = job
+    wanted = compat.checkpoint_types()
+    renamed = 'numpy.core.' if hasattr(np, '_core') else 'numpy._core.'
+    # Those for checkpoints from elsewhere: another NumPy, or Windows, where int was 32 bits wide.
+    elsewhere = {type(np.dtype('int32'))}
+    elsewhere |= {item for item in wanted if isinstance(item, tuple) and renamed in item[1]}
+    kept = torch.serialization.get_safe_globals()
+    try:
+        for left_out in set(wanted) - elsewhere:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals([item for item in wanted if item is not left_out])
+            with pytest.raises(pickle.UnpicklingError):
+                torch.load(folder / 'best_mIoU_iter_4.pth')
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(wanted)
+        torch.load(folder / 'best_mIoU_iter_4.pth')
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(kept)
+
+
+def test_nothing_is_done_before_torch_2_6(monkeypatch):
+    monkeypatch.setattr(torch, '__version__', '2.5.1+cu124')
+    monkeypatch.delattr(torch.serialization, 'add_safe_globals', raising=False)
+    assert compat.allow_mmengine_types() is False
