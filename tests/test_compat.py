@@ -128,6 +128,7 @@ def test_mmcv_with_ops(tmp_path, body, expected):
     done = subprocess.run(
         [sys.executable, '-c', code],
         env=child_environment(tmp_path),
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=120,

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -17,14 +18,15 @@ PACKAGE = Path(mmseg_cmdl.__file__).resolve().parent
 INSTALLED = (PACKAGE / '.mim').is_dir()
 
 
-def python(*arguments, first_on_path=(), **options):
+def python(*arguments, first_on_path=(), cwd=None):
     return subprocess.run(
         [sys.executable, *arguments],
+        # Python puts the working folder first on the path, and here that is the checkout.
+        cwd=cwd or tempfile.gettempdir(),
         env=child_environment(*first_on_path),
         capture_output=True,
         text=True,
         timeout=300,
-        **options,
     )
 
 

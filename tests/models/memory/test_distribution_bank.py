@@ -209,6 +209,18 @@ def test_non_finite_embeddings_are_left_out_and_counted(bad, update_pixels):
     assert counts.left_out == 3
 
 
+def test_non_finite_embeddings_with_random_assignment():
+    """What is left out is drawn for as well, and still goes nowhere."""
+    distributions, embeddings, labels = _problem(7)
+    wild = embeddings.clone()
+    wild[(labels != 255).nonzero()[:9, 0]] = math.nan
+    bank = _bank(distributions, update_pixels='all', assignment='gumbel', momentum=.5)
+    counts = bank.update_(wild, labels)
+    lengths = bank.distributions.norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-12)
+    assert counts.left_out == 9
+
+
 def test_embedding_length_does_not_overflow():
     distributions, embeddings, labels = _problem(8, dtype=torch.float32)
     for scale in (1e4, 1e18, 1e30, 1e38):
