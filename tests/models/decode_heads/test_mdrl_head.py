@@ -340,6 +340,19 @@ def test_a_single_pixel():
     assert not changed[[0, 1, 2, 4]].any()
 
 
+@pytest.mark.parametrize('fuse', [True, False])
+def test_class_255_is_a_class_where_another_label_is_ignored(fuse):
+    """More than 255 classes: only `ignore_index` itself is left out, not the usual 255."""
+    head = tiny_head.build(num_classes=260, ignore_index=1000, fuse_losses=fuse, bank=BANK_FAR)
+    labels = torch.full((2, *tiny_head.LABEL_SIZE), 255)
+    labels[0, :10] = 1000
+    before = head.bank.distributions.clone()
+    losses = head.loss(tiny_head.features(), tiny_head.samples(labels), None)
+    changed = (head.bank.distributions != before).any(-1).any(-1)
+    assert changed.nonzero().flatten().tolist() == [255]
+    assert losses['loss_cgcl'] > 0
+
+
 # ---- when the bank moves ----
 
 def test_bank_moves_in_training_only():
