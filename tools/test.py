@@ -47,13 +47,16 @@ def parse_args(argv=None):
 
 def draw_predictions(cfg, show, show_dir, wait_time):
     """Switch on the hook that paints predictions, for every image unless the config has its say."""
-    hook = cfg.default_hooks.setdefault('visualization', dict(type='SegVisualizationHook'))
+    if 'visualization' not in cfg.default_hooks:
+        cfg.default_hooks.visualization = dict(type='SegVisualizationHook')
+    hook = cfg.default_hooks.visualization
     hook.draw = True
     hook.setdefault('interval', 1)
     if show:
         hook.show, hook.wait_time = True, wait_time
     if show_dir:
-        cfg.setdefault('visualizer', dict(type='SegLocalVisualizer', name='visualizer'))
+        if 'visualizer' not in cfg:
+            cfg.visualizer = dict(type='SegLocalVisualizer', name='visualizer')
         cfg.visualizer.save_dir = show_dir
         if not cfg.visualizer.get('vis_backends'):
             cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]

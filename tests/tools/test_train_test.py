@@ -1,4 +1,5 @@
 """tools/train.py and tools/test.py on a stock config, through their own command lines."""
+
 import importlib.util
 import json
 import os
@@ -113,8 +114,12 @@ def test_test_time_augmentation_averages_the_flips(job, tmp_path):
     for index, batch in enumerate(runner.test_dataloader):
         data = model.data_preprocessor(batch)
         with torch.no_grad():
-            logits = model.encode_decode(data['inputs'], [dict(ori_shape=(32, 32))])
-            flipped = model.encode_decode(data['inputs'].flip(3), [dict(ori_shape=(32, 32))])
+            logits = model.encode_decode(
+                data['inputs'], [dict(ori_shape=(32, 32), img_shape=(32, 32))]
+            )
+            flipped = model.encode_decode(
+                data['inputs'].flip(3), [dict(ori_shape=(32, 32), img_shape=(32, 32))]
+            )
         expected = (logits.softmax(1) + flipped.flip(3).softmax(1)).argmax(1)[0]
         found = np.asarray(Image.open(tmp_path / 'tta_out' / f'{index}.png'))
         assert (found == expected.numpy()).mean() > 0.999
@@ -211,7 +216,9 @@ def test_unknown_checkpoint_lists_those_beside_it(tiny_config, tmp_path):
     with pytest.raises(SystemExit, match=r"no checkpoint file 'iter_9\.pth'; \. has no \.pth file"):
         test.main([str(tiny_config), 'iter_9.pth'])
     (tmp_path / 'iter_8.pth').touch()
-    with pytest.raises(SystemExit, match=r"no checkpoint file 'iter_9\.pth'; \. has:\n  iter_8\.pth"):
+    with pytest.raises(
+        SystemExit, match=r"no checkpoint file 'iter_9\.pth'; \. has:\n  iter_8\.pth"
+    ):
         train.main([str(tiny_config), '--resume', 'iter_9.pth'])
     assert launch.checked_checkpoint('https://host/x.pth') == 'https://host/x.pth'
 
