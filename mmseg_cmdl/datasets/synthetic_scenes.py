@@ -78,7 +78,8 @@ class SyntheticScenesDataset(BaseSegDataset):
 
     A building is of red brick, blue glass, or white or grey with windows; a car
     red, black, white and striped, or blue. Each colour is shared by at least three classes and
-    most textures by two, so neither tells the class, and one feature per class doesn't fit.
+    most textures by two, so neither tells the class, and the mean feature of a class lies far
+    from all its looks (people aside, whose faces and legs are alike).
     Scenes differ in layout, light and noise. They are rendered when read and depend on
     ``seed``, ``split`` and the index alone, in any process. 128x128 pixels take
     a few milliseconds.

@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -106,24 +107,49 @@ def test_looks_differ_more_within_a_class_than_between_classes(scenes):
     assert (distances.argmin(1) // 4 != np.arange(32) // 4).sum() >= 30
 
 
-def test_one_color_per_class_fits_worse_than_one_per_look(scenes):
-    """The reason for the data set: a class is not one thing."""
-    colors = mean_colors(scenes[:SCENES // 2])
-    recalls = []
-    for centers, owner in [(colors.mean(1), np.arange(8)),
-                           (colors.reshape(32, 3), np.arange(32) // 4)]:
-        right, total = np.zeros(8), np.zeros(8)
-        for scene in scenes[SCENES // 2:]:
-            pixels = scene.image[::4, ::4].reshape(-1, 3).astype(np.float64)
-            label = scene.label[::4, ::4].ravel()
-            nearest = owner[((pixels[:, None] - centers) ** 2).sum(-1).argmin(1)]
-            for c in range(8):
-                right[c] += (nearest[label == c] == c).sum()
-                total[c] += (label == c).sum()
-        recalls.append((right / total).mean())
-    one, four = recalls
-    assert four > 1.2 * one
-    assert four < 0.5  # and colour is not enough
+@pytest.mark.parametrize('seed', [0, 1])
+def test_one_feature_per_class_fits_worse_than_one_per_look(seed):
+    """The reason for the data set: a class is not one thing.
+
+    Nearest mean on held-out scenes, by local colour and roughness. Over seeds 0 to 7 the mean
+    recall is 0.24 to 0.27 with a mean per class and 0.32 to 0.35 with one per look (chance is
+    0.125); what the looks' means leave of a class's spread is 0.23 to 0.53, for people, whose legs
+    and faces are alike in all looks, 0.80 to 0.84.
+    """
+    dataset = SyntheticScenesDataset(length=300, seed=seed)
+    scenes = [dataset.render(index) for index in range(300)]
+    features, classes, looks = [], [], []
+    for scene in scenes:
+        local = cv2.blur(scene.image, (7, 7)).astype(np.float64)
+        rough = 3 * cv2.blur(np.abs(scene.image - local).mean(-1), (7, 7))[..., None]
+        features.append(np.concatenate([local, rough], -1)[::4, ::4].reshape(-1, 4))
+        classes.append(scene.label[::4, ::4].ravel().astype(int))
+        looks.append(scene.appearance[::4, ::4].ravel().astype(int))
+    features, classes, looks = (np.stack(rows) for rows in (features, classes, looks))
+
+    def known(half):
+        keep = classes[half] < 255
+        return features[half][keep], classes[half][keep], looks[half][keep]
+
+    feature, label, look = known(np.s_[:150])
+    per_class = np.stack([feature[label == c].mean(0) for c in range(8)])
+    per_look = np.stack([[feature[(label == c) & (look == a)].mean(0) for a in range(4)]
+                         for c in range(8)])
+    feature, label, look = known(np.s_[150:])
+
+    def recall(centers, owner):
+        nearest = owner[((feature[:, None] - centers) ** 2).sum(-1).argmin(1)]
+        return np.mean([(nearest[label == c] == c).mean() for c in range(8)])
+
+    one = recall(per_class, np.arange(8))
+    four = recall(per_look.reshape(32, 4), np.arange(32) // 4)
+    assert four > one + 0.04
+    assert four < 0.45  # a pixel's surroundings are not enough either
+    left = ((feature - per_look[label, look]) ** 2).sum(-1)
+    spread = ((feature - per_class[label]) ** 2).sum(-1)
+    ratios = np.array([left[label == c].mean() / spread[label == c].mean() for c in range(8)])
+    assert (ratios[:7] < 0.65).all()
+    assert ratios[7] < 0.9
 
 
 def test_depends_on_seed_split_and_index_alone():
@@ -133,10 +159,10 @@ def test_depends_on_seed_split_and_index_alone():
         return fingerprint([dataset.render(index) for index in order])
 
     first = scenes()
-    np.random.seed(1)  # noqa: NPY002  pipelines draw from the global generator, scenes must not
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    np.random.seed(1)
+    state = np.random.get_state()[1].copy()
     assert scenes(length=9) == first
-    assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
+    assert (np.random.get_state()[1] == state).all()
     synthetic_scenes._scene.cache_clear()
     dataset = SyntheticScenesDataset(length=4)
     backwards = [dataset.render(index) for index in (3, 2, 1, 0)]
@@ -273,8 +299,17 @@ def test_base_config():
     assert val[0]['inputs'].shape == (3, 128, 128)
 
 
-def test_trains_scores_draws_and_infers(tmp_path):
-    """The base config through Runner: workers, IoUMetric, drawn results, TTA; MMSegInferencer."""
+@pytest.fixture
+def one_thread():
+    """Tensors this small only wait for each other on two threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_trains_scores_draws_and_infers(tmp_path, one_thread):
+    """The base config through Runner: IoUMetric, drawn results, TTA; and MMSegInferencer."""
     cfg = Config.fromfile(CONFIG)
     norm = dict(type='BN')
     cfg.merge_from_dict(dict(
@@ -293,13 +328,13 @@ def test_trains_scores_draws_and_infers(tmp_path):
                 align_corners=False, loss_decode=dict(type='CrossEntropyLoss')),
             train_cfg=dict(), test_cfg=dict(mode='whole')),
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
-        train_cfg=dict(type='IterBasedTrainLoop', max_iters=40, val_interval=40),
+        train_cfg=dict(type='IterBasedTrainLoop', max_iters=80, val_interval=80),
         val_cfg=dict(type='ValLoop'), test_cfg=dict(type='TestLoop'),
         visualizer=dict(type='SegLocalVisualizer', name=tmp_path.name,
                         vis_backends=[dict(type='LocalVisBackend')]),
         default_hooks=dict(
             visualization=dict(type='SegVisualizationHook', draw=True, interval=5),
-            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=40))))
+            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=80))))
     # small enough for a busy machine; the loaders with workers have a test of their own
     for split in ('train', 'val'):
         cfg[f'{split}_dataloader'].merge(dict(num_workers=0, persistent_workers=False))
@@ -318,8 +353,8 @@ def test_trains_scores_draws_and_infers(tmp_path):
     assert scores['aAcc'] > 100 * shares.max() / shares.sum() + 5
     drawn = {path.name for path in tmp_path.rglob('*.png')}
     assert drawn == {f'{mode}_{index}.png_{step}.png' for mode, index, step in [
-        ('val', '000004', 40), ('val', '000009', 40), ('test', '000004', 40),
-        ('test', '000009', 40)]}
+        ('val', '000004', 80), ('val', '000009', 80), ('test', '000004', 80),
+        ('test', '000009', 80)]}
 
     dataset = runner.val_dataloader.dataset
     runner.model.eval()
@@ -328,7 +363,7 @@ def test_trains_scores_draws_and_infers(tmp_path):
         expected = runner.model.test_step(dict(
             inputs=[sample['inputs']], data_samples=[sample['data_samples']]))[0]
     inferencer = MMSegInferencer(
-        model=cfg.copy(), weights=str(tmp_path / 'iter_40.pth'), device='cpu',
+        model=cfg.copy(), weights=str(tmp_path / 'iter_80.pth'), device='cpu',
         classes=list(CLASSES), palette=dataset.metainfo['palette'])
     mask = inferencer(dataset.get_data_info(4)['img_path'])['predictions']
     assert (mask == expected.pred_sem_seg.data[0].numpy()).all()
