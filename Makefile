@@ -15,7 +15,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.requirements-installed
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 HEADLESS := opencv-python-headless==5.0.0.93
 # A PYTHONPATH from outside could put a checkout before the installed package.
 CLEAN_ENV := env -u PYTHONPATH -u PYTHONHOME
@@ -39,7 +39,7 @@ $(STAMP): requirements.txt $(wildcard requirements/*.txt)
 
 install: $(STAMP)  ## install the package itself, not editable, into .venv
 	@rm -rf build
-	@$(CLEAN_ENV) $(PIP_INSTALL) --no-deps --no-build-isolation --force-reinstall .
+	@$(CLEAN_ENV) $(PIP_INSTALL) --quiet --no-deps --no-build-isolation --force-reinstall .
 
 demo: install  ## train FCN and MDRL-FCN on synthetic scenes, compare them in a table and a figure
 	$(CLEAN_ENV) $(BIN)/python tools/demo.py $(DEMO_ARGS)
