@@ -36,7 +36,8 @@ ITERATION = re.compile(r'Iter\(train\)\s*\[\s*(\d+)/(\d+)\].*?eta: (\S+).*? loss
 
 def mim(*arguments, log, label):
     """Run a mim command; its output goes to `log`, its progress to the terminal."""
-    command = [sys.executable, '-W', 'ignore', '-m', 'mim', *map(str, arguments)]
+    # not `python -m mim`: that would put the working folder, often a checkout, before the install
+    command = [str(Path(sys.executable).with_name('mim')), *map(str, arguments)]
     lines = []
     with open(log, 'w') as file, subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
