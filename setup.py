@@ -65,7 +65,7 @@ EXTRAS = {
     'mmseg': [
         'mmcv-lite>=2.0.0rc4,<2.2.0',
         'mmengine>=0.10.0,<1.0.0',
-        'mmsegmentation>=1.2.0,<2.0.0',
+        'mmsegmentation>=1.2.1,<2.0.0',
         'setuptools<81',
     ],
     # openmim itself goes in with --no-deps: its opendatalab pins versions of requests, rich and

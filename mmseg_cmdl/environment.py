@@ -17,7 +17,8 @@ from typing import Optional
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-MMSEG = '>=1.2.0,<2.0.0'
+# The wheel of 1.2.0 lacks a file that importing mmseg.models reads.
+MMSEG = '>=1.2.1,<2.0.0'
 MMENGINE = '>=0.10.0,<1.0.0'
 # mmsegmentation 1.2 refuses mmcv 2.2; its maintained fork, from 1.3 on, takes it.
 MMCV = '>=2.0.0rc4,<2.2.0'

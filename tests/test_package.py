@@ -288,14 +288,14 @@ def import_error(folder, hidden=()):
     ('versions', 'sentence'),
     [
         (
-            {'mmseg': '1.1.0'},
-            'mmseg_cmdl needs mmseg >=1.2.0,<2.0.0, but 1.1.0 is installed; '
-            "run: pip install 'mmsegmentation>=1.2.0,<2.0.0'",
+            {'mmseg': '1.2.0'},
+            'mmseg_cmdl needs mmseg >=1.2.1,<2.0.0, but 1.2.0 is installed; '
+            "run: pip install 'mmsegmentation>=1.2.1,<2.0.0'",
         ),
         (
             {'mmseg': '0.30.0'},
-            'mmseg_cmdl needs mmseg >=1.2.0,<2.0.0, but 0.30.0 is installed; '
-            "run: pip install 'mmsegmentation>=1.2.0,<2.0.0'",
+            'mmseg_cmdl needs mmseg >=1.2.1,<2.0.0, but 0.30.0 is installed; '
+            "run: pip install 'mmsegmentation>=1.2.1,<2.0.0'",
         ),
         (
             {'mmcv': '1.7.2'},
@@ -337,7 +337,7 @@ def test_unsupported_version(tmp_path, versions, sentence):
 @pytest.mark.parametrize(
     ('module', 'command'),
     [
-        ('mmseg', "pip install 'mmsegmentation>=1.2.0,<2.0.0'"),
+        ('mmseg', "pip install 'mmsegmentation>=1.2.1,<2.0.0'"),
         ('mmcv', "pip install 'mmcv-lite>=2.0.0rc4,<2.2.0'"),
         ('mmengine', "pip install 'mmengine>=0.10.0,<1.0.0'"),
         ('torch', "pip install 'torch>=2.0'"),
