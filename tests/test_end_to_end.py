@@ -43,7 +43,7 @@ def run(command, folder):
 
 
 def through_mim(verb, *arguments, folder):
-    """`mim VERB mmseg_cmdl ...` where the package is installed, else the tool that mim would run."""
+    """`mim VERB mmseg_cmdl` where the package is installed, else the tool that mim would run."""
     if (PACKAGE / '.mim').is_dir():
         door = [Path(sys.executable).with_name('mim'), verb, 'mmseg_cmdl']
         gpus = ['--gpus', 0]
@@ -147,7 +147,6 @@ def camvid_start(camvid_job):
     """The bank before training, from the seed that the job logged."""
     from mmengine.registry import DefaultScope
     from mmengine.runner import set_random_seed
-
     from mmseg.registry import MODELS
 
     cfg = Config.fromfile(camvid_job / Path(CAMVID).name)

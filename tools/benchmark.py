@@ -16,13 +16,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from mmengine.structures import PixelData
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
 from prettytable import PrettyTable
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmseg_cmdl
-from mmseg.registry import MODELS
-from mmseg.structures import SegDataSample
 
 # Inference on a 1 x 2048 x 128 x 128 map, MCIBI, table 3 (V100): parameters in millions,
 # multiply-adds in billions (the table's "FLOPs" equal parameters x pixels), milliseconds.
@@ -119,7 +118,7 @@ def benchmark_consistency(timer, args):
 
         for formulation in ('paper', 'released'):
             for fused in (True, False):
-                if not fused and K > args.largest_plain:
+                if not fused and args.largest_plain < K:
                     continue
                 head = _mdrl_head(K, N, Z, formulation, fused).to(timer.device)
                 if 'floor' not in forms:

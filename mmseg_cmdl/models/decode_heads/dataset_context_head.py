@@ -9,13 +9,12 @@ from typing import Dict, List, Optional, Tuple, Union
 import torch
 from mmcv.cnn import ConvModule
 from mmengine.model import normal_init
-from torch import Tensor, nn
-
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import accuracy
 from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from mmseg.utils import ConfigType, SampleList
+from torch import Tensor, nn
 
 from ..layers import RelationAttention
 from .label_check import LabelCheck

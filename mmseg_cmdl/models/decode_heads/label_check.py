@@ -1,9 +1,8 @@
 """Labels are checked where they enter a head, before anything is indexed with them."""
 from typing import Optional
 
-from torch import Tensor
-
 from mmseg.utils import SampleList
+from torch import Tensor
 
 _FIRST_ITERATIONS = 20
 

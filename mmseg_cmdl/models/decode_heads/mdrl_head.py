@@ -5,9 +5,8 @@ from typing import Dict, List, NamedTuple, Optional, Tuple, Union
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
-from torch import Tensor, nn
-
 from mmseg.registry import MODELS
+from torch import Tensor, nn
 
 from ..losses import can_fuse, fused_class_consistency
 from ..losses.class_consistency_loss import pixel_classes

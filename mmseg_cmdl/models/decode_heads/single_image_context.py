@@ -5,10 +5,9 @@ Source: `SSA` in MDRL, eq. 3; `A_wi` in MCIBI, eq. 4.
 from typing import List
 
 from mmengine.model import BaseModule
-from torch import Tensor, nn
-
 from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
 from mmseg.registry import MODELS
+from torch import Tensor, nn
 
 
 class SingleImageContext(BaseModule):

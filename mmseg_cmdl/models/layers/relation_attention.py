@@ -2,10 +2,9 @@
 from typing import Optional
 
 import torch.nn.functional as F
-from torch import Tensor
-
 from mmseg.models.utils import SelfAttentionBlock
 from mmseg.registry import MODELS
+from torch import Tensor
 
 
 @MODELS.register_module()

@@ -7,9 +7,8 @@ from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from mmseg.registry import MODELS
+from torch import Tensor, nn
 
 from ...utils import all_reduce_sum_, global_mean, global_sum, labels_at_feature_size
 

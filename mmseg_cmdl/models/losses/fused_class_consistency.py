@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ...utils import all_reduce_sum_, global_sum
-from .class_consistency_loss import (ClassGlobalConsistencyLoss, ClassLocalConsistencyLoss,
-                                     class_balanced_weights, pixel_classes)
+from .class_consistency_loss import (
+    ClassGlobalConsistencyLoss,
+    ClassLocalConsistencyLoss,
+    class_balanced_weights,
+    pixel_classes,
+)
 
 # Size of one of the two buffers of a chunk: about the L2 cache of a core, or enough work for a GPU.
 _CHUNK_BYTES = {'cpu': 1 << 20, 'cuda': 1 << 26}

@@ -7,9 +7,8 @@ from typing import NamedTuple, Optional
 import mmengine.dist as dist
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from mmseg.registry import MODELS
+from torch import Tensor
 
 from ...utils import all_reduce_sum_
 from .memory_bank import MemoryBank, float32_island
