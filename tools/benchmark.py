@@ -52,7 +52,7 @@ class Timer:
             torch.cuda.synchronize(self.device)
 
     def __call__(self, forms):
-        """{name: callable} to {name: dict(ms=median, peak_mib=memory above what was held before)}."""
+        """{name: callable} to {name: dict(ms=median, peak_mib=memory above that held before)}."""
         times = {name: [] for name in forms}
         for round_ in range(self.warmup + self.repeats):
             for name, run in forms.items():
@@ -152,7 +152,7 @@ def _mdrl_head(K, N, Z, formulation, fused):
 
 
 def benchmark_voting(timer, args):
-    """Feature voting and its 1x1 fusion: bank times kernel first, against N maps and a convolution."""
+    """Feature voting and its 1x1 fusion: bank times kernel first, against N maps and a conv."""
     K, N, Z = 150, 9, 512
     torch.manual_seed(0)
     bank = MODELS.build(dict(
@@ -252,7 +252,7 @@ def benchmark_complexity(timer, args):
     rows += [dict(head=name, paper=values) for name, values in MCIBI_TABLE_3.items()
              if name not in heads]
     print_table(
-        'Inference on a 1x2048x128x128 map; whole heads here, with classifier, 512 channels, K=19.\n'
+        'Inference on a 1x2048x128x128 map; whole heads, with classifier, 512 channels, K=19.\n'
         '"paper" is MCIBI, table 3: context modules on a V100',
         ['head', 'params M', 'GMACs', 'ms', 'peak MiB', 'paper: M', 'GMACs', 'ms'],
         [[r['head'], *(r.get(key, '') for key in ('params_m', 'gmacs', 'ms', 'peak_mib')),

@@ -17,7 +17,7 @@ def test_distributions_go_from_dark_to_light_around_the_class_color():
     dark, middle, light = picture[0].tolist()
     assert dark == [0, 30, 15]  # 70% towards black
     assert middle == [0, 100, 50]
-    assert light == [178, 208, 194]  # 70% towards white: 0 + 178.5 (to even), 100 + 108.5, 50 + 143.5
+    assert light == [178, 208, 194]  # 70% to white: 0 + 178.5 (to even), 100 + 108.5, 50 + 143.5
 
 
 def test_one_distribution_is_the_class_color():

@@ -64,7 +64,8 @@ class DatasetContextHead(BaseDecodeHead):
             `in_channels`, `in_index`, `channels`, `num_classes`, `norm_cfg`, `align_corners` and
             the like from this head unless it sets them. Defaults to None.
         fusion (str): T in eq. 4: 'concat' (3x3 conv on [R, R_dl]), 'add', or 'weighted_add' (the
-            weight of R_dl at each pixel is predicted from both by a 1x1 conv). Defaults to 'concat'.
+            weight of R_dl at each pixel is predicted from both by a 1x1 conv).
+            Defaults to 'concat'.
         transform_channels (int, optional): Channels inside the attentions. Defaults to C // 2.
         hard_aggregate (bool): Weigh the memory with the one-hot coarse prediction instead of its
             softmax. Defaults to False.

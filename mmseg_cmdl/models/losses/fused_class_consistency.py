@@ -35,7 +35,7 @@ class FusedConsistency(NamedTuple):
 
 
 def can_fuse(losses: Sequence[nn.Module]) -> bool:
-    """Whether these are losses known here, at most one of each kind, of a temperature float32 bears."""
+    """Whether these losses are known here, one of a kind, of a temperature that float32 bears."""
     kinds = [type(loss) for loss in losses]
     return (len(set(kinds)) == len(kinds) > 0
             and set(kinds) <= {ClassLocalConsistencyLoss, ClassGlobalConsistencyLoss}

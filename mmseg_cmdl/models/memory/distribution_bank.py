@@ -102,7 +102,7 @@ class DistributionBank(MemoryBank):
         self.register_buffer('num_updates', torch.zeros((), dtype=torch.int64))
 
     def similarity(self, embeddings: Tensor) -> Tensor:
-        """Dot product with every distribution; the cosine for unit vectors (minus eq. 12's distance).
+        """Dot product with every distribution; for unit vectors minus the distance of eq. 12.
 
         Args:
             embeddings (Tensor): [..., Z].
@@ -227,7 +227,7 @@ class DistributionBank(MemoryBank):
         return assignment.argmax(dim=1)
 
     def _move_(self, sums: Tensor, counts: Tensor) -> None:
-        """eq. 8 from the summed embeddings [K * N, Z], which are overwritten, and counts [K * N]."""
+        """eq. 8 from the summed embeddings [K * N, Z], overwritten here, and counts [K * N]."""
         rows = self.distributions.view_as(sums)
         length = sums.norm(dim=1, keepdim=True).clamp_(min=1e-12)
         moved = sums.mul_((1 - self.momentum) / length).add_(rows, alpha=self.momentum)

@@ -40,8 +40,9 @@ class MemoryBank(nn.Module):
         """The memory as the current iteration sees it, without gradient.
 
         In training it is a copy, so that the in-place update doesn't reach into a graph that is
-        still to be differentiated; `copy=False` is for readers whose graph doesn't hold it. While autograd recomputes a checkpointed forward pass, it is
-        the memory from before this iteration's update.
+        still to be differentiated; `copy=False` is for readers whose graph doesn't hold it. While
+        autograd recomputes a checkpointed forward pass, it is the memory from before this
+        iteration's update.
         """
         memory = getattr(self, self.memory_name)
         if not self.training:
