@@ -224,7 +224,7 @@ class DistributionBank(MemoryBank):
             positions += dist.get_rank() * len(classes)
             assignment = assignment + gumbel_noise(
                 positions, self.num_distributions, self.seed, self.num_updates)
-        return assignment.argmax(dim=1)
+        return assignment.max(dim=1).indices  # as argmax, several times faster on a CPU
 
     def _move_(self, sums: Tensor, counts: Tensor) -> None:
         """eq. 8 from the summed embeddings [K * N, Z], overwritten here, and counts [K * N]."""

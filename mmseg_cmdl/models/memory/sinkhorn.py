@@ -40,34 +40,26 @@ def sinkhorn(scores: Tensor,
         pixels of a class comes near M / N for each of its distributions, M its pixel count.
     """
     num_distributions = scores.shape[1]
-    kept = (classes < num_classes)[:, None]
-    # where each entry's (class, distribution) is summed; left-out pixels share a spare class
-    columns = classes[:, None] * num_distributions + torch.arange(
-        num_distributions, device=scores.device)
-    shape = num_classes + 1, num_distributions
-
-    log_q = torch.where(kept, scores.double() / epsilon, 0.0).contiguous()
+    # pixels along the last dimension: sums over the few distributions are then over whole rows
+    kept = classes < num_classes
+    log_q = torch.where(kept, scores.t().double().contiguous() / epsilon, 0.0)
     if all_reduce is not None:
-        log_q = log_q.clamp(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
+        log_q.clamp_(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
+    # where each entry's (class, distribution) is summed; left-out pixels share a spare class
+    columns = classes.expand(num_distributions, -1)
 
     for _ in range(iterations):
+        # Totals of absent classes are log 0, which nobody reads. No other total underflows: after
+        # a row is scaled to 1, its largest entry is at least 1 / N.
+        totals = log_q.new_zeros(num_distributions, num_classes + 1)
         if all_reduce is None:
-            shift = _per_column(shape, columns).scatter_reduce_(
-                0, columns.view(-1), log_q.view(-1), 'amax', include_self=False).view(shape)
-            sums = _per_column(shape, columns).scatter_add_(
-                0, columns.view(-1), (log_q - shift.index_select(0, classes)).exp_().view(-1))
-            column_totals = sums.log_().view(shape) + shift
+            shift = totals.scatter_reduce(1, columns, log_q, 'amax', include_self=False)
+            totals.scatter_add_(1, columns, (log_q - shift.index_select(1, classes)).exp_())
+            totals.log_().add_(shift)
         else:
-            sums = _per_column(shape, columns).scatter_add_(
-                0, columns.view(-1), log_q.exp().view(-1))
-            # a distribution far from every pixel underflows to 0; it must still divide safely
-            column_totals = all_reduce(sums).clamp_(min=1e-300).log_().view(shape)
-        log_q = log_q - column_totals.index_select(0, classes)
-        log_q -= log_q.logsumexp(dim=1, keepdim=True)
+            totals.scatter_add_(1, columns, log_q.exp())
+            all_reduce(totals).log_()
+        log_q -= totals.index_select(1, classes)
+        log_q -= log_q.logsumexp(dim=0)
 
-    return torch.where(kept, log_q.exp_(), 0.0).to(scores.dtype)
-
-
-def _per_column(shape, columns: Tensor) -> Tensor:
-    """A flat float64 zero for each distribution of each class."""
-    return torch.zeros(shape[0] * shape[1], dtype=torch.float64, device=columns.device)
+    return torch.where(kept, log_q.exp_(), 0.0).t().to(scores.dtype)
