@@ -21,7 +21,7 @@ from .class_consistency_loss import (
 )
 
 # Size of one of the two buffers of a chunk: about the L2 cache of a core, or enough work for a GPU.
-_CHUNK_BYTES = {'cpu': 1 << 20, 'cuda': 1 << 26}
+_CHUNK_BYTES = {'cpu': 1 << 21, 'cuda': 1 << 26}
 # Below, exp(cosine / temperature) leaves float32 and the plain losses' log space is needed.
 _SMALLEST_TEMPERATURE = 0.025
 

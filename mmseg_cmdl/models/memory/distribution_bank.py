@@ -191,7 +191,7 @@ class DistributionBank(MemoryBank):
             embeddings = embeddings.to(self._update_dtype)
             labelled = (labels != ignore_index) & (labels >= 0) & (labels < self.num_classes)
             # a non-finite embedding has non-finite products with the dense unit rows of the bank
-            finite = own_scores.isfinite().all(dim=1)
+            finite = own_scores.abs().amax(dim=1).isfinite()
             classes = torch.where(labelled & finite, labels.long(), self.num_classes)
             chosen = self._assign(own_scores, classes)
             correct = correct & labelled

@@ -42,7 +42,8 @@ def sinkhorn(scores: Tensor,
     num_distributions = scores.shape[1]
     # pixels along the last dimension: sums over the few distributions are then over whole rows
     kept = classes < num_classes
-    log_q = torch.where(kept, scores.t().double().contiguous() / epsilon, 0.0)
+    log_q = torch.empty(num_distributions, len(scores), dtype=torch.float64, device=scores.device)
+    log_q.copy_(scores.t()).div_(epsilon).masked_fill_(~kept, 0.0)
     if all_reduce is not None:
         log_q.clamp_(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
     # where each entry's (class, distribution) is summed; left-out pixels share a spare class
@@ -62,4 +63,4 @@ def sinkhorn(scores: Tensor,
         log_q -= totals.index_select(1, classes)
         log_q -= log_q.logsumexp(dim=0)
 
-    return torch.where(kept, log_q.exp_(), 0.0).t().to(scores.dtype)
+    return log_q.exp_().mul_(kept).t().to(scores.dtype)
