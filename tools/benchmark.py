@@ -244,8 +244,9 @@ def benchmark_complexity(timer, args):
         forms[name] = torch.no_grad()(lambda head=head: head([features]))
     measured = timer(forms)
     for name, head in heads.items():
+        # shapes are enough to count operations
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            head([features])
+            head.to('meta')([features.to('meta')])
         rows.append(dict(
             head=name, **measured[name], params_m=sum(p.numel() for p in head.parameters()) / 1e6,
             gmacs=counter.get_total_flops() / 2e9, paper=MCIBI_TABLE_3.get(name)))
@@ -254,7 +255,7 @@ def benchmark_complexity(timer, args):
     print_table(
         'Inference on a 1x2048x128x128 map; whole heads, with classifier, 512 channels, K=19.\n'
         '"paper" is MCIBI, table 3: context modules on a V100',
-        ['head', 'params M', 'GMACs', 'ms', 'peak MiB', 'paper: M', 'GMACs', 'ms'],
+        ['head', 'params M', 'GMACs', 'ms', 'peak MiB', 'paper: M', 'paper: GMACs', 'paper: ms'],
         [[r['head'], *(r.get(key, '') for key in ('params_m', 'gmacs', 'ms', 'peak_mib')),
           *(r['paper'] or ('', '', ''))] for r in rows])
     return rows
