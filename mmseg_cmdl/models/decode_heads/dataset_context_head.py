@@ -53,8 +53,9 @@ class DatasetContextHead(BaseDecodeHead):
 
     From the feature map that `in_index` selects: pixel representations R (3x3 conv), coarse class
     weights (H1 and softmax), memory context R_m (:meth:`read_memory`), relation to R (attention),
-    fusion with R and with an optional single-image context, classifier. A subclass says what the
-    memory gives (:meth:`read_memory`) and which losses train it (:meth:`memory_losses`).
+    fusion with R and with an optional single-image context, classifier. A subclass builds the
+    memory (`bank`), says what it gives (:meth:`read_memory`) and which losses train it
+    (:meth:`memory_losses`).
 
     Args:
         in_channels (int): Channels of the selected feature map.
@@ -142,6 +143,26 @@ class DatasetContextHead(BaseDecodeHead):
         losses = loss_coarse if isinstance(loss_coarse, (list, tuple)) else [loss_coarse]
         self.loss_coarse = nn.ModuleList(MODELS.build(loss) for loss in losses)
 
+    def init_weights(self) -> None:
+        """See the base class. A bank that starts from a file brings the layers that made it.
+
+        Raises:
+            ValueError: The layers in the file aren't this head's.
+        """
+        done = getattr(self, '_is_init', False)
+        super().init_weights()
+        state = {} if done else self.bank.take_initial_()
+        if state:
+            try:
+                unexpected = self.load_state_dict(state, strict=False).unexpected_keys
+            except RuntimeError as error:  # shapes
+                unexpected = str(error).splitlines()[1:]
+            if unexpected:
+                raise ValueError(
+                    f'{type(self).__name__}: {self.bank.initial_path} was made by layers that this '
+                    f'head has not ({unexpected[0].strip()}); write it anew with '
+                    'tools/init_memory.py and the config of this model')
+
     @abstractmethod
     def read_memory(self, weights: Tensor) -> Tensor:
         """Memory context R_m [B, C, h, w] from class weights [B, K, h, w]."""
@@ -216,7 +237,9 @@ class DatasetContextHead(BaseDecodeHead):
 
     def loss(self, inputs: List[Tensor], batch_data_samples: SampleList,
              train_cfg: ConfigType) -> Dict[str, Tensor]:
-        """All losses of one iteration (eq. 18), and scalars to log.
+        """All losses of one iteration (MDRL, eq. 18; MCIBI, eq. 19), and scalars to log.
+
+        In training, every rank first takes rank 0's bank, once.
 
         Args:
             inputs (list[Tensor]): Feature maps of the backbone.
@@ -227,6 +250,8 @@ class DatasetContextHead(BaseDecodeHead):
             dict[str, Tensor]: `loss_*` and `acc_seg` of the final logits, `coarse_*` the same of
             the coarse ones, and what :meth:`memory_losses` gives.
         """
+        if self.training:
+            self.bank.synchronize_()
         labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
         self.label_check(labels, batch_data_samples)
         pixels, coarse_logits, augmented = self.forward_features(inputs)

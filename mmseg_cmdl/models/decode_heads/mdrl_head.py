@@ -225,12 +225,6 @@ class MDRLHead(DatasetContextHead):
             losses['stat_left_out_pixels'] = left_out
         return losses
 
-    def loss(self, *args, **kwargs) -> Dict[str, Tensor]:
-        """See the base class. In training, every rank first takes rank 0's bank, once."""
-        if self.training:
-            self.bank.synchronize_()
-        return super().loss(*args, **kwargs)
-
     def _update_bank(self, module: nn.Module, inputs: tuple,
                      output: ConsistencyOutput) -> Optional[ConsistencyOutput]:
         """Forward hook: moves the bank after this iteration's losses have seen it."""
