@@ -4,10 +4,9 @@ from typing import Dict, List, NamedTuple, Optional, Union
 
 import torch
 from mmengine.logging import MessageHub
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch import Tensor, nn
-
 from mmseg.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...utils import labels_at_feature_size
 from ..memory import FeatureUpdate

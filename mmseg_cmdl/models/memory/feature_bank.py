@@ -5,9 +5,8 @@ Source: MCIBI, section 3.2, eq. 6 to 10.
 from typing import NamedTuple, Optional, Union
 
 import torch
-from torch import Tensor
-
 from mmseg.registry import MODELS
+from torch import Tensor
 
 from ...utils import all_reduce_sum_
 from .class_sums import ClassSums, class_sums, upsampled_class_sums

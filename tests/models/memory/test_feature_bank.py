@@ -135,7 +135,7 @@ def test_a_hand_made_step():
 
 
 def test_strategies_differ():
-    memory, filled, features, labels = _problem(1)
+    memory, _, features, labels = _problem(1)
     banks = [_bank(memory, strategy=strategy) for strategy in STRATEGIES]
     for bank in banks:
         bank.update_(features, labels, .5)
