@@ -80,6 +80,9 @@ class DatasetContextHead(BaseDecodeHead):
         ValueError: Options that don't fit together, or a label that is out of range.
     """
 
+    # layers between the backbone's feature maps and what the memory stores
+    embedding_layers = ('bottleneck', )
+
     def __init__(self,
                  in_channels: Union[int, List[int]],
                  channels: int,
@@ -162,6 +165,19 @@ class DatasetContextHead(BaseDecodeHead):
                     f'{type(self).__name__}: {self.bank.initial_path} was made by layers that this '
                     f'head has not ({unexpected[0].strip()}); write it anew with '
                     'tools/init_memory.py and the config of this model')
+
+    def embedding_state(self) -> Dict[str, Tensor]:
+        """State of the layers that make, from feature maps, what the memory stores."""
+        return {key: value.detach().cpu().clone() for key, value in self.state_dict().items()
+                if key.split('.')[0] in self.embedding_layers}
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """R [B, C, h, w] to what the memory stores of it, [B, h, w, C]."""
+        return pixels.permute(0, 2, 3, 1)
+
+    def memory_vectors(self, inputs: List[Tensor]) -> Tensor:
+        """What the memory stores of each pixel, [B, h, w, C or Z], from the backbone's maps."""
+        return self.embed(self.bottleneck(self._transform_inputs(inputs)))
 
     @abstractmethod
     def read_memory(self, weights: Tensor) -> Tensor:

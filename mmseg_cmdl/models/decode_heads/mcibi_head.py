@@ -209,6 +209,6 @@ class MCIBIHead(DatasetContextHead):
                 output.pixels, output.labels, momentum, self.ignore_index, self.align_corners)
         else:
             labels = labels_at_feature_size(output.labels, output.pixels.shape[2:])
-            update = self.bank.update_(output.pixels.permute(0, 2, 3, 1).flatten(0, 2),
+            update = self.bank.update_(self.embed(output.pixels).flatten(0, 2),
                                        labels.flatten(), momentum, self.ignore_index)
         return output._replace(update=update)

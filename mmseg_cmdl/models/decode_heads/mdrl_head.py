@@ -131,6 +131,8 @@ class MDRLHead(DatasetContextHead):
     whose embedding isn't finite and was kept from the bank. Both count the pixels of all ranks.
     """
 
+    embedding_layers = ('bottleneck', 'projection')
+
     def __init__(self,
                  *args,
                  bank: dict = dict(type='DistributionBank', num_distributions=9),
