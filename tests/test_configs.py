@@ -40,7 +40,9 @@ SMALL_PLAIN = 'fcn_r18s-d8_1xb8-demo_synthetic-128x128'
 HAS_TIMM = timm_backbone.timm is not None
 DATASET_TYPES = dict(
     ade20k='ADE20KDataset', camvid='CamVidDataset', cityscapes='CityscapesDataset',
-    synthetic='SyntheticScenesDataset', **{'coco-stuff164k': 'COCOStuffDataset'})
+    synthetic='SyntheticScenesDataset', **{'coco-stuff164k': 'COCOStuffDataset'},
+    lip='LIPDataset', cihp='CIHPDataset')
+METHODS = dict(mdrl='MDRLHead', mcibi='MCIBIHead')
 TINY = 64
 
 every_config = pytest.mark.parametrize('name', PATHS)
@@ -66,6 +68,8 @@ def offline(cfg):
             cfg.merge_from_dict(dict(custom_imports=dict(
                 imports=[*cfg.custom_imports.imports, 'tests.timm_stand_in'])))
             import tests.timm_stand_in  # noqa: F401
+    if cfg.model.backbone.type == 'VisionTransformer':  # 300 M parameters otherwise
+        cfg.model.backbone.update(num_layers=4, out_indices=(0, 1, 2, 3))
     return cfg
 
 
@@ -121,11 +125,23 @@ def starts_closed(key):
     return '.cca.' in key and not key.endswith('.cca.gamma.scale')
 
 
+def final_head(parent):
+    """The decode head of a config or model; in a cascade the last one."""
+    head = parent.decode_head
+    return head[-1] if isinstance(head, (list, torch.nn.ModuleList)) else head
+
+
+def other_head(parent):
+    """The auxiliary head of a config or model; in a cascade the head before the last."""
+    cascade = isinstance(parent.decode_head, (list, torch.nn.ModuleList))
+    return parent.decode_head[-2] if cascade else parent.auxiliary_head
+
+
 @every_config
 def test_trains_one_step_and_predicts(name):
     cfg = offline(load(name))
     model = tiny_model(cfg)
-    classifiers = [model.decode_head.conv_seg, model.auxiliary_head.conv_seg]
+    classifiers = [final_head(model).conv_seg, other_head(model).conv_seg]
     before = [layer.weight.detach().clone() for layer in classifiers]
     log, norms = train_step(model, cfg)
 
@@ -133,7 +149,8 @@ def test_trains_one_step_and_predicts(name):
     assert log['loss'] == pytest.approx(
         sum(value for key, value in log.items() if 'loss' in key and key != 'loss'), rel=1e-4)
     # each classifier starts near a uniform guess
-    assert log['decode.loss_ce'] == pytest.approx(np.log(model.num_classes), rel=0.2)
+    loss_ce = 'decode_1.loss_ce' if model.decode_head is not final_head(model) else 'decode.loss_ce'
+    assert log[loss_ce] == pytest.approx(np.log(model.num_classes), rel=0.2)
     still = [key for key, norm in norms.items() if norm is None or not np.isfinite(norm)
              or (norm == 0 and 'head' in key and not starts_closed(key))]
     assert not still, f'no gradient, or not a finite one: {still}'
@@ -148,6 +165,18 @@ def test_trains_one_step_and_predicts(name):
         rows = model.state_dict()['decode_head.bank.distributions']
         assert rows.shape == (model.num_classes, 9, model.decode_head.channels)
         torch.testing.assert_close(rows.norm(dim=-1), torch.ones(rows.shape[:2]))
+    if name.startswith('mcibi_'):
+        head = model.decode_head
+        assert (head.momentum.start, head.momentum.power) == (0.9, 0.9)
+        assert log['decode.stat_memory_momentum'] == pytest.approx(0.9)
+        assert [loss.loss_weight for loss in head.consistency.losses] == [1.0]
+        assert head.bank.features.shape == (model.num_classes, head.channels)
+        seen = {c for sample in tiny_batch(model.num_classes)['data_samples']
+                for c in sample.gt_sem_seg.data.unique().tolist()} - {255}
+        assert set(head.bank.filled.nonzero()[:, 0].tolist()) == seen
+        assert head.bank.features[head.bank.filled].any(dim=1).all()
+        log = train_step(model, cfg)[0]  # now the classifier learns what is in memory
+        assert 0 < log['decode.memory_loss_ce'] < np.inf
 
     model.eval()
     bank = copy.deepcopy(dict(model.decode_head.named_buffers()))
@@ -250,16 +279,19 @@ def test_runner_runs_the_schedule(name, tmp_path):
 @every_config
 def test_name_says_what_the_config_does(name):
     fields = re.fullmatch(
-        r'(?:(mdrl)_)?(fcn|pspnet|ccnet)_(r\d+s?|efficientnet-lite0)-d8_(\d+)xb(\d+)-(\w+)_'
-        r'([a-z0-9-]+?)-(\d+)x(\d+)', name)
+        r'(?:(mdrl|mcibi)_)?(fcn|pspnet|ccnet|ocrnet|deeplabv3)_'
+        r'(r\d+s?-d8|s101-d8|vit-l|efficientnet-lite0-d8)_(\d+)xb(\d+)-(\w+?)_'
+        r'([a-z0-9-]+?)-(\d+)x(\d+)(?:_([a-z0-9]+)-\8x\9)?', name)
     assert fields, f'{name} does not follow the naming scheme'
-    method, context, backbone, _, per_gpu, schedule, dataset, height, width = fields.groups()
+    method, context, backbone, _, per_gpu, schedule, dataset, height, width, test = fields.groups()
+    backbone = backbone.removesuffix('-d8')
     cfg = load(name)
 
-    head = cfg.model.decode_head
-    plain = dict(fcn='FCNHead', pspnet='PSPHead', ccnet='CCHead')[context]
+    head = final_head(cfg.model)
+    plain = dict(fcn='FCNHead', pspnet='PSPHead', ccnet='CCHead', ocrnet='OCRHead',
+                 deeplabv3='ASPPHead')[context]
     if method:
-        assert head.type == 'MDRLHead'
+        assert head.type == METHODS[method]
         assert head.get('context', dict(type='FCNHead')).type == plain if context != 'fcn' else (
             'context' not in head)
     else:
@@ -268,6 +300,10 @@ def test_name_says_what_the_config_does(name):
         assert cfg.model.backbone.depth == int(backbone.strip('rs'))
         if cfg.model.get('pretrained'):
             assert cfg.model.pretrained == f'open-mmlab://resnet{cfg.model.backbone.depth}_v1c'
+    elif backbone in ('s101', 'vit-l'):
+        expected = {'s101': ('ResNeSt', 'open-mmlab://resnest101'),
+                    'vit-l': ('VisionTransformer', 'pretrain/vit_large_p16.pth')}[backbone]
+        assert (cfg.model.backbone.type, cfg.model.pretrained) == expected
     else:
         assert cfg.model.backbone.model_name == 'tf_efficientnet_lite0'
         assert cfg.model.backbone.output_stride == 8
@@ -278,8 +314,9 @@ def test_name_says_what_the_config_does(name):
     if schedule != 'demo':
         unit = dict(k=1000, it=1)[iterations[2]]
         assert cfg.train_cfg.max_iters == int(iterations[1]) * unit
-    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
         assert loader.dataset.type == DATASET_TYPES[dataset]
+    assert cfg.test_dataloader.dataset.type == DATASET_TYPES[test or dataset]
     size = (int(height), int(width))
     assert tuple(cfg.model.data_preprocessor.size) == tuple(cfg.data_preprocessor.size) == size
     crops = [step.crop_size for step in cfg.train_pipeline if step.type == 'RandomCrop']
@@ -292,8 +329,8 @@ def test_config_stands_on_its_own(name):
     assert cfg.custom_imports == dict(imports=['mmseg_cmdl'], allow_failed_imports=False)
     assert cfg.default_scope == 'mmseg'
     classes = DATASETS.get(cfg.train_dataloader.dataset.type).METAINFO['classes']
-    assert cfg.model.decode_head.num_classes == len(classes)
-    assert cfg.model.auxiliary_head.num_classes == len(classes)
+    assert final_head(cfg.model).num_classes == len(classes)
+    assert other_head(cfg.model).num_classes == len(classes)
     assert cfg.tta_model.type == 'SegTTAModel'
 
 
@@ -341,14 +378,22 @@ def plain(cfg, drop=()):
     """A config without what tells a method from its baseline."""
     cfg = copy.deepcopy(cfg).to_dict()
     cfg['model'].pop('decode_head')
+    if cfg['model']['type'] == 'CascadeEncoderDecoder':  # its first stage is the auxiliary head
+        cfg['model'].pop('num_stages')
+        cfg['model'].pop('auxiliary_head')
+        cfg['model']['type'] = 'EncoderDecoder'
     for key in ('loss_consistency', 'custom_imports', *drop):
         cfg.pop(key, None)
     return json.loads(json.dumps(cfg))
 
 
-@pytest.mark.parametrize('name', [name for name in PATHS if f'mdrl_{name}' in PATHS])
-def test_baseline_differs_in_nothing_but_the_head(name):
-    assert plain(load(name)) == plain(load(f'mdrl_{name}'))
+@pytest.mark.parametrize(('name', 'method'), [
+    (name, method) for name in PATHS for method in METHODS if f'{method}_{name}' in PATHS])
+def test_baseline_differs_in_nothing_but_the_head(name, method):
+    ours, theirs = plain(load(f'{method}_{name}')), plain(load(name))
+    if 'auxiliary_head' not in theirs['model']:
+        ours['model'].pop('auxiliary_head')
+    assert theirs == ours
 
 
 @pytest.mark.parametrize(
@@ -395,7 +440,7 @@ def write_image_and_labels(dataset, root, num_classes):
 def test_pipelines_run(name, tmp_path):
     cfg = load(name)
     init_default_scope('mmseg')
-    num_classes = cfg.model.decode_head.num_classes
+    num_classes = final_head(cfg.model).num_classes
     loaders = dict(train=cfg.train_dataloader, val=cfg.val_dataloader, test=cfg.test_dataloader,
                    tta=copy.deepcopy(cfg.test_dataloader))
     loaders['tta'].dataset.pipeline = cfg.tta_pipeline
@@ -423,9 +468,12 @@ def test_pipelines_run(name, tmp_path):
 
     single = samples['test']['inputs'].shape[1:]
     views = samples['tta']['inputs']
-    flips = [sample.flip for sample in samples['tta']['data_samples']]
-    assert len(views) == 2 * len(cfg.img_ratios)
-    assert flips.count(True) == flips.count(False) == len(cfg.img_ratios)
+    flips = [sample.metainfo.get('flip') for sample in samples['tta']['data_samples']]
+    if cfg.train_dataloader.dataset.type == 'LIPDataset':  # flipped, left would pass for right
+        assert flips == [None] * len(cfg.img_ratios)
+    else:
+        assert len(views) == 2 * len(cfg.img_ratios)
+        assert flips.count(True) == flips.count(False) == len(cfg.img_ratios)
     heights = sorted({view.shape[1] for view in views})
     assert heights == pytest.approx([ratio * single[0] for ratio in sorted(cfg.img_ratios)], abs=1)
 
