@@ -396,12 +396,19 @@ def test_baseline_differs_in_nothing_but_the_head(name, method):
     assert theirs == ours
 
 
+def stock_name(name):
+    """What MMSegmentation calls the same without our method."""
+    name = name.partition('_')[2]
+    return name.replace('deeplabv3_s101-d8', 'resnest_s101-d8_deeplabv3')
+
+
 @pytest.mark.parametrize(
-    'name', [name for name in PATHS if name.startswith('mdrl_')
+    'name', [name for name in PATHS if name.startswith(('mdrl_', 'mcibi_'))
+             and 'ocrnet_r50' not in name and 'vit-l' not in name  # MMSegmentation has none
              and name.endswith(('cityscapes-512x1024', 'ade20k-512x512'))])
 def test_baseline_is_mmsegmentations_own(name):
     """Model, data and schedule as in MMSegmentation; checkpoints, tests by scale: ours."""
-    stock, = MMSEG_CONFIGS.glob(f'*/{name.replace("mdrl_", "", 1)}.py')
+    stock, = MMSEG_CONFIGS.glob(f'*/{stock_name(name)}.py')
     drop = ('default_hooks', 'tta_pipeline')
     assert plain(load(name), drop) == plain(Config.fromfile(stock), drop)
 
@@ -500,22 +507,24 @@ def test_multi_scale_and_flip_test_averages_all_views(name):
     assert torch.equal(merged.pred_sem_seg.data[0], expected)
 
 
-def documented_options():
-    """(config, options) of every command and ablation in the README."""
-    text = README.read_text().replace('\\\n', ' ')
+def documented_options(readme, ablated):
+    """(config, options) of every command and ablation in a README."""
+    text = readme.read_text().replace('\\\n', ' ')
     found = []
     for line in text.splitlines():
         if '--cfg-options ' in line:
-            config = re.search(r'configs/mdrl/(\S+)\.py', line)[1]
+            config = re.search(r'configs/\w+/(\S+)\.py', line)[1]
             found.append((config, line.partition('--cfg-options ')[2].split()))
         elif line.startswith('|'):
             for cell in re.findall(r'`([^`]*)`', line):
                 if re.fullmatch(r'[\w.]+=\S+( [\w.]+=\S+)*', cell):
-                    found.append((ABLATED, cell.split()))
+                    found.append((ablated, cell.split()))
     return found
 
 
-DOCUMENTED = documented_options()
+DOCUMENTED = [*documented_options(README, ABLATED),
+              *documented_options(CONFIGS / 'mcibi' / 'README.md',
+                                  'mcibi_fcn_r50-d8_4xb4-160k_ade20k-512x512')]
 
 
 def test_readme_documents_the_papers_ablations():
@@ -550,6 +559,22 @@ def test_documented_options_merge_and_build(name, options):
         return  # test_weights_file_is_loaded
     with torch.device('meta'):
         head = MODELS.build(offline(cfg).model).decode_head
+    if name.startswith('mcibi_'):
+        for key, value in given.items():
+            option = key.split('.')[-1]
+            if option in ('fusion', 'update_size', 'hard_aggregate'):
+                assert getattr(head, option) == value
+            elif option == 'loss_memory':
+                assert not len(head.consistency.losses)
+            elif option == 'memory_loss_start':
+                assert head.consistency.start == value
+            elif option in ('momentum', 'momentum_power'):
+                assert getattr(head.momentum, dict(momentum='start').get(option, 'power')) == value
+            elif option in ('init', 'strategy'):
+                assert getattr(head.bank, dict(init='initial_path').get(option, option)) == value
+            else:
+                assert key == 'randomness.seed', f'{key} is not looked at here'
+        return
     for key, value in given.items():
         if key.endswith('num_distributions'):
             assert head.bank.distributions.shape[1] == value
@@ -581,8 +606,9 @@ def test_loss_of_weight_zero_is_without_effect(index):
     ('fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', "dict(type='MDRLHead')", None),
     ('pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
      "dict(type='MDRLHead', context=dict(type='PSPHead'))", 'PSPHead'),
+    ('fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', "dict(type='MCIBIHead')", None),
 ])
-def test_one_line_turns_a_stock_config_into_mdrl(stock, change, context, tmp_path):
+def test_one_line_turns_a_stock_config_into_ours(stock, change, context, tmp_path):
     path = tmp_path / 'changed.py'
     path.write_text(f"_base_ = '{(MMSEG_CONFIGS / stock).as_posix()}'\n"
                     "custom_imports = dict(imports=['mmseg_cmdl'], allow_failed_imports=False)\n"
@@ -590,15 +616,15 @@ def test_one_line_turns_a_stock_config_into_mdrl(stock, change, context, tmp_pat
     cfg = offline(Config.fromfile(path))
     model = tiny_model(cfg)
     head = model.decode_head
-    assert type(head).__name__ == 'MDRLHead'
+    assert type(head).__name__ in change
     assert (head.in_channels, head.channels, head.num_classes) == (2048, 512, 19)
     if context:
         assert type(head.context.head).__name__ == context
-    before = head.bank.distributions.clone()
+    before = head.bank.read().clone()
     log, norms = train_step(model, cfg)
     assert np.isfinite(log['loss'])
     assert all(norm is not None for norm in norms.values())
-    assert not torch.equal(before, head.bank.distributions)
+    assert not torch.equal(before, head.bank.read())
 
 
 @pytest.mark.skipif(not HAS_TIMM, reason='timm can not be imported here')
