@@ -21,7 +21,7 @@ from .class_aware_loss import (_SUM_RANGE, InterClassCenterToCenterLoss,
 from .class_consistency_loss import at_least_float32
 
 # Size of a chunk of features: about the L2 cache of a core, or enough work for a GPU.
-_CHUNK_BYTES = {'cpu': 1 << 19, 'cuda': 1 << 26}
+_CHUNK_BYTES = {'cpu': 1 << 21, 'cuda': 1 << 26}
 
 
 class _PixelOptions(NamedTuple):
@@ -94,50 +94,52 @@ class _ClassAware(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, features, rows, options):
-        K, C = options.num_classes, features.shape[1]
+        K, (P, C) = options.num_classes, features.shape
         sums = all_reduce_sum_(class_sums(features, rows, K))
         counts = sums[:, -1].clone()
         centers = sums[:, :-1] / counts.clamp(min=1)[:, None]
-        wants_gradient = ctx.needs_input_grad[0]
-
+        labelled = (rows < K).to(features)
         intra_total, inter_total = features.new_zeros(2)
-        slopes = None
-        if options.inter is not None:
-            divisor = math.sqrt(C) if options.inter_loss.scale else 1.0
-            keys = centers / divisor
-            own_products = torch.cat([centers.square().sum(dim=1) / divisor, keys.new_zeros(1)])
-            margin = options.inter_loss.margin(counts)
-            absent = options.inter_loss.absent(counts)
-            if wants_gradient:
-                slopes = features.new_empty(len(features) * (K + 1))
+        divisor, slopes = 1.0, None
+        chunk = max(1, min(options.chunk_size, P))
+        # Everything as large as a chunk is allocated once: fresh pages cost more than the sums.
         if options.intra is not None:
-            table = torch.cat([centers, centers.new_zeros(1, C)])
+            padded_centers = torch.cat([centers, centers.new_zeros(1, C)])
+            differences = features.new_empty(chunk, C)
+            distances = features.new_empty(P)
             order = 2 if options.intra == 'paper' else 1
-        chunk = min(options.chunk_size, len(features))
-        buffers = features.new_empty(2, (K + 1) * chunk)
+        if options.inter is not None:
+            if options.inter_loss.scale:
+                divisor = math.sqrt(C)
+            keys = centers / divisor
+            own_products = torch.cat([centers.square().sum(dim=1), centers.new_zeros(1)]) / divisor
+            own_products = own_products[rows]
+            margin = torch.as_tensor(
+                options.inter_loss.margin(counts), dtype=features.dtype, device=features.device)
+            absent = options.inter_loss.absent(counts)
+            buffers = features.new_empty(2, (K + 1) * chunk)
+            above, number, d = features.new_empty(3, P)
+            if ctx.needs_input_grad[0]:
+                slopes = features.new_empty(P * (K + 1))
 
-        for start in range(0, len(features), chunk or 1):
-            part = slice(start, min(start + chunk, len(features)))
+        for start in range(0, P, chunk):
+            part = slice(start, min(start + chunk, P))
             x, own_rows = features[part], rows[part]
-            length = len(x)
-            labelled = (own_rows < K).to(x)
             if options.intra is not None:
-                difference = table.index_select(0, own_rows).sub_(x)
-                distances = torch.linalg.vector_norm(difference, order, dim=1)
-                if order == 2:
-                    distances = distances.square_()
-                intra_total += torch.where(own_rows < K, distances, 0.0).sum() / C
+                difference = differences[:len(x)]
+                torch.index_select(padded_centers, 0, own_rows, out=difference)
+                torch.linalg.vector_norm(difference.sub_(x), order, dim=1, out=distances[part])
             if options.inter is None:
                 continue
 
             # Pixels run along the last, contiguous dimension, so reductions over classes are over
             # whole rows of pixels. The last row takes what is scattered for pixels of no class.
-            similarity, excess = (b[:(K + 1) * length].view(K + 1, length) for b in buffers)
+            similarity, excess = (b[:(K + 1) * len(x)].view(K + 1, -1) for b in buffers)
             if slopes is not None:
-                excess = slopes[start * (K + 1):part.stop * (K + 1)].view(K + 1, length)
+                excess = slopes[start * (K + 1):part.stop * (K + 1)].view(K + 1, -1)
             own_rows = own_rows[None]
             torch.mm(keys, x.t(), out=similarity[:K])
-            similarity.scatter_(0, own_rows, own_products[own_rows])
+            similarity.scatter_(0, own_rows, own_products[None, part])
             if absent is not None:
                 similarity[:K].masked_fill_(absent[:, None], -torch.inf)
             similarity[K] = -torch.inf
@@ -145,25 +147,29 @@ class _ClassAware(torch.autograd.Function):
             similarity.div_(similarity.sum(dim=0))  # A, eq. 11
             torch.ge(similarity, margin, out=excess)
             excess.scatter_(0, own_rows, 0)
-            number = excess.sum(dim=0)
+            torch.sum(excess, 0, out=number[part])
             excess.mul_(similarity)
-            above = excess.sum(dim=0)
-            d = above - margin * number
-            if options.inter == 'paper':
-                weight = 2 * d * labelled
-                inter_total += torch.where(labelled > 0, d.square(), 0.0).sum()
-            else:
-                held = d.clamp(*_SUM_RANGE)
-                weight = (held == d).to(x)
-                inter_total += held.sum()
+            torch.sum(excess, 0, out=above[part])
+            torch.addcmul(above[part], number[part], margin, value=-1, out=d[part])
             if slopes is not None:
-                # of d by the products: A_j (1 where j exceeds the margin, less `above`)
-                excess.addcmul_(similarity, above, value=-1).mul_(weight)
+                # Of d by the products, A_j (1 where j exceeds the margin, less `above`), times the
+                # derivative of what becomes of d.
+                excess.addcmul_(similarity, above[part], value=-1)
+                if options.inter == 'paper':
+                    excess.mul_(d[part] * labelled[part])
+                else:
+                    excess.mul_(d[part].clamp(*_SUM_RANGE) == d[part])
                 excess.scatter_(0, own_rows, 0)
 
-        ctx.options = options
-        ctx.keys_divisor = divisor if options.inter is not None else 1.0
-        ctx.chunk = chunk
+        if options.intra is not None:
+            if order == 2:
+                distances.square_()
+            intra_total = torch.where(labelled > 0, distances, 0.0).sum() / C
+        if options.inter == 'paper':
+            inter_total = torch.where(labelled > 0, d.square(), 0.0).sum()
+        elif options.inter == 'released':
+            inter_total = d.clamp(*_SUM_RANGE).sum()
+        ctx.options, ctx.divisor, ctx.chunk = options, divisor, chunk
         ctx.save_for_backward(features, rows, centers, counts, slopes)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(counts)
@@ -173,34 +179,41 @@ class _ClassAware(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, center_grad, _counts, intra_grad, inter_grad):
         features, rows, centers, counts, slopes = ctx.saved_tensors
-        options, (K, C) = ctx.options, centers.shape
+        options, (K, C), P = ctx.options, centers.shape, len(features)
         gradient = torch.empty_like(features)
-        # A pixel's gradient has a part that depends on its class only: table[class].
-        table = features.new_zeros(K + 1, C)
+        padding = centers.new_zeros(1, C)
+        # A pixel's gradient has a part that depends on its class only: by_class[class].
+        by_class = torch.zeros_like(centers)
         if center_grad is not None:
             # Every rank has the gradient of the same loss; see utils.global_sum for the factor.
-            table[:K] = center_grad / counts.clamp(min=1)[:, None] * dist.get_world_size()
-        by_intra = intra_grad is not None and options.intra is not None
-        by_inter = inter_grad is not None and options.inter is not None
-        if by_intra:
-            factor = intra_grad / C
-            own_centers = torch.cat([centers, centers.new_zeros(1, C)])
+            by_class = center_grad / counts.clamp(min=1)[:, None] * dist.get_world_size()
+        signs = None
+        if options.intra is not None and intra_grad is not None:
             if options.intra == 'paper':
-                factor = 2 * factor
-        if by_inter:
-            keys = torch.cat([centers * (inter_grad / ctx.keys_divisor), centers.new_zeros(1, C)])
+                factors = (rows < K) * (2 * intra_grad / C)
+                by_class = by_class - centers * (2 * intra_grad / C)
+            else:
+                factors = (rows < K) * (intra_grad / C)
+                padded_centers = torch.cat([centers, padding])
+                signs = features.new_empty(min(ctx.chunk, P), C)
+        else:
+            factors = None
+        by_class = torch.cat([by_class, padding])
+        if options.inter is not None and inter_grad is not None:
+            slope_factor = inter_grad / ctx.divisor * (2 if options.inter == 'paper' else 1)
+            keys = torch.cat([centers * slope_factor, padding])
+        else:
+            slopes = None
 
-        for start in range(0, len(features), ctx.chunk or 1):
-            part = slice(start, min(start + ctx.chunk, len(features)))
+        for start in range(0, P, ctx.chunk):
+            part = slice(start, min(start + ctx.chunk, P))
             x, own_rows, out = features[part], rows[part], gradient[part]
-            torch.index_select(table, 0, own_rows, out=out)
-            if by_intra:
-                difference = own_centers.index_select(0, own_rows)
-                torch.sub(x, difference, out=difference)
-                if options.intra == 'released':
-                    difference.sign_()
-                out.addcmul_(difference, ((own_rows < K) * factor)[:, None])
-            if by_inter:
-                coefficients = slopes[start * (K + 1):part.stop * (K + 1)].view(K + 1, len(x))
-                out.addmm_(coefficients.t(), keys)
+            torch.index_select(by_class, 0, own_rows, out=out)
+            if signs is not None:
+                x = torch.index_select(padded_centers, 0, own_rows, out=signs[:len(x)]).sub_(
+                    x).sign_().neg_()
+            if factors is not None:
+                out.addcmul_(x, factors[part, None])
+            if slopes is not None:
+                out.addmm_(slopes[start * (K + 1):part.stop * (K + 1)].view(K + 1, -1).t(), keys)
         return gradient, None, None
