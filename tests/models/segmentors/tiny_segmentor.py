@@ -71,5 +71,6 @@ def train_step(model, seed=0, lr=0.05):
 def logits(model, seed=9):
     """What the segmentor predicts for random images."""
     model.eval()
+    torch.manual_seed(seed)                  # LightHamHead draws its bases at every pass
     dtype = next(model.parameters()).dtype
     return model.encode_decode(images(seed).to(dtype), tiny_head.metas(size=IMAGE))
