@@ -71,20 +71,27 @@ class ClassAwareRegularization(BaseModule):
         self.losses = nn.ModuleList(_build_loss(loss, formulation) for loss in losses)
         self.linear = None
         if linear:
-            channels = classifier.in_channels
-            self.linear = nn.Conv2d(channels, min(channels, max_channels), 1, bias=False)
-            with torch.no_grad():
-                if channels <= max_channels:
-                    nn.init.dirac_(self.linear.weight)
-                elif not self.linear.weight.is_meta:
-                    nn.init.orthogonal_(self.linear.weight)
-            if channels > max_channels:
-                classifier = head.conv_seg = nn.Conv2d(
-                    max_channels, classifier.out_channels, classifier.kernel_size,
-                    padding=classifier.padding, bias=classifier.bias is not None)
+            # with the random state put back, the rest of the model starts as it would without CAR
+            with torch.random.fork_rng(devices=[]):
+                classifier = self._build_linear(head, max_channels)
         # a bound method: copies of the model (EMA) get a hook to their own conv
         classifier.register_forward_pre_hook(self._enter_classifier)
         self._capturing, self._features = False, None
+
+    @torch.no_grad()
+    def _build_linear(self, head: nn.Module, max_channels: int) -> nn.Conv2d:
+        """Make the conv, and a smaller `conv_seg` where it needs one; returns `conv_seg`."""
+        classifier = head.conv_seg
+        channels = classifier.in_channels
+        self.linear = nn.Conv2d(channels, min(channels, max_channels), 1, bias=False)
+        if channels <= max_channels:
+            nn.init.dirac_(self.linear.weight)
+            return classifier
+        nn.init.orthogonal_(self.linear.weight)
+        head.conv_seg = nn.Conv2d(
+            max_channels, classifier.out_channels, classifier.kernel_size,
+            padding=classifier.padding, bias=classifier.bias is not None)
+        return head.conv_seg
 
     def _enter_classifier(self, classifier: nn.Module, inputs: tuple) -> tuple:
         features = inputs[0] if self.linear is None else self.linear(inputs[0])
