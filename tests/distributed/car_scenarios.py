@@ -89,6 +89,7 @@ class Step(torch.nn.Module):
 def train(rank, world, steps=3, **options):
     """CAREncoderDecoder under DDP: weights, the losses of CAR and the collectives of each step."""
     model = tiny_segmentor.build(tiny_segmentor.head(dropout_ratio=0.), **options).double()
+    model.backbone.mix[:3].requires_grad_(False)         # maps that the head doesn't read
     wrapped = Step(tiny_head.freeze_norms(model.train()))
     if dist.is_initialized():
         wrapped = DistributedDataParallel(wrapped, broadcast_buffers=False,
