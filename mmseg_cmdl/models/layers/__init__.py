@@ -1,3 +1,4 @@
+from .channel_weighting import ChannelWeighting
 from .relation_attention import RelationAttention
 
-__all__ = ['RelationAttention']
+__all__ = ['ChannelWeighting', 'RelationAttention']
