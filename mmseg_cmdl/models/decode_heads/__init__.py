@@ -1,4 +1,5 @@
 from .dataset_context_head import DatasetContextHead
+from .dgcw_head import DGCWHead
 from .mdrl_head import MDRLHead
 
-__all__ = ['DatasetContextHead', 'MDRLHead']
+__all__ = ['DGCWHead', 'DatasetContextHead', 'MDRLHead']

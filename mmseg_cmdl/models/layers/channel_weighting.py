@@ -7,7 +7,7 @@ Of B images with n = h * w pixels and C channels, the equations form weights and
 [C, n, n]. Here pixels i are taken a few at a time, everything of theirs is worked out while it is
 in cache, and the backward pass does the same again: memory grows with n, not with its square.
 """
-from typing import Iterator, List, Optional, Tuple
+from typing import Callable, Iterator, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,12 @@ def relation_sum(query: Tensor,
         row = query.shape[1] * query.shape[2] * query.element_size()
         chunk_size = max(1, _CHUNK_BYTES.get(query.device.type, 1 << 26) // max(1, row))
     return _RelationSum.apply(query, key, value, weight, norm, chunk_size)
+
+
+def _whole_relation_sum(query, key, value, weight, norm, chunk_size):
+    """:func:`relation_sum` in plain operations, without a loop and without bounded memory."""
+    weighted = channel_weights(query, key, norm) * value.unsqueeze(2)
+    return F.linear(weighted, weight).relu().sum(dim=2)
 
 
 def _chunks(like: Tensor, chunk_size: int, count: int
@@ -230,27 +236,23 @@ class ChannelWeighting(BaseModule):
             returned in float32, whatever `x` is: differences cancel in half precision, and a sum
             over all pixels leaves float16.
         """
-        if not _exporting() and (x.dim() != 4 or x.shape[1] != self.channels):
+        if _exporting():  # no comparison of sizes and no context manager in the graph
+            return self._update(x, _whole_relation_sum)
+        if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(f'ChannelWeighting(channels={self.channels}) needs a map of shape '
                              f'[B, {self.channels}, h, w], got {tuple(x.shape)}')
         with torch.autocast(x.device.type, enabled=False):
-            x = x.to(self.g1.weight.dtype)
-            query, key, value = (
-                conv(x).flatten(2).transpose(1, 2).contiguous()
-                for conv in (self.query, self.key, self.value))
-            related = self._relation_sum(query, key, value)
-            related = related.to(x.dtype).transpose(1, 2).reshape(x.shape)
-            return x + self.g2(related)
+            return self._update(x.to(self.g1.weight.dtype), relation_sum)
 
-    def _relation_sum(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """[B, n, C] each to [B, n, C], in float32 or better."""
+    def _update(self, x: Tensor, form: Callable) -> Tensor:
+        """Eq. 1 and 5 around the form of the sum, which is in float32 or better."""
+        query, key, value = (conv(x).flatten(2).transpose(1, 2).contiguous()
+                             for conv in (self.query, self.key, self.value))
         weight = self.g1.weight.flatten(1)
         precise = torch.promote_types(query.dtype, torch.float32)
         query, key, value, weight = (t.to(precise) for t in (query, key, value, weight))
-        if _exporting():
-            weighted = channel_weights(query, key, self.norm) * value.unsqueeze(2)
-            return F.linear(weighted, weight).relu().sum(dim=2)
-        return relation_sum(query, key, value, weight, self.norm, self.chunk_size)
+        related = form(query, key, value, weight, self.norm, self.chunk_size)
+        return x + self.g2(related.to(x.dtype).transpose(1, 2).reshape(x.shape))
 
     def extra_repr(self) -> str:
         """What tells one from another when a model is printed."""
