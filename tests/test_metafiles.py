@@ -42,7 +42,20 @@ ABLATIONS = {
     f'{ALPHA}=0.02 {BETA}=0.01': '78.36',
 }
 CLASSES = {'Cityscapes': 'CityscapesDataset', 'ADE20K': 'ADE20KDataset', 'CamVid': 'CamVidDataset',
-           'COCO-Stuff 164k': 'COCOStuffDataset', 'Synthetic scenes': 'SyntheticScenesDataset'}
+           'COCO-Stuff 164k': 'COCOStuffDataset', 'Synthetic scenes': 'SyntheticScenesDataset',
+           'Pascal Context': 'PascalContextDataset'}
+# DGCW, tables 1 and 3 to 6: (context and backbone, setting): metrics
+DGCW = {
+    ('fcn_r101-d8', '4xb2-80k_cityscapes-769x769'): {SINGLE: 77.81},
+    ('pspnet_r101-d8', '4xb2-80k_cityscapes-769x769'): {SINGLE: 79.60},
+    ('deeplabv3_r101-d8', '4xb2-80k_cityscapes-769x769'): {SINGLE: 80.43},
+    ('deeplabv3_r101-d8-ohem', '4xb2-80k_cityscapes-769x769'): {SINGLE: 80.86, MULTI: 81.80},
+    ('deeplabv3_r101-d8-ohem', '4xb2-80k_cityscapes-trainval-769x769'): {
+        'mIoU (paper, test set, ms+flip)': 81.6},
+    ('deeplabv3_r101-d8', '4xb4-80k_pascal-context-513x513'): {SINGLE: 53.9},
+    ('deeplabv3_r101-d8', '4xb4-160k_ade20k-513x513'): {SINGLE: 45.51},
+}
+DGCW = {f'dgcw_{network}_{setting}': metrics for (network, setting), metrics in DGCW.items()}
 
 
 def models():
@@ -75,12 +88,15 @@ def test_entry_agrees_with_its_config(name):
     data = entry['Metadata']
     assert data['Batch Size'] == gpus * per_gpu == gpus * cfg.train_dataloader.batch_size
     assert data['Training Data'] == entry['Results']['Dataset']
-    assert CLASSES[data['Training Data']] == cfg.train_dataloader.dataset.type
+    trained_on = cfg.train_dataloader.dataset
+    for dataset in trained_on.get('datasets', [trained_on]):
+        assert CLASSES[data['Training Data']] == dataset.type
     collection, = (item for item in yaml.safe_load(metafile.read_text())['Collections']
                    if item['Name'] == entry['In Collection'])
     assert data['Training Data'] in collection['Metadata']['Training Data']
     assert (ROOT / collection['README']).parent == metafile.parent
-    assert (entry['In Collection'] == 'MDRL') == (cfg.model.decode_head.type == 'MDRLHead')
+    for method in ('MDRL', 'DGCW'):
+        assert (entry['In Collection'] == method) == (cfg.model.decode_head.type == f'{method}Head')
 
 
 def table_rows(path):
@@ -96,6 +112,7 @@ def test_figures_say_whose_they_are():
         _, single, multi = PAPER.get(name, (None, None, None))
         expected = {key: float(figure) for key, figure in {SINGLE: single, MULTI: multi}.items()
                     if figure}
+        expected.update(DGCW.get(name, {}))
         metrics = dict(entry['Results']['Metrics'])
         measured = metrics.pop(MEASURED, None)
         assert metrics == expected, name

@@ -4,13 +4,12 @@ from typing import Dict, List, Optional, Union
 
 import torch
 from mmcv.cnn import ConvModule
-from torch import Tensor, nn
-
 from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from mmseg.utils import ConfigType, SampleList
+from torch import Tensor, nn
 
 from .dataset_context_head import _INHERITED, _place_leftovers
 from .label_check import LabelCheck

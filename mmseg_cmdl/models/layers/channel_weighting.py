@@ -12,10 +12,9 @@ from typing import Callable, Iterator, List, Optional, Tuple
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
+from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-
-from mmseg.registry import MODELS
 
 NORMS = ('sum', 'softmax', 'tanh')
 

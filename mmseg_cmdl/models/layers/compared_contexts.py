@@ -6,10 +6,9 @@ All convs have C output channels. The non-local layer of table 2 is mmcv's:
 from typing import Optional
 
 from mmengine.model import BaseModule
-from torch import Tensor, nn
-
 from mmseg.models.utils import SELayer
 from mmseg.registry import MODELS
+from torch import Tensor, nn
 
 
 @MODELS.register_module()
