@@ -12,6 +12,7 @@ import platform
 import re
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -304,11 +305,10 @@ def benchmark_channel_weighting(timer, args):
                 if mode == 'training':
                     out.sum().backward()
 
-            forms = {'ours': lambda run=run, layer=layer: run(layer)}
+            forms = {'ours': partial(run, layer)}
             pairs_gib = (h * w)**2 * C * 4 / 2**30
             if pairs_gib * (9 if mode == 'training' else 4) <= limit:
-                forms['naive'] = lambda run=run, layer=layer: run(
-                    lambda x: _naive_channel_weighting(layer, x))
+                forms['naive'] = partial(run, partial(_naive_channel_weighting, layer))
             measured = timer(forms)
             naive = measured.get('naive', {})
             for name, values in measured.items():
