@@ -1,4 +1,4 @@
-"""Speed and memory of MDRL's parts, as ratios measured in one run.
+"""Speed and memory of the parts of MDRL and DGCW, as ratios measured in one run.
 
 Each section times its forms in turn, round after round, so that whatever else the machine does
 falls on all of them alike; it prints medians and the ratio to the section's reference form.
@@ -9,8 +9,10 @@ falls on all of them alike; it prints medians and the ratio to the section's ref
 import argparse
 import json
 import platform
+import re
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from prettytable import PrettyTable
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmseg_cmdl
+from mmseg_cmdl.models.layers.channel_weighting import NORMS, channel_weights
 from mmseg_cmdl.models.losses import fused_class_aware
 
 # Inference on a 1 x 2048 x 128 x 128 map, MCIBI, table 3 (V100): parameters in millions,
@@ -326,7 +329,78 @@ def benchmark_complexity(timer, args):
     return rows
 
 
-SECTIONS = dict(consistency=benchmark_consistency, car=benchmark_car, voting=benchmark_voting,
+def _naive_channel_weighting(layer, x):
+    """DGCW's eq. 1 to 5 as they are written: [C, hw, hw] tensors, g applied to every pair."""
+    pixels = x.flatten(2).transpose(1, 2)
+    query, key, value, g1, g2 = (
+        lambda rows, conv=conv: F.linear(rows, conv.weight.flatten(1), conv.bias)
+        for conv in (layer.query, layer.key, layer.value, layer.g1, layer.g2))
+    weights = channel_weights(query(pixels), key(pixels), layer.norm)
+    relations = g2(g1(weights * value(pixels).unsqueeze(2)).relu())
+    return x + relations.sum(dim=2).transpose(1, 2).reshape(x.shape)
+
+
+def _free_gib(device):
+    """Memory that a benchmark may ask of the device."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0] / 2**30
+    try:
+        line, = re.findall(r'MemAvailable: *(\d+) kB', Path('/proc/meminfo').read_text())
+    except (OSError, ValueError):
+        return 8.
+    return int(line) / 2**20
+
+
+def benchmark_channel_weighting(timer, args):
+    """DGCW's layer against the naive form, and how both grow with the number of pixels."""
+    C, rows = 128, []
+    limit = 0.9 * _free_gib(timer.device) if args.naive_gib is None else args.naive_gib
+    for mode in ('training', 'inference'):
+        for h, w in args.map_sizes:
+            torch.manual_seed(0)
+            layer = MODELS.build(dict(type='ChannelWeighting', channels=C, norm=args.norm))
+            layer.to(timer.device).train(mode == 'training')
+            x = torch.randn(1, C, h, w, device=timer.device, requires_grad=mode == 'training')
+
+            def run(form, x=x, layer=layer, mode=mode):
+                layer.zero_grad(set_to_none=True)
+                x.grad = None
+                with torch.set_grad_enabled(mode == 'training'):
+                    out = form(x)
+                if mode == 'training':
+                    out.sum().backward()
+
+            forms = {'ours': partial(run, layer)}
+            pairs_gib = (h * w)**2 * C * 4 / 2**30
+            if pairs_gib * (9 if mode == 'training' else 4) <= limit:
+                forms['naive'] = partial(run, partial(_naive_channel_weighting, layer))
+            measured = timer(forms)
+            naive = measured.get('naive', {})
+            for name, values in measured.items():
+                rows.append(dict(
+                    mode=mode, size=f'{h}x{w}', form=name, **values,
+                    ns_per_pair=1e6 * values['ms'] / (h * w)**2,
+                    speedup=naive['ms'] / values['ms'] if naive else '',
+                    memory_ratio=naive['peak_mib'] / values['peak_mib'] if naive else ''))
+    print_table(
+        f'DGCW, 1x{C} maps, norm {args.norm}; the naive form where it needs at most {limit:.0f} '
+        'GiB',
+        ['form', 'mode', 'map', 'ms', 'peak MiB', 'ns a pair', 'times faster', 'times smaller'],
+        [[r['form'], r['mode'], r['size'], r['ms'], r['peak_mib'], r['ns_per_pair'], r['speedup'],
+          r['memory_ratio']] for r in rows])
+    return rows
+
+
+def _map_size(text):
+    """'24x32' to (24, 32)."""
+    found = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
+    if not found:
+        raise argparse.ArgumentTypeError(f'{text!r} is no HEIGHTxWIDTH, such as 24x24')
+    return int(found[1]), int(found[2])
+
+
+SECTIONS = dict(consistency=benchmark_consistency, car=benchmark_car,
+                channel_weighting=benchmark_channel_weighting, voting=benchmark_voting,
                 head=benchmark_head, complexity=benchmark_complexity)
 
 
@@ -348,6 +422,15 @@ def parse_args():
                         help='largest K at which the plain losses are timed too (default: 171)')
     parser.add_argument('--head-size', type=int, default=64,
                         help='feature size of the section head (default: 64)')
+    parser.add_argument('--map-sizes', type=_map_size, nargs='+', metavar='HxW',
+                        default=[(12, 24), (24, 24), (32, 32), (32, 64)],
+                        help='maps of the section channel_weighting '
+                        '(default: 12x24 24x24 32x32 32x64)')
+    parser.add_argument('--norm', choices=NORMS, default='sum',
+                        help='normalisation in the section channel_weighting (default: sum)')
+    parser.add_argument('--naive-gib', type=float, metavar='GIB',
+                        help='memory up to which that section times the naive form too '
+                        '(default: nine tenths of what is free)')
     parser.add_argument('--json', type=Path, help='write all numbers there')
     args = parser.parse_args()
     unknown = set(args.sections) - set(SECTIONS)
