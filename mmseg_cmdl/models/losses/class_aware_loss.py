@@ -63,8 +63,8 @@ def check_pixels(features: Tensor, labels: Tensor) -> None:
     """Refuse shapes other than [P, C] and [P]."""
     if features.dim() != 2 or labels.shape != features.shape[:1]:
         raise ValueError('features [P, C] and one label for each of the P pixels are expected, '
-                         f'got {list(features.shape)} and {list(labels.shape)}. A map [B, C, h, w] is '
-                         'features.permute(0, 2, 3, 1).flatten(0, 2)')
+                         f'got {list(features.shape)} and {list(labels.shape)}. A map '
+                         '[B, C, h, w] is features.permute(0, 2, 3, 1).flatten(0, 2)')
 
 
 @MODELS.register_module()
