@@ -38,6 +38,7 @@ README = CONFIGS / 'mdrl' / 'README.md'
 ABLATED = 'mdrl_fcn_r50-d8_4xb2-80k_cityscapes-512x1024'
 LITE0 = 'mdrl_fcn_efficientnet-lite0-d8_1xb8-4k_camvid-240x320'
 SMALL = 'mdrl_fcn_r18s-d8_1xb8-200it_camvid-180x240'
+SMALL_MCIBI = 'mcibi_fcn_r18s-d8_1xb8-demo_synthetic-128x128'
 SMALL_PLAIN = 'fcn_r18s-d8_1xb8-demo_synthetic-128x128'
 HAS_TIMM = timm_backbone.timm is not None
 DATASET_TYPES = dict(
@@ -152,7 +153,20 @@ def other_head(parent):
     return parent.decode_head[-2] if cascade else parent.auxiliary_head
 
 
-@every_config
+def models_to_train():
+    """All of MDRL; of the others each model once, on the data with the fewest classes."""
+    def kind(name):
+        context, backbone = name.split('_')[-5:-3] if name.endswith('cihp-473x473') else (
+            name.split('_')[-4:-2])
+        return name if name.startswith('mdrl_') else (name.split('_')[0], context, backbone)
+
+    chosen = {}
+    for name in sorted(PATHS, key=lambda name: final_head(load(name).model).num_classes):
+        chosen.setdefault(kind(name), name)
+    return sorted(chosen.values())
+
+
+@pytest.mark.parametrize('name', models_to_train())
 def test_trains_one_step_and_predicts(name):
     cfg = offline(load(name))
     model = tiny_model(cfg)
@@ -190,8 +204,9 @@ def test_trains_one_step_and_predicts(name):
                 for c in sample.gt_sem_seg.data.unique().tolist()} - {255}
         assert set(head.bank.filled.nonzero()[:, 0].tolist()) == seen
         assert head.bank.features[head.bank.filled].any(dim=1).all()
-        log = train_step(model, cfg)[0]  # now the classifier learns what is in memory
-        assert 0 < log['decode.memory_loss_ce'] < np.inf
+        if name == SMALL_MCIBI:  # now the classifier learns what is in memory
+            log = train_step(model, cfg)[0]
+            assert 0 < log['decode.memory_loss_ce'] < np.inf
 
     model.eval()
     bank = copy.deepcopy(dict(model.decode_head.named_buffers()))
@@ -224,7 +239,7 @@ def test_dumped_configs_rebuild_in_a_fresh_process_elsewhere(tmp_path, pytestcon
     folder.mkdir()
     elsewhere.mkdir()
     expected = {}
-    for name in PATHS:
+    for name in models_to_train():
         cfg = offline(load(name))
         dumped = folder / f'{name}.py'
         cfg.dump(dumped)

@@ -1,4 +1,4 @@
-"""Speed and memory of the parts of MDRL and DGCW, as ratios measured in one run.
+"""Speed and memory of the parts of all methods, as ratios measured in one run.
 
 Each section times its forms in turn, round after round, so that whatever else the machine does
 falls on all of them alike; it prints medians and the ratio to the section's reference form.
@@ -245,6 +245,65 @@ def _car_by_one_hot(features, labels, K):
     return intra + c2c + c2p
 
 
+def benchmark_update(timer, args):
+    """MCIBI's memory update at label size: ours, features materialised at that size, a loop.
+
+    All three give the same memory. The loop, over the classes of the batch with a gather by a mask
+    each, is the shape of the released code.
+    """
+    B, K, C, size = args.update_images, 150, 512, 64
+    torch.manual_seed(0)
+    features = torch.randn(B, C, size, size, device=timer.device).relu()
+    blocks = torch.randint(0, K, (B, 16, 16), device=timer.device)
+    labels = blocks.repeat_interleave(32, 1).repeat_interleave(32, 2)
+    labels[torch.rand(labels.shape, device=timer.device) < 0.05] = 255
+    start = torch.rand(K, C, device=timer.device)
+    bank = MODELS.build(dict(type='FeatureBank', num_classes=K, channels=C)).to(timer.device)
+    bank.filled.fill_(True)
+    after = {}
+
+    @torch.no_grad()
+    def ours():
+        bank.features.copy_(start)
+        bank.update_at_label_size_(features, labels, 0.5)
+        after['ours'] = bank.features.clone()
+
+    def resized():
+        full = F.interpolate(features, labels.shape[1:], mode='bilinear', align_corners=False)
+        return full.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten()
+
+    @torch.no_grad()
+    def materialised():
+        bank.features.copy_(start)
+        bank.update_(*resized(), 0.5)
+        after['materialised'] = bank.features.clone()
+
+    @torch.no_grad()
+    def loop():
+        memory = start.clone()
+        pixels, classes = resized()
+        for c in classes.unique().tolist():
+            if c == 255:
+                continue
+            own = pixels[classes == c]
+            weights = 1 - F.cosine_similarity(own, start[c][None], dim=1)
+            memory[c] = 0.5 * start[c] + 0.5 * (weights / weights.sum()) @ own
+        after['loop over classes'] = memory
+
+    measured = timer({'ours': ours, 'materialised': materialised, 'loop over classes': loop})
+    rows = [dict(form=name, **values, times=values['ms'] / measured['ours']['ms'],
+                 times_memory=values['peak_mib'] / measured['ours']['peak_mib'],
+                 difference=float((after[name] - after['ours']).abs().max()))
+            for name, values in measured.items()]
+    print_table(
+        f'MCIBI memory update, K={K}, {B}x{C}x{size}x{size} features, {B}x512x512 labels;\n'
+        'difference: largest to the memory that ours gives',
+        ['form', 'ms', 'x time', 'peak MiB', 'x memory', 'difference'],
+        [[r['form'], r['ms'], r['times'], r['peak_mib'], r['times_memory'],
+          f'{r["difference"]:.1e}'] for r in rows])
+    return rows
+
+
 def _head(kind, in_channels, channels, num_classes, **options):
     return MODELS.build(dict(
         type=kind, in_channels=in_channels, in_index=0, channels=channels,
@@ -401,7 +460,7 @@ def _map_size(text):
 
 SECTIONS = dict(consistency=benchmark_consistency, car=benchmark_car,
                 channel_weighting=benchmark_channel_weighting, voting=benchmark_voting,
-                head=benchmark_head, complexity=benchmark_complexity)
+                update=benchmark_update, head=benchmark_head, complexity=benchmark_complexity)
 
 
 def parse_args():
@@ -431,6 +490,9 @@ def parse_args():
     parser.add_argument('--naive-gib', type=float, metavar='GIB',
                         help='memory up to which that section times the naive form too '
                         '(default: nine tenths of what is free)')
+    parser.add_argument('--update-images', type=int, default=8, metavar='B',
+                        help='images of the section update; 0.5 GiB for each of them in the '
+                        'materialised forms (default: 8)')
     parser.add_argument('--json', type=Path, help='write all numbers there')
     args = parser.parse_args()
     unknown = set(args.sections) - set(SECTIONS)
