@@ -63,7 +63,7 @@ def class_centers(features: Tensor, labels: Tensor, num_classes: int,
 def check_pixels(features: Tensor, labels: Tensor) -> None:
     """Refuse shapes other than [P, C] and [P]."""
     if features.dim() != 2 or labels.shape != features.shape[:1]:
-        raise ValueError(f'features [P, C] and one label for each of the P pixels are expected, got '
+        raise ValueError(f'features [P, C] and one label for each pixel are expected, got '
                          f'{list(features.shape)} and {list(labels.shape)}. A map [B, C, h, w] is '
                          'features.permute(0, 2, 3, 1).flatten(0, 2)')
 

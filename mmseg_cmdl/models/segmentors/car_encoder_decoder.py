@@ -138,6 +138,6 @@ class CAREncoderDecoder(_CAR, EncoderDecoder):
 
 @MODELS.register_module()
 class CARCascadeEncoderDecoder(_CAR, CascadeEncoderDecoder):
-    """CascadeEncoderDecoder with CAR on the last decode head; options of :class:`CAREncoderDecoder`."""
+    """CascadeEncoderDecoder with CAR on the last head; options of :class:`CAREncoderDecoder`."""
 
     plain_type = 'CascadeEncoderDecoder'
