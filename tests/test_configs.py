@@ -421,7 +421,8 @@ def plain(cfg, drop=()):
 
 
 @pytest.mark.parametrize(('name', 'method'), [
-    (name, method) for name in PATHS for method in ('mdrl', 'mcibi') if f'{method}_{name}' in PATHS])
+    (name, method) for name in PATHS for method in ('mdrl', 'mcibi')
+    if f'{method}_{name}' in PATHS])
 def test_baseline_differs_in_nothing_but_the_head(name, method):
     ours, theirs = plain(load(f'{method}_{name}')), plain(load(name))
     if 'auxiliary_head' not in theirs['model']:

@@ -223,7 +223,7 @@ def benchmark_car(timer, args):
     print_table(
         f'Losses of CAR, forward and backward, {B}x{C}x{h}x{w} features\n'
         'floor: two passes over the features, one [P, C] x [C, K] product and its backward; '
-        'one-hot: the paper\'s formulas with a one-hot matrix and a map of distributed centres',
+        'one-hot: the equations with a one-hot matrix and a map of distributed centres',
         ['form', 'K', 'ms', 'x floor', 'peak MiB', 'x memory of one-hot'],
         [[r['form'], r['classes'], r['ms'], r['ratio'], r['peak_mib'], r['memory']]
          for r in results])
