@@ -38,7 +38,6 @@ README = CONFIGS / 'mdrl' / 'README.md'
 ABLATED = 'mdrl_fcn_r50-d8_4xb2-80k_cityscapes-512x1024'
 LITE0 = 'mdrl_fcn_efficientnet-lite0-d8_1xb8-4k_camvid-240x320'
 SMALL = 'mdrl_fcn_r18s-d8_1xb8-200it_camvid-180x240'
-SMALL_MCIBI = 'mcibi_fcn_r18s-d8_1xb8-demo_synthetic-128x128'
 SMALL_PLAIN = 'fcn_r18s-d8_1xb8-demo_synthetic-128x128'
 HAS_TIMM = timm_backbone.timm is not None
 DATASET_TYPES = dict(
@@ -172,6 +171,10 @@ def test_trains_one_step_and_predicts(name):
     model = tiny_model(cfg)
     classifiers = [final_head(model).conv_seg, other_head(model).conv_seg]
     before = [layer.weight.detach().clone() for layer in classifiers]
+    if name.startswith('mcibi_'):
+        # as after the first iterations: nothing that relates to a memory of zeros has a gradient
+        memory = model.decode_head.bank.features.normal_().clone()
+        model.decode_head.bank.filled.fill_(True)
     log, norms = train_step(model, cfg)
 
     assert np.isfinite(list(log.values())).all(), log
@@ -202,11 +205,9 @@ def test_trains_one_step_and_predicts(name):
         assert head.bank.features.shape == (model.num_classes, head.channels)
         seen = {c for sample in tiny_batch(model.num_classes)['data_samples']
                 for c in sample.gt_sem_seg.data.unique().tolist()} - {255}
-        assert set(head.bank.filled.nonzero()[:, 0].tolist()) == seen
-        assert head.bank.features[head.bank.filled].any(dim=1).all()
-        if name == SMALL_MCIBI:  # now the classifier learns what is in memory
-            log = train_step(model, cfg)[0]
-            assert 0 < log['decode.memory_loss_ce'] < np.inf
+        moved = (head.bank.features != memory).any(dim=1)
+        assert set(moved.nonzero()[:, 0].tolist()) == seen
+        assert log['decode.memory_loss_ce'] > 0
 
     model.eval()
     bank = copy.deepcopy(dict(model.decode_head.named_buffers()))
