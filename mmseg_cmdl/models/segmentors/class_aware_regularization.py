@@ -33,7 +33,8 @@ def classifier_of(head: nn.Module) -> nn.Conv2d:
     if not isinstance(classifier, nn.Conv2d):
         raise ValueError(
             f'{type(head).__name__} has no conv_seg, the conv that classifies pixels: CAR '
-            'regularises the features that enter it. Use a head that ends in conv_seg, as FCNHead, ASPPHead, '
+            'regularises the features that enter it. Use a head that ends in conv_seg, as FCNHead, '
+            'ASPPHead, '
             'PSPHead, NLHead, CCHead, DAHead, OCRHead, UPerHead and SegformerHead do')
     return classifier
 
