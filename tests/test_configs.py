@@ -100,6 +100,11 @@ def tiny_model(cfg):
     cfg.model.data_preprocessor.size = (TINY, TINY)
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
     model.init_weights()
+    if cfg.model.backbone.type == 'ResNeSt':
+        # Untrained and this deep, it doesn't survive a step; ResNet's own start, which it lacks.
+        for name, parameter in model.backbone.named_parameters():
+            if name.endswith('bn3.weight'):
+                torch.nn.init.zeros_(parameter)
     return model
 
 
