@@ -1,8 +1,10 @@
 """Numbers behind the figures of tools/analysis, as functions to call from a notebook."""
 from . import command_line
-from .class_statistics import ClassStatistics
+from .class_statistics import ClassStatistics, gather_statistics, off_diagonal_mean
 from .distribution_usage import DistributionUsage, NearestPatches, assign, entropy
 from .examined_model import Example, ExaminedModel, chosen_classes
+from .prediction_scores import class_iou, confusion_matrix, mean_iou, pixel_accuracy
 
 __all__ = ['ClassStatistics', 'DistributionUsage', 'Example', 'ExaminedModel', 'NearestPatches',
-           'assign', 'chosen_classes', 'command_line', 'entropy']
+           'assign', 'chosen_classes', 'class_iou', 'command_line', 'confusion_matrix', 'entropy',
+           'gather_statistics', 'mean_iou', 'off_diagonal_mean', 'pixel_accuracy']

@@ -3,12 +3,15 @@
 Source: DGCW, eq. 8 (class average features and their variance per channel); CAR, eq. 5 and fig. 4
 (similarity of class centres).
 """
-from typing import Optional
+from typing import Iterable, Iterator, Optional
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .command_line import image_indices, progress
+from .examined_model import ExaminedModel
 
 SIMILARITIES = ('cosine', 'softmax', 'dot')
 
@@ -134,3 +137,31 @@ def mean_or_none(values: np.ndarray) -> Optional[float]:
 def off_diagonal_mean(matrix: np.ndarray) -> Optional[float]:
     """Mean over pairs of different rows; NaN entries don't count."""
     return mean_or_none(matrix[~np.eye(len(matrix), dtype=bool)])
+
+
+def gather_statistics(models: Iterable[ExaminedModel], args, normalize: bool = True,
+                      each=None) -> Iterator[tuple]:
+    """Class statistics over a split, one model after the other.
+
+    Args:
+        models (Iterable[ExaminedModel]): Models.
+        args: Parsed arguments with `features` and `max_images`.
+        normalize (bool): See :class:`ClassStatistics`.
+        each (callable, optional): Called with each model before its pass; gives what is called with
+            each of its examples.
+
+    Yields:
+        tuple[ExaminedModel, ClassStatistics]: Of each model.
+    """
+    for model in models:
+        statistics = ClassStatistics(len(model.classes), normalize)
+        also = each(model) if each is not None else None
+        indices = image_indices(len(model.dataset), args.max_images)
+        for example in progress(model.examples(indices, args.features), len(indices), model.name):
+            statistics.add(example.features, example.labels)
+            if also is not None:
+                also(example)
+        if not statistics.present.any():
+            raise SystemExit(f'error: no image of the split that {model.name} was shown has a '
+                             'labelled pixel')
+        yield model, statistics

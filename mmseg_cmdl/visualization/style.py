@@ -55,13 +55,16 @@ def show_picture(axis, picture: np.ndarray, title: str = '', size: float = 9) ->
 
 
 def add_class_legend(figure: Figure, palette: Sequence, names: Sequence[str],
-                     extra: Sequence[tuple] = (), columns: int = 9) -> None:
+                     extra: Sequence[tuple] = ()) -> None:
     """Legend of class colours below the figure; `extra` are further (colour, name) pairs."""
     from matplotlib.patches import Patch
     pairs = [*zip(palette, names), *extra]
     handles = [Patch(facecolor=np.array(color) / 255, edgecolor='0.5', label=name)
                for color, name in pairs]
-    figure.legend(handles=handles, loc='outside lower center', ncols=min(columns, len(handles)),
+    longest = max(map(len, (name for _, name in pairs)))
+    columns = int(figure.get_figwidth() / (0.4 + 0.075 * longest))
+    figure.legend(handles=handles, loc='outside lower center',
+                  ncols=max(1, min(columns, len(handles))),
                   fontsize=8, frameon=False, handlelength=1, columnspacing=1.2)
 
 

@@ -12,7 +12,7 @@ from mmseg.registry import DATASETS, MODELS
 from mmseg_cmdl.launch import configs_folder
 from tests.paths import TOOLS
 
-NUM_CLASSES, NUM_DISTRIBUTIONS, IMAGES = 8, 3, 5
+NUM_CLASSES, NUM_DISTRIBUTIONS, IMAGES = 8, 3, 4
 
 
 def tool(name):
@@ -25,9 +25,9 @@ def tool(name):
 
 def small_config(path, seed=0):
     cfg = Config.fromfile(path)
-    cfg.model.backbone.update(base_channels=8, stem_channels=8)
-    cfg.model.decode_head.update(in_channels=64, channels=16)
-    cfg.model.auxiliary_head.update(in_channels=32, channels=8)
+    cfg.model.backbone.update(base_channels=4, stem_channels=4)
+    cfg.model.decode_head.update(in_channels=32, channels=16)
+    cfg.model.auxiliary_head.update(in_channels=16, channels=8)
     if cfg.model.decode_head.type == 'MDRLHead':
         cfg.model.decode_head.bank = dict(
             type='DistributionBank', num_distributions=NUM_DISTRIBUTIONS, momentum=0.999)

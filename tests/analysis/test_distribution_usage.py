@@ -117,7 +117,7 @@ def test_the_command_counts_every_pixel_of_the_scenes(trained, tmp_path, capsys)
         best = numbers['classes'][names[k]]['nearest_pixels'][n][0]
         assert best['similarity'] == pytest.approx(score, abs=1e-4)
         assert best['image'] == index
-    assert [d[:2] for d in numbers['classes']['road']['duplicates']] == [[0, 1]]
+    assert [0, 1] in [d[:2] for d in numbers['classes']['road']['duplicates']]
     assert {p.name for p in (tmp_path / 'a').iterdir()} == {
         'distribution_map.json', 'maps.png', 'usage.png', 'class_05_car.png', 'class_00_sky.png'}
 
@@ -138,7 +138,7 @@ def test_predictions_can_say_the_class(trained, tmp_path):
     numbers = json.loads((tmp_path / 'distribution_map.json').read_text())
     model = ExaminedModel.load(*trained.mdrl)
     pixels = np.zeros(NUM_CLASSES, int)
-    for index in (0, 2):  # spread evenly over five
+    for index in (0, 2):  # spread evenly over four
         example = model.example(index, predict=True)
         used = example.prediction[::8, ::8][example.truth[::8, ::8] != 255]
         pixels += np.bincount(used, minlength=NUM_CLASSES)
@@ -147,7 +147,7 @@ def test_predictions_can_say_the_class(trained, tmp_path):
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
-    (['--draw', '9'], '--draw 9: the split has images 0 to 4'),
+    (['--draw', '9'], '--draw 9: the split has images 0 to 3'),
     (['--classes', 'bike'], "no class 'bike'"),
     (['--split', 'test', '--cfg-options', 'test_dataloader=None'], 'no test_dataloader'),
 ])
