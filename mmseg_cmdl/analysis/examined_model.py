@@ -154,6 +154,12 @@ class ExaminedModel:
                              f'images 0 to {len(self.dataset) - 1}')
         return self._run(pseudo_collate([self.dataset[index]]), index, features, predict)
 
+    @torch.no_grad()
+    def feature_maps(self, index: int) -> list:
+        """The backbone's maps of one image, padding included."""
+        data = self.model.data_preprocessor(pseudo_collate([self.dataset[index]]), False)
+        return self.model.extract_feat(data['inputs'])
+
     def _run(self, data, index, features, predict):
         sample = data['data_samples'][0]
         path = sample.metainfo.get('img_path', f'image {index}')
