@@ -1,6 +1,7 @@
 """Numbers behind the figures of tools/analysis, as functions to call from a notebook."""
 from . import command_line
 from .class_statistics import ClassStatistics, gather_statistics, off_diagonal_mean
+from .complexity import complexity
 from .distribution_usage import DistributionUsage, NearestPatches, assign, entropy
 from .examined_model import Example, ExaminedModel, chosen_classes
 from .feature_space import Embedded, PixelSample, embed_sample, reduce_to_plane, silhouette
@@ -9,6 +10,6 @@ from .prediction_scores import class_iou, confusion_matrix, mean_iou, pixel_accu
 
 __all__ = ['ClassStatistics', 'DistributionUsage', 'Embedded', 'Example', 'ExaminedModel',
            'NearestPatches', 'PixelSample', 'assign', 'chosen_classes', 'class_iou', 'command_line',
-           'confusion_matrix', 'embed_sample', 'entropy', 'feature_at', 'gather_statistics',
+           'complexity', 'confusion_matrix', 'embed_sample', 'entropy', 'feature_at', 'gather_statistics',
            'mean_iou', 'off_diagonal_mean', 'pixel_accuracy', 'pixel_relation', 'reduce_to_plane',
            'silhouette']

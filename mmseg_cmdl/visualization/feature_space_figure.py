@@ -26,7 +26,7 @@ def draw_feature_space(panels: Dict[str, object], names: Sequence[str], method: 
     for axis, (name, embedded) in zip(axes, panels.items()):
         for k in classes:
             points = embedded.points[embedded.labels == k]
-            axis.scatter(*points.T, s=11, color=colors[k], marker=shapes[k], alpha=0.65, linewidths=0)
+            axis.scatter(*points.T, s=16, color=colors[k], marker=shapes[k], alpha=0.65, linewidths=0)
         if embedded.distributions is not None:
             marked = True
             for (k, n), (x, y) in zip(embedded.distribution_labels.tolist(),

@@ -38,9 +38,11 @@ def figure_to_array(figure: Figure, dpi: int = 100) -> np.ndarray:
 
 
 def distinct_colors(count: int) -> List[tuple]:
-    """RGB in 0..255 of so many things: :data:`MUTED`, beyond nine a scale of lightness."""
+    """RGB in 0..255 of so many things: :data:`LINES`, beyond six :data:`MUTED`, beyond nine a scale
+    of lightness."""
     if count <= len(MUTED):
-        return [tuple(int(color[i:i + 2], 16) for i in (1, 3, 5)) for color in MUTED[:count]]
+        scheme = LINES if count <= len(LINES) else MUTED
+        return [tuple(int(color[i:i + 2], 16) for i in (1, 3, 5)) for color in scheme[:count]]
     scale = colormaps['viridis'](np.linspace(0, 1, count))[:, :3]
     return [tuple(int(x) for x in np.rint(255 * color)) for color in scale]
 
