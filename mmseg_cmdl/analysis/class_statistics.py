@@ -79,7 +79,8 @@ class ClassStatistics:
     @property
     def channel_variance(self) -> np.ndarray:
         """Variance of the class average features among the classes, per channel [C]: class-wise
-        variance V (DGCW, after eq. 8)."""
+        variance V (DGCW, after eq. 8).
+        """
         return self.centers[self.present].var(axis=0)
 
     def similarity(self, kind: str = 'cosine') -> np.ndarray:

@@ -1,5 +1,6 @@
 """Which distribution of its class each pixel belongs to, how evenly they are used, and which real
-pixels lie nearest to each."""
+pixels lie nearest to each.
+"""
 import heapq
 from typing import List, NamedTuple
 
@@ -46,7 +47,8 @@ def assign(embeddings: Tensor, classes: Tensor, distributions: Tensor) -> Assign
 
 def entropy(counts: np.ndarray) -> np.ndarray:
     """Entropy of shares along the last axis in units of its largest value, ln N: 1 for equal
-    shares, 0 where one takes all; NaN where there are no counts. 1 for N = 1."""
+    shares, 0 where one takes all; NaN where there are no counts. 1 for N = 1.
+    """
     counts = np.asarray(counts, dtype=np.float64)
     if counts.shape[-1] == 1:
         return np.where(counts[..., 0] > 0, 1.0, np.nan)

@@ -1,5 +1,6 @@
 """A trained model beside the data it is looked at with: predictions and pixel features, one image
-at a time."""
+at a time.
+"""
 import re
 from pathlib import Path
 from typing import Iterable, Iterator, NamedTuple, Optional, Sequence

@@ -6,8 +6,14 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from .distribution_map import color_distributions, color_labels
-from .style import (add_class_legend, distinct_colors, new_figure, readable_text_color,
-                    resize_nearest, show_picture)
+from .style import (
+    add_class_legend,
+    distinct_colors,
+    new_figure,
+    readable_text_color,
+    resize_nearest,
+    show_picture,
+)
 
 
 class MappedImage(NamedTuple):

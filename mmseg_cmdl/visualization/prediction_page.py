@@ -23,7 +23,8 @@ class PredictedImage(NamedTuple):
 
 def color_errors(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     """Light grey where right, vermilion where wrong, white where there is no label: uint8
-    [H, W, 3]."""
+    [H, W, 3].
+    """
     picture = np.empty((*truth.shape, 3), np.uint8)
     picture[:] = RIGHT
     picture[truth != prediction] = WRONG

@@ -2,10 +2,14 @@
 from pathlib import Path
 from typing import List, Sequence
 
+import matplotlib
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+if matplotlib.__version_info__[:2] < (3, 7):
+    raise ImportError('the figures of mmseg_cmdl need matplotlib >=3.7, and '
+                      f"{matplotlib.__version__} is installed; run: pip install 'matplotlib>=3.7'")
 
 #: Paul Tol's qualitative scheme "muted": distinct also with red- or green-blindness.
 MUTED = ('#332288', '#88CCEE', '#44AA99', '#117733', '#999933', '#DDCC77', '#CC6677', '#882255',
@@ -39,11 +43,12 @@ def figure_to_array(figure: Figure, dpi: int = 100) -> np.ndarray:
 
 def distinct_colors(count: int) -> List[tuple]:
     """RGB in 0..255 of so many things: :data:`LINES`, beyond six :data:`MUTED`, beyond nine a scale
-    of lightness."""
+    of lightness.
+    """
     if count <= len(MUTED):
         scheme = LINES if count <= len(LINES) else MUTED
         return [tuple(int(color[i:i + 2], 16) for i in (1, 3, 5)) for color in scheme[:count]]
-    scale = colormaps['viridis'](np.linspace(0, 1, count))[:, :3]
+    scale = matplotlib.colormaps['viridis'](np.linspace(0, 1, count))[:, :3]
     return [tuple(int(x) for x in np.rint(255 * color)) for color in scale]
 
 

@@ -10,7 +10,7 @@ from mmseg_cmdl.analysis import ClassStatistics, ExaminedModel, off_diagonal_mea
 from tests.analysis.conftest import IMAGES, NUM_CLASSES, tool
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def pixels_of(pair, kind='classifier', indices=tuple(range(IMAGES)), unit=False):
     """All labelled features of the scenes [P, C] and their labels [P]."""
     model, features, labels = ExaminedModel.load(*pair), [], []

@@ -5,8 +5,12 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmseg_cmdl.analysis.complexity import (available_contexts, build_context, complexity,
-                                            head_of_config)
+from mmseg_cmdl.analysis.complexity import (
+    available_contexts,
+    build_context,
+    complexity,
+    head_of_config,
+)
 from tests.analysis.conftest import tool
 
 

@@ -8,8 +8,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from mmseg_cmdl.analysis import DistributionUsage, ExaminedModel, NearestPatches, assign, entropy
-from mmseg_cmdl.analysis import distribution_usage
+from mmseg_cmdl.analysis import (
+    DistributionUsage,
+    ExaminedModel,
+    NearestPatches,
+    assign,
+    distribution_usage,
+    entropy,
+)
 from tests.analysis.conftest import IMAGES, NUM_CLASSES, NUM_DISTRIBUTIONS, tool
 
 

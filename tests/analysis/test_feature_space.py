@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from mmseg_cmdl.analysis import ExaminedModel, PixelSample, feature_space, reduce_to_plane, silhouette
+from mmseg_cmdl.analysis import (
+    ExaminedModel,
+    PixelSample,
+    feature_space,
+    reduce_to_plane,
+    silhouette,
+)
 from tests.analysis.conftest import IMAGES, NUM_DISTRIBUTIONS, tool
 
 
