@@ -1,8 +1,9 @@
-"""How compact the classes are in a feature space, and how far apart: sums over any number of images.
+"""How compact classes are in a feature space, and how far apart: sums over any number of images.
 
 Source: DGCW, eq. 8 (class average features and their variance per channel); CAR, eq. 5 and fig. 4
 (similarity of class centres).
 """
+
 from typing import Iterable, Iterator, Optional
 
 import numpy as np
@@ -116,15 +117,20 @@ class ClassStatistics:
         present = self.present
         distances = self.center_distances[np.ix_(present, present)].copy()
         variance = self.intra_class_variance[present]
-        summary = dict(intra_class_variance=mean_or_none(variance), center_distance=None,
-                       nearest_center_distance=None, separation=None)
+        summary = dict(
+            intra_class_variance=mean_or_none(variance),
+            center_distance=None,
+            nearest_center_distance=None,
+            separation=None,
+        )
         if present.sum() > 1:
             np.fill_diagonal(distances, np.inf)
             nearest = distances.min(axis=1)
             summary.update(
                 center_distance=float(distances[np.isfinite(distances)].mean()),
                 nearest_center_distance=float(nearest.mean()),
-                separation=float((nearest / 2 / np.sqrt(np.maximum(variance, 1e-12))).mean()))
+                separation=float((nearest / 2 / np.sqrt(np.maximum(variance, 1e-12))).mean()),
+            )
         return summary
 
 
@@ -140,8 +146,9 @@ def off_diagonal_mean(matrix: np.ndarray) -> Optional[float]:
     return mean_or_none(matrix[~np.eye(len(matrix), dtype=bool)])
 
 
-def gather_statistics(models: Iterable[ExaminedModel], args, normalize: bool = True,
-                      each=None) -> Iterator[tuple]:
+def gather_statistics(
+    models: Iterable[ExaminedModel], args, normalize: bool = True, each=None
+) -> Iterator[tuple]:
     """Class statistics over a split, one model after the other.
 
     Args:
@@ -163,6 +170,7 @@ def gather_statistics(models: Iterable[ExaminedModel], args, normalize: bool = T
             if also is not None:
                 also(example)
         if not statistics.present.any():
-            raise SystemExit(f'error: no image of the split that {model.name} was shown has a '
-                             'labelled pixel')
+            raise SystemExit(
+                f'error: no image of the split that {model.name} was shown has a labelled pixel'
+            )
         yield model, statistics

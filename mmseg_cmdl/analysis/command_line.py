@@ -1,4 +1,5 @@
 """What the commands in tools/analysis share: arguments, models, progress and files of numbers."""
+
 import argparse
 import json
 import math
@@ -13,8 +14,9 @@ from mmengine.config import DictAction
 from .examined_model import FEATURES, SPLITS, ExaminedModel
 
 
-def parser_of(doc: str, several: bool = True, features: Optional[str] = None,
-              images: bool = True) -> argparse.ArgumentParser:
+def parser_of(
+    doc: str, several: bool = True, features: Optional[str] = None, images: bool = True
+) -> argparse.ArgumentParser:
     """Parser with the common arguments.
 
     Args:
@@ -24,30 +26,53 @@ def parser_of(doc: str, several: bool = True, features: Optional[str] = None,
         images (bool): Whether the command goes over a split's images.
     """
     parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     metavar = 'CONFIG CHECKPOINT' if several else ('CONFIG', 'CHECKPOINT')
-    parser.add_argument('models', nargs='+' if several else 2, metavar=metavar,
-                        help='config and checkpoint' + (', of each model to compare' * several))
+    parser.add_argument(
+        'models',
+        nargs='+' if several else 2,
+        metavar=metavar,
+        help='config and checkpoint' + (', of each model to compare' * several),
+    )
     if several:
-        parser.add_argument('--names', nargs='+', metavar='NAME',
-                            help="what the models are called (default: their configs' names)")
-    parser.add_argument('--out', type=Path, required=True, metavar='FOLDER',
-                        help='pictures and numbers go there')
-    parser.add_argument('--split', choices=SPLITS, default='val',
-                        help='data of the config (default: %(default)s)')
+        parser.add_argument(
+            '--names',
+            nargs='+',
+            metavar='NAME',
+            help="what the models are called (default: their configs' names)",
+        )
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='FOLDER', help='pictures and numbers go there'
+    )
+    parser.add_argument(
+        '--split', choices=SPLITS, default='val', help='data of the config (default: %(default)s)'
+    )
     if images:
-        parser.add_argument('--max-images', type=int, metavar='N',
-                            help='only so many images, spread evenly over the split (default: all)')
+        parser.add_argument(
+            '--max-images',
+            type=int,
+            metavar='N',
+            help='only so many images, spread evenly over the split (default: all)',
+        )
     if features:
         parser.add_argument(
-            '--features', choices=FEATURES, default=features,
+            '--features',
+            choices=FEATURES,
+            default=features,
             help='what enters conv_seg (classifier), the unit vectors compared with the '
             'distributions (embedding, MDRLHead only), or the feature map that the head selects '
-            '(backbone); default: %(default)s')
+            '(backbone); default: %(default)s',
+        )
     parser.add_argument('--device', default='cpu', help='cpu, cuda or cuda:1 (default: cpu)')
     parser.add_argument('--seed', type=int, default=0, help='of whatever is drawn (default: 0)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override settings of the configs, as in tools/test.py')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the configs, as in tools/test.py',
+    )
     return parser
 
 
@@ -55,8 +80,10 @@ def parse(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None)
     """Parsed arguments with `models` as pairs; the seeds are set and the folder is made."""
     args = parser.parse_args(argv)
     if len(args.models) % 2:
-        parser.error('each model is a config and a checkpoint; got an odd number of files: '
-                     + ' '.join(args.models))
+        parser.error(
+            'each model is a config and a checkpoint; got an odd number of files: '
+            + ' '.join(args.models)
+        )
     args.models = list(zip(args.models[::2], args.models[1::2]))
     names = getattr(args, 'names', None)
     if names is not None and len(names) != len(args.models):
@@ -92,11 +119,14 @@ def load_models(args) -> Iterator[ExaminedModel]:
     """
     classes = None
     for name, (config, checkpoint) in zip(args.names, args.models):
-        model = ExaminedModel.load(config, checkpoint, args.split, args.device, args.cfg_options,
-                                   name)
+        model = ExaminedModel.load(
+            config, checkpoint, args.split, args.device, args.cfg_options, name
+        )
         if classes is not None and model.classes != classes:
-            raise SystemExit(f'error: {name} has other classes than {args.names[0]}; only models of '
-                             'one data set can be compared')
+            raise SystemExit(
+                f'error: {name} has other classes than {args.names[0]}; only models of '
+                'one data set can be compared'
+            )
         classes = model.classes
         yield model
 
@@ -112,6 +142,7 @@ def progress(items: Iterable, total: int, label: str) -> Iterator:
     """Yields the items and tells on stderr how far it is."""
     from rich.console import Console
     from rich.progress import Progress
+
     with Progress(console=Console(stderr=True), transient=False) as bar:
         task = bar.add_task(label, total=total)
         for item in items:

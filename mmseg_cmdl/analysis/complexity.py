@@ -2,6 +2,7 @@
 
 Source of the comparison: MCIBI, table 3.
 """
+
 from typing import Callable, Dict, Optional, Sequence
 
 import torch
@@ -39,8 +40,14 @@ def build_context(cfg: dict, in_channels: int, channels: int, num_classes: int) 
         channels (int): Inside the head.
         num_classes (int): K.
     """
-    defaults = dict(in_channels=in_channels, in_index=0, channels=channels, num_classes=num_classes,
-                    norm_cfg=dict(type='BN'), align_corners=False)
+    defaults = dict(
+        in_channels=in_channels,
+        in_index=0,
+        channels=channels,
+        num_classes=num_classes,
+        norm_cfg=dict(type='BN'),
+        align_corners=False,
+    )
     head = MODELS.build({**defaults, **cfg}).eval()
     if isinstance(getattr(head, 'conv_seg', None), nn.Conv2d):
         head.conv_seg = nn.Identity()
@@ -58,9 +65,11 @@ def head_of_config(cfg: Config) -> dict:
         raise SystemExit(f'error: {cfg.filename} has no model.decode_head')
     head = dict(head[-1] if isinstance(head, (list, tuple)) else head)
     if not isinstance(head.get('in_channels'), int):
-        raise SystemExit(f'error: the head of {cfg.filename} reads several feature maps '
-                         f'(in_channels={head.get("in_channels")}); only heads on one can be '
-                         'compared at one feature size')
+        raise SystemExit(
+            f'error: the head of {cfg.filename} reads several feature maps '
+            f'(in_channels={head.get("in_channels")}); only heads on one can be '
+            'compared at one feature size'
+        )
     norm = dict(head.get('norm_cfg') or dict(type='BN'))
     if norm['type'] == 'SyncBN':  # needs a process group; the same in eval mode
         norm['type'] = 'BN'
@@ -76,8 +85,9 @@ def peak_memory(run: Callable, device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU],
-                                profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         run()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == '[memory]']
     held = peak = 0
@@ -88,8 +98,13 @@ def peak_memory(run: Callable, device: torch.device) -> int:
 
 
 @torch.no_grad()
-def complexity(head: nn.Module, shape: Sequence[int], device: str = 'cpu',
-               min_seconds: Optional[float] = 1.0, seed: int = 0) -> dict:
+def measure_complexity(
+    head: nn.Module,
+    shape: Sequence[int],
+    device: str = 'cpu',
+    min_seconds: Optional[float] = 1.0,
+    seed: int = 0,
+) -> dict:
     """Cost of one inference pass.
 
     Args:
@@ -109,11 +124,17 @@ def complexity(head: nn.Module, shape: Sequence[int], device: str = 'cpu',
     features = [torch.randn(*shape, generator=generator).to(device)]
     with FlopCounterMode(display=False) as counter:
         head(features)
-    out = dict(params_m=sum(p.numel() for p in head.parameters()) / 1e6,
-               gmacs=counter.get_total_flops() / 2e9, ms=None,
-               peak_mib=peak_memory(lambda: head(features), device) / 2**20)
+    out = dict(
+        params_m=sum(p.numel() for p in head.parameters()) / 1e6,
+        gmacs=counter.get_total_flops() / 2e9,
+        ms=None,
+        peak_mib=peak_memory(lambda: head(features), device) / 2**20,
+    )
     if min_seconds is not None:
-        timer = benchmark.Timer('head(features)', globals=dict(head=head, features=features),
-                                num_threads=torch.get_num_threads())
+        timer = benchmark.Timer(
+            'head(features)',
+            globals=dict(head=head, features=features),
+            num_threads=torch.get_num_threads(),
+        )
         out['ms'] = 1e3 * timer.blocked_autorange(min_run_time=min_seconds).median
     return out

@@ -1,6 +1,7 @@
 """Which distribution of its class each pixel belongs to, how evenly they are used, and which real
 pixels lie nearest to each.
 """
+
 import heapq
 from typing import List, NamedTuple
 
@@ -14,6 +15,7 @@ _CHUNK_ELEMENTS = 1 << 23
 
 class Assignment(NamedTuple):
     """Of the pixels of one image; -1 and NaN where a pixel has no class."""
+
     distributions: Tensor  # int64 [h, w]: nearest distribution of the pixel's own class
     similarity: Tensor  # [h, w]: cosine to it
     nearest_class: Tensor  # int64 [h, w]: class of the nearest distribution of all
@@ -39,9 +41,13 @@ def assign(embeddings: Tensor, classes: Tensor, distributions: Tensor) -> Assign
         index = labels.clamp(0, num_classes - 1)[:, None, None].expand(-1, 1, num_distributions)
         similarity, chosen = scores.gather(1, index).squeeze(1).max(dim=1)
         labelled = (labels >= 0) & (labels < num_classes) & similarity.isfinite()
-        parts.append((torch.where(labelled, chosen, -1),
-                      torch.where(labelled, similarity, torch.nan),
-                      torch.where(labelled, scores.amax(dim=2).argmax(dim=1), -1)))
+        parts.append(
+            (
+                torch.where(labelled, chosen, -1),
+                torch.where(labelled, similarity, torch.nan),
+                torch.where(labelled, scores.amax(dim=2).argmax(dim=1), -1),
+            )
+        )
     return Assignment(*(torch.cat(x).view(classes.shape) for x in zip(*parts)))
 
 
@@ -70,8 +76,9 @@ class DistributionUsage:
             Defaults to 0.99.
     """
 
-    def __init__(self, distributions: Tensor, dead_share: float = 0.01,
-                 duplicate_cosine: float = 0.99):
+    def __init__(
+        self, distributions: Tensor, dead_share: float = 0.01, duplicate_cosine: float = 0.99
+    ):
         self.distributions = distributions.detach().cpu().float()
         self.dead_share = dead_share
         self.duplicate_cosine = duplicate_cosine
@@ -136,23 +143,38 @@ class DistributionUsage:
         by_class = {}
         for k, name in enumerate(classes):
             by_class[name] = dict(
-                pixels=self.counts[k].sum(), pixels_of_distribution=self.counts[k],
-                share=shares[k], mean_similarity=similarity[k], entropy=spread[k],
-                effective_distributions=size ** spread[k], dead=np.flatnonzero(dead[k]),
-                duplicates=duplicates[k], nearest_distribution_accuracy=accuracy[k])
+                pixels=self.counts[k].sum(),
+                pixels_of_distribution=self.counts[k],
+                share=shares[k],
+                mean_similarity=similarity[k],
+                entropy=spread[k],
+                effective_distributions=size ** spread[k],
+                dead=np.flatnonzero(dead[k]),
+                duplicates=duplicates[k],
+                nearest_distribution_accuracy=accuracy[k],
+            )
         total, seen = self.counts.sum(), self.counts.sum(axis=1) > 0
         overall = dict(
-            pixels=total, classes_with_pixels=seen.sum(),
+            pixels=total,
+            classes_with_pixels=seen.sum(),
             entropy=spread[seen].mean() if seen.any() else None,
             effective_distributions=(size ** spread[seen]).mean() if seen.any() else None,
-            dead=dead.sum(), duplicates=sum(map(len, duplicates)),
-            nearest_distribution_accuracy=100 * self.correct.sum() / total if total else None)
-        return dict(all=overall, classes=by_class, num_distributions=size,
-                    dead_share=self.dead_share, duplicate_cosine=self.duplicate_cosine)
+            dead=dead.sum(),
+            duplicates=sum(map(len, duplicates)),
+            nearest_distribution_accuracy=100 * self.correct.sum() / total if total else None,
+        )
+        return dict(
+            all=overall,
+            classes=by_class,
+            num_distributions=size,
+            dead_share=self.dead_share,
+            duplicate_cosine=self.duplicate_cosine,
+        )
 
 
 class Patch(NamedTuple):
     """The surroundings of one pixel."""
+
     similarity: float
     image: int  # index in the split
     position: tuple  # row and column at feature size
@@ -176,8 +198,9 @@ class NearestPatches:
         self.num_distributions = num_distributions
         self._heaps = [[] for _ in range(num_classes * num_distributions)]
 
-    def add(self, image: np.ndarray, index: int, classes: Tensor, assignment: Assignment,
-            stride: tuple) -> None:
+    def add(
+        self, image: np.ndarray, index: int, classes: Tensor, assignment: Assignment, stride: tuple
+    ) -> None:
         """
         Args:
             image (np.ndarray): RGB [H, W, 3].
@@ -216,8 +239,9 @@ class NearestPatches:
         patch = np.full((self.size, self.size, 3), 255, np.uint8)
         rows = slice(max(top, 0), min(top + self.size, image.shape[0]))
         cols = slice(max(left, 0), min(left + self.size, image.shape[1]))
-        patch[rows.start - top:rows.stop - top, cols.start - left:cols.stop - left] = (
-            image[rows, cols])
+        patch[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left] = image[
+            rows, cols
+        ]
         return patch
 
     def of(self, k: int, n: int) -> List[Patch]:

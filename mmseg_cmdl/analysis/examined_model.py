@@ -1,6 +1,7 @@
 """A trained model beside the data it is looked at with: predictions and pixel features, one image
 at a time.
 """
+
 import re
 from pathlib import Path
 from typing import Iterable, Iterator, NamedTuple, Optional, Sequence
@@ -20,6 +21,7 @@ SPLITS = ('train', 'val', 'test')
 
 class Example(NamedTuple):
     """One image and what a model made of it. Everything is on the CPU."""
+
     index: int  # in the data set
     path: str
     image: np.ndarray  # RGB uint8 [H', W', 3], what the model saw before normalisation
@@ -36,8 +38,13 @@ def last_head(model: nn.Module) -> nn.Module:
     return head[-1] if isinstance(head, nn.ModuleList) else head
 
 
-def labels_of_features(truth: np.ndarray, image_size: tuple, padded_size: tuple,
-                       feature_size: tuple, ignore_index: int = 255) -> np.ndarray:
+def labels_of_features(
+    truth: np.ndarray,
+    image_size: tuple,
+    padded_size: tuple,
+    feature_size: tuple,
+    ignore_index: int = 255,
+) -> np.ndarray:
     """Nearest label of each position of a feature map over a padded image.
 
     Indices are rounded down after scaling, in integers, as in
@@ -82,11 +89,19 @@ class ExaminedModel:
         if self.head.num_classes != len(self.classes):
             raise SystemExit(
                 f'error: {name} predicts {self.head.num_classes} classes, but its data set has '
-                f'{len(self.classes)} names of classes; set num_classes or metainfo in its config')
+                f'{len(self.classes)} names of classes; set num_classes or metainfo in its config'
+            )
 
     @classmethod
-    def load(cls, config: str, checkpoint: str, split: str = 'val', device: str = 'cpu',
-             options: Optional[dict] = None, name: Optional[str] = None) -> 'ExaminedModel':
+    def load(
+        cls,
+        config: str,
+        checkpoint: str,
+        split: str = 'val',
+        device: str = 'cpu',
+        options: Optional[dict] = None,
+        name: Optional[str] = None,
+    ) -> 'ExaminedModel':
         """From a config and a checkpoint file.
 
         Args:
@@ -102,6 +117,7 @@ class ExaminedModel:
             SystemExit: A file is missing, or the config has no such split.
         """
         from mmseg.apis import init_model
+
         cfg = load_config(str(config), options)
         checkpoint = checked_checkpoint(str(checkpoint))
         dataset = build_dataset(cfg, split)
@@ -126,11 +142,16 @@ class ExaminedModel:
         if not hasattr(bank, 'distributions'):
             raise SystemExit(
                 f'error: {why} needs the distributions of an MDRLHead, and the head of {self.name} '
-                f'is a {type(self.head).__name__}')
+                f'is a {type(self.head).__name__}'
+            )
         return bank
 
-    def examples(self, indices: Optional[Iterable[int]] = None, features: Optional[str] = None,
-                 predict: bool = False) -> Iterator[Example]:
+    def examples(
+        self,
+        indices: Optional[Iterable[int]] = None,
+        features: Optional[str] = None,
+        predict: bool = False,
+    ) -> Iterator[Example]:
         """What the model makes of one image after the other.
 
         Args:
@@ -147,12 +168,13 @@ class ExaminedModel:
             yield self.example(index, features, predict)
 
     @torch.no_grad()
-    def example(self, index: int, features: Optional[str] = None,
-                predict: bool = False) -> Example:
+    def example(self, index: int, features: Optional[str] = None, predict: bool = False) -> Example:
         """One of :meth:`examples`."""
         if not 0 <= index < len(self.dataset):
-            raise SystemExit(f'error: there is no image {index}: the split of {self.name} has '
-                             f'images 0 to {len(self.dataset) - 1}')
+            raise SystemExit(
+                f'error: there is no image {index}: the split of {self.name} has '
+                f'images 0 to {len(self.dataset) - 1}'
+            )
         return self._run(pseudo_collate([self.dataset[index]]), index, features, predict)
 
     @torch.no_grad()
@@ -165,8 +187,10 @@ class ExaminedModel:
         sample = data['data_samples'][0]
         path = sample.metainfo.get('img_path', f'image {index}')
         if 'gt_sem_seg' not in sample:
-            raise SystemExit(f'error: {path} comes without labels: put LoadAnnotations into the '
-                             "split's pipeline, before PackSegInputs, or choose another --split")
+            raise SystemExit(
+                f'error: {path} comes without labels: put LoadAnnotations into the '
+                "split's pipeline, before PackSegInputs, or choose another --split"
+            )
         raw = data['inputs'][0]
         truth = sample.gt_sem_seg.data[0].cpu().numpy().astype(np.int64)
         # as all figures have it; heads may use another number
@@ -180,23 +204,32 @@ class ExaminedModel:
             if prediction.shape != truth.shape:
                 raise SystemExit(
                     f'error: {path}: the prediction is {prediction.shape} and the labels are '
-                    f'{truth.shape}; load annotations after Resize, so that they keep their size')
+                    f'{truth.shape}; load annotations after Resize, so that they keep their size'
+                )
         if features is not None:
             maps = self._features(inputs, prepared['data_samples'], features)
             size, padded = tuple(raw.shape[1:]), tuple(inputs.shape[2:])
             labels = labels_of_features(truth, size, padded, maps.shape[:2])
             stride = tuple(p / n for p, n in zip(padded, maps.shape[:2]))
             valid = [-(-n * s // p) for n, s, p in zip(maps.shape[:2], size, padded)]
-            maps = maps[:valid[0], :valid[1]].cpu()
-            labels = torch.from_numpy(labels[:valid[0], :valid[1]])
+            maps = maps[: valid[0], : valid[1]].cpu()
+            labels = torch.from_numpy(labels[: valid[0], : valid[1]])
         image = raw.permute(1, 2, 0).cpu().numpy()
         if image.shape[2] == 3:
             bgr = getattr(self.model.data_preprocessor, 'channel_conversion', False)
             image = image[..., ::-1] if bgr else image
         else:
             image = image[..., :1].repeat(3, axis=2)
-        return Example(index, path, np.ascontiguousarray(image, dtype=np.uint8), truth, prediction,
-                       maps, labels, stride)
+        return Example(
+            index,
+            path,
+            np.ascontiguousarray(image, dtype=np.uint8),
+            truth,
+            prediction,
+            maps,
+            labels,
+            stride,
+        )
 
     def _features(self, inputs: Tensor, samples, kind: str) -> Tensor:
         """[h, w, Z] of the one image."""
@@ -210,14 +243,18 @@ class ExaminedModel:
             return selected[0].permute(1, 2, 0).float()
         if kind == 'embedding':
             if not hasattr(self.head, 'embed') or not hasattr(self.head, 'bottleneck'):
-                raise SystemExit(f'error: {self.name} has a {type(self.head).__name__}, which embeds '
-                                 "no pixels; take --features classifier or backbone")
+                raise SystemExit(
+                    f'error: {self.name} has a {type(self.head).__name__}, which embeds '
+                    'no pixels; take --features classifier or backbone'
+                )
             maps = self.head._transform_inputs(self.model.extract_feat(inputs))
             return self.head.embed(self.head.bottleneck(maps))[0]
         classifier = getattr(self.head, 'conv_seg', None)
         if classifier is None:
-            raise SystemExit(f'error: {self.name} has a {type(self.head).__name__}, which has no '
-                             'conv_seg whose input could be looked at; take --features backbone')
+            raise SystemExit(
+                f'error: {self.name} has a {type(self.head).__name__}, which has no '
+                'conv_seg whose input could be looked at; take --features backbone'
+            )
         caught = []
         # registered after CAR's own hook, so it sees what that hands on
         handle = classifier.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
@@ -250,11 +287,14 @@ def build_dataset(cfg: Config, split: str):
     if split == 'train':
         plain = cfg.get('val_dataloader') or cfg.get('test_dataloader')
         if not plain:
-            raise SystemExit(f'error: {cfg.filename} has no val_dataloader whose pipeline the '
-                             'training images could go through')
+            raise SystemExit(
+                f'error: {cfg.filename} has no val_dataloader whose pipeline the '
+                'training images could go through'
+            )
         pipeline = _innermost(plain.dataset).pipeline
         _set_pipeline(dataset, pipeline)
     from mmengine.registry import init_default_scope
+
     init_default_scope(cfg.get('default_scope') or 'mmseg')
     return DATASETS.build(dataset)
 
@@ -275,8 +315,11 @@ def _set_pipeline(dataset, pipeline):
 def _palette(classes: Sequence[str]) -> list:
     """Colours for a data set that brings none: around the circle of hues, two lightnesses."""
     import colorsys
-    colors = [colorsys.hls_to_rgb(i / len(classes), 0.42 + 0.22 * (i % 2), 0.65)
-              for i in range(len(classes))]
+
+    colors = [
+        colorsys.hls_to_rgb(i / len(classes), 0.42 + 0.22 * (i % 2), 0.65)
+        for i in range(len(classes))
+    ]
     return [tuple(round(255 * part) for part in color) for color in colors]
 
 

@@ -1,4 +1,5 @@
 """Pixels of chosen classes in two dimensions: sampling, PCA, then t-SNE or UMAP."""
+
 import importlib
 from typing import NamedTuple, Optional, Sequence
 
@@ -39,23 +40,27 @@ class PixelSample:
             self.seen[k] += len(places)
             # the `size` pixels with the smallest of independent uniform keys are an even sample
             keys = self._rng.random(len(places))
-            for i in np.argsort(keys)[:self.size]:
+            for i in np.argsort(keys)[: self.size]:
                 row, col = places[i].tolist()
                 self._held[k].append((keys[i], index, row, col, features[row, col].numpy().copy()))
             self._held[k].sort(key=lambda entry: entry[:4])
-            del self._held[k][self.size:]
+            del self._held[k][self.size :]
 
     def arrays(self) -> tuple:
         """Features [M, Z], labels [M], and image, row and column [M, 3]."""
         entries = [(k, *entry[1:]) for k in self.classes for entry in self._held[k]]
         if not entries:
             raise SystemExit('error: no pixel of the chosen classes is in the images')
-        return (np.stack([e[4] for e in entries]).astype(np.float64),
-                np.array([e[0] for e in entries]), np.array([e[1:4] for e in entries]))
+        return (
+            np.stack([e[4] for e in entries]).astype(np.float64),
+            np.array([e[0] for e in entries]),
+            np.array([e[1:4] for e in entries]),
+        )
 
 
 class Embedded(NamedTuple):
     """Points of one model in the plane."""
+
     points: np.ndarray  # [M, 2]
     labels: np.ndarray  # [M]
     places: np.ndarray  # image, row, column [M, 3]
@@ -68,12 +73,19 @@ def _need(module: str, package: str, what: str):
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise SystemExit(f'error: {what} needs {package}, which is not installed ({error}); run: '
-                         f'pip install {package}') from None
+        raise SystemExit(
+            f'error: {what} needs {package}, which is not installed ({error}); run: '
+            f'pip install {package}'
+        ) from None
 
 
-def reduce_to_plane(features: np.ndarray, method: str = 'tsne', seed: int = 0,
-                    perplexity: float = 30, pca_channels: int = 50) -> np.ndarray:
+def reduce_to_plane(
+    features: np.ndarray,
+    method: str = 'tsne',
+    seed: int = 0,
+    perplexity: float = 30,
+    pca_channels: int = 50,
+) -> np.ndarray:
     """PCA, then t-SNE or UMAP. The same seed gives the same points.
 
     Args:
@@ -92,8 +104,10 @@ def reduce_to_plane(features: np.ndarray, method: str = 'tsne', seed: int = 0,
     if method not in METHODS:
         raise ValueError(f'method must be one of {METHODS}, got {method!r}')
     if len(features) < 5:
-        raise SystemExit(f'error: {len(features)} points are too few for a picture of the feature '
-                         'space; choose classes with more pixels, or more images')
+        raise SystemExit(
+            f'error: {len(features)} points are too few for a picture of the feature '
+            'space; choose classes with more pixels, or more images'
+        )
     decomposition = _need('sklearn.decomposition', 'scikit-learn', 'the feature space')
     channels = 2 if method == 'pca' else min(pca_channels, *features.shape)
     reduced = decomposition.PCA(channels, random_state=seed).fit_transform(features)
@@ -104,7 +118,9 @@ def reduce_to_plane(features: np.ndarray, method: str = 'tsne', seed: int = 0,
         umap = _need('umap', 'umap-learn', '--method umap')
         return umap.UMAP(n_neighbors=round(neighbours), random_state=seed).fit_transform(reduced)
     manifold = _need('sklearn.manifold', 'scikit-learn', 'the feature space')
-    return manifold.TSNE(perplexity=neighbours, init='pca', random_state=seed).fit_transform(reduced)
+    return manifold.TSNE(perplexity=neighbours, init='pca', random_state=seed).fit_transform(
+        reduced
+    )
 
 
 def silhouette(features: np.ndarray, labels: np.ndarray) -> Optional[float]:
@@ -114,12 +130,21 @@ def silhouette(features: np.ndarray, labels: np.ndarray) -> Optional[float]:
     """
     if len(np.unique(labels)) < 2 or len(labels) <= len(np.unique(labels)):
         return None
-    return float(_need('sklearn.metrics', 'scikit-learn', 'the feature space').silhouette_score(
-        features, labels))
+    return float(
+        _need('sklearn.metrics', 'scikit-learn', 'the feature space').silhouette_score(
+            features, labels
+        )
+    )
 
 
-def embed_sample(sample: PixelSample, distributions: Optional[Tensor], normalize: bool, method: str,
-                 seed: int, perplexity: float) -> Embedded:
+def embed_sample(
+    sample: PixelSample,
+    distributions: Optional[Tensor],
+    normalize: bool,
+    method: str,
+    seed: int,
+    perplexity: float,
+) -> Embedded:
     """A sample, and the bank's distributions of its classes, in one plane.
 
     Args:
@@ -141,5 +166,5 @@ def embed_sample(sample: PixelSample, distributions: Optional[Tensor], normalize
         marks = np.array([(k, n) for k in sample.classes for n in range(count)])
         rows = np.concatenate([features, vectors.reshape(-1, vectors.shape[-1])])
     points = reduce_to_plane(rows, method, seed, perplexity)
-    bank = None if marks is None else points[len(features):]
-    return Embedded(points[:len(features)], labels, places, bank, marks, score)
+    bank = None if marks is None else points[len(features) :]
+    return Embedded(points[: len(features)], labels, places, bank, marks, score)

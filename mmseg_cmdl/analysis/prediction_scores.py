@@ -1,4 +1,5 @@
 """Scores of single images, and of a data set from their confusion matrices."""
+
 from typing import Optional
 
 import numpy as np
@@ -17,7 +18,7 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
     """
     used = (truth >= 0) & (truth < num_classes)
     pairs = truth[used].astype(np.int64) * num_classes + prediction[used]
-    return np.bincount(pairs, minlength=num_classes ** 2).reshape(num_classes, num_classes)
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def class_iou(confusion: np.ndarray) -> np.ndarray:

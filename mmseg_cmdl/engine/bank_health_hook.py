@@ -1,4 +1,5 @@
 """Hook that logs how a memory bank fares in training and draws its distribution map."""
+
 from typing import List, Optional, Sequence
 
 import mmengine.dist as dist
@@ -45,7 +46,7 @@ class BankHealthHook(Hook):
     # before LoggerHook takes what is to be logged
     priority = 'NORMAL'
 
-    def __init__(self, interval: int = 50, draw: bool = True, images: Sequence[int] = (0, )):
+    def __init__(self, interval: int = 50, draw: bool = True, images: Sequence[int] = (0,)):
         if interval < 1:
             raise ValueError(f'BankHealthHook: interval must be at least 1, got {interval}')
         self.interval = interval
@@ -58,8 +59,10 @@ class BankHealthHook(Hook):
         """Finds the bank and starts counting."""
         self._head = find_bank_head(runner.model)
         if self._head is None:
-            runner.logger.warning('BankHealthHook: the model has no decode head with a memory bank; '
-                                  'there is nothing to log')
+            runner.logger.warning(
+                'BankHealthHook: the model has no decode head with a memory bank; '
+                'there is nothing to log'
+            )
             return
         bank = self._head.bank
         self._before = _vectors(bank).clone()
@@ -67,8 +70,9 @@ class BankHealthHook(Hook):
         if hasattr(bank, 'distributions'):
             shape = bank.distributions.shape[:2]
             # pixels of each distribution, and of all: right, left out
-            self._counts = torch.zeros(shape.numel() + 2, device=bank.distributions.device,
-                                       dtype=torch.float64)
+            self._counts = torch.zeros(
+                shape.numel() + 2, device=bank.distributions.device, dtype=torch.float64
+            )
             self._seen = torch.zeros(shape[0], dtype=torch.bool, device=self._counts.device)
             self._handles.append(self._head.consistency.register_forward_hook(self._count))
 
@@ -124,12 +128,15 @@ class BankHealthHook(Hook):
         counts = counts[:-2].view(bank.distributions.shape[:2])
         present = counts.sum(dim=1) > 0
         self._seen |= present
-        out = dict(bank_drift=float(drift), bank_filled=int(self._seen.sum()),
-                   bank_left_out=left_out)
+        out = dict(
+            bank_drift=float(drift), bank_filled=int(self._seen.sum()), bank_left_out=left_out
+        )
         if present.any():
-            out.update(bank_entropy=float(_entropy(counts[present]).mean()),
-                       bank_used=float(100 * (counts[present] > 0).double().mean()),
-                       bank_accuracy=100 * right / float(counts.sum()))
+            out.update(
+                bank_entropy=float(_entropy(counts[present]).mean()),
+                bank_used=float(100 * (counts[present] > 0).double().mean()),
+                bank_accuracy=100 * right / float(counts.sum()),
+            )
         return out
 
     def after_val_epoch(self, runner, metrics=None) -> None:
@@ -143,17 +150,20 @@ class BankHealthHook(Hook):
         dataset = runner.val_dataloader.dataset
         for index in self.images:
             if not 0 <= index < len(dataset):
-                raise ValueError(f'BankHealthHook: there is no image {index} in the validation set, '
-                                 f'which has {len(dataset)}')
+                raise ValueError(
+                    f'BankHealthHook: there is no image {index} in the validation set, '
+                    f'which has {len(dataset)}'
+                )
             picture = draw_health(model, head, dataset, index)
             runner.visualizer.add_image(f'distribution_map_{index}', picture, step=runner.iter)
 
 
 @torch.no_grad()
 def draw_health(model, head, dataset, index: int):
-    """Image, ground truth, class and distribution of each pixel as they are now: uint8 [H, W, 3]."""
+    """Image, ground truth, class and distribution of each pixel as they are now, uint8 RGB."""
     from ..analysis.examined_model import ExaminedModel
     from ..visualization import MappedImage, draw_distribution_maps, figure_to_array
+
     training = model.training
     try:
         # restores the mode below: ExaminedModel evaluates
@@ -162,18 +172,25 @@ def draw_health(model, head, dataset, index: int):
         h, w = example.labels.shape  # without padding
         classes, distributions = (
             found[0, :h, :w].cpu().numpy()
-            for found in head.distribution_map(examined.feature_maps(index)))
+            for found in head.distribution_map(examined.feature_maps(index))
+        )
     finally:
         model.train(training)
     mapped = MappedImage(f'image {index}', example.image, example.truth, classes, distributions)
-    return figure_to_array(draw_distribution_maps(
-        [mapped], head.bank.num_distributions, examined.palette, examined.classes))
+    return figure_to_array(
+        draw_distribution_maps(
+            [mapped], head.bank.num_distributions, examined.palette, examined.classes
+        )
+    )
 
 
 def find_bank_head(model) -> Optional[torch.nn.Module]:
     """The last module that holds a memory bank under the name `bank`; None where there is none."""
-    heads = [module for module in model.modules()
-             if isinstance(getattr(module, 'bank', None), MemoryBank)]
+    heads = [
+        module
+        for module in model.modules()
+        if isinstance(getattr(module, 'bank', None), MemoryBank)
+    ]
     return heads[-1] if heads else None
 
 
@@ -188,4 +205,5 @@ def _entropy(counts: Tensor) -> Tensor:
         return torch.ones_like(counts[:, 0])
     shares = counts / counts.sum(dim=1, keepdim=True)
     return -torch.xlogy(shares, shares).sum(dim=1) / torch.log(
-        torch.tensor(float(counts.shape[1]), dtype=counts.dtype))
+        torch.tensor(float(counts.shape[1]), dtype=counts.dtype)
+    )

@@ -1,4 +1,5 @@
-"""Figures of classes in a feature space: compactness, similarity of centres, variance of channels."""
+"""Figures of classes in a feature space: bars, similarity of centres, variance of channels."""
+
 from typing import Dict, Optional, Sequence
 
 import numpy as np
@@ -10,8 +11,9 @@ from .style import LINES, new_figure, readable_text_color
 HATCHES = ('', '//', '..', 'xx', '\\\\', 'oo')
 
 
-def draw_class_bars(panels: Dict[str, Dict[str, np.ndarray]], names: Sequence[str],
-                    higher_is_better: Sequence[bool]) -> Figure:
+def draw_class_bars(
+    panels: Dict[str, Dict[str, np.ndarray]], names: Sequence[str], higher_is_better: Sequence[bool]
+) -> Figure:
     """One panel a quantity, a bar for each class and model.
 
     Args:
@@ -20,7 +22,9 @@ def draw_class_bars(panels: Dict[str, Dict[str, np.ndarray]], names: Sequence[st
         higher_is_better (Sequence[bool]): For each panel; told under it.
     """
     models = list(dict.fromkeys(name for panel in panels.values() for name in panel))
-    figure = new_figure(3.1 * len(panels) + 1.2, max(3.2, 0.17 * len(names) * (len(models) + 1) + 1.5))
+    figure = new_figure(
+        3.1 * len(panels) + 1.2, max(3.2, 0.17 * len(names) * (len(models) + 1) + 1.5)
+    )
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     height, rows = 0.84 / len(models), np.arange(len(names))
     bars = {}
@@ -28,9 +32,14 @@ def draw_class_bars(panels: Dict[str, Dict[str, np.ndarray]], names: Sequence[st
         for i, model in enumerate(models):
             if model in panel:
                 bars[model] = axis.barh(
-                    rows + (i - (len(models) - 1) / 2) * height, panel[model], height,
-                    color=LINES[i % len(LINES)], hatch=HATCHES[i // len(LINES) % len(HATCHES)],
-                    edgecolor='white', linewidth=0.4)
+                    rows + (i - (len(models) - 1) / 2) * height,
+                    panel[model],
+                    height,
+                    color=LINES[i % len(LINES)],
+                    hatch=HATCHES[i // len(LINES) % len(HATCHES)],
+                    edgecolor='white',
+                    linewidth=0.4,
+                )
         axis.set_title(title, fontsize=10)
         axis.set_xlabel('more is better' if higher else 'less is better', fontsize=8, color='0.35')
         axis.grid(axis='x', color='0.88')
@@ -38,13 +47,23 @@ def draw_class_bars(panels: Dict[str, Dict[str, np.ndarray]], names: Sequence[st
         axis.tick_params(labelsize=9)
     axes[0].set_yticks(rows, names)
     axes[0].invert_yaxis()
-    figure.legend(list(bars.values()), list(bars), loc='outside lower center', frameon=False,
-                  ncols=min(3, len(bars)), fontsize=9)
+    figure.legend(
+        list(bars.values()),
+        list(bars),
+        loc='outside lower center',
+        frameon=False,
+        ncols=min(3, len(bars)),
+        fontsize=9,
+    )
     return figure
 
 
-def draw_class_dependency(matrices: Dict[str, np.ndarray], names: Sequence[str], title: str,
-                          notes: Optional[Sequence[str]] = None) -> Figure:
+def draw_class_dependency(
+    matrices: Dict[str, np.ndarray],
+    names: Sequence[str],
+    title: str,
+    notes: Optional[Sequence[str]] = None,
+) -> Figure:
     """Similarity of class centres, a panel for each model; with two models their difference.
 
     Args:
@@ -75,8 +94,9 @@ def draw_class_dependency(matrices: Dict[str, np.ndarray], names: Sequence[str],
         change = np.where(off, b - a, np.nan)
         largest = max(np.nanmax(np.abs(change), initial=0), 1e-9)
         image = _matrix(axes[-1], change, names, 'PuOr', -largest, largest)
-        axes[-1].set_title(f'difference: {second} minus {first}\norange: less dependent, '
-                           'purple: more', fontsize=10)
+        axes[-1].set_title(
+            f'difference: {second} minus {first}\norange: less dependent, purple: more', fontsize=10
+        )
         figure.colorbar(image, ax=axes[-1], shrink=0.75, pad=0.02)
     figure.suptitle(title, fontsize=12, fontweight='bold')
     return figure
@@ -94,8 +114,15 @@ def _matrix(axis, matrix, names, cmap, low, high):
             value = matrix[row, col]
             if np.isfinite(value):
                 shade = colors((value - low) / (high - low))
-                axis.text(col, row, _two_digits(value), ha='center', va='center',
-                          fontsize=6.5, color=readable_text_color(shade))
+                axis.text(
+                    col,
+                    row,
+                    _two_digits(value),
+                    ha='center',
+                    va='center',
+                    fontsize=6.5,
+                    color=readable_text_color(shade),
+                )
     return image
 
 
@@ -125,16 +152,26 @@ def draw_channel_variance(variances: Dict[str, np.ndarray], bins: int, log: bool
         edges = np.geomspace(low, high, bins + 1)
     else:
         edges = np.linspace(0, max(values.max(), 1e-12), bins + 1)
-    counts = {name: np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0]
-              for name, v in variances.items()}
+    counts = {
+        name: np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0]
+        for name, v in variances.items()
+    }
     figure = new_figure(max(7, 0.55 * bins + 1.5), 3.9)
     axis = figure.subplots()
     width = 0.84 / len(counts)
     for i, (name, number) in enumerate(counts.items()):
         place = np.arange(bins) + 0.5 + (i - (len(counts) - 1) / 2) * width
         label = f'{name} (mean {variances[name].mean():.3g}, {len(variances[name])} channels)'
-        axis.bar(place, number, width, label=label, color=LINES[i % len(LINES)],
-                 hatch=HATCHES[i % len(HATCHES)], edgecolor='white', linewidth=0.4)
+        axis.bar(
+            place,
+            number,
+            width,
+            label=label,
+            color=LINES[i % len(LINES)],
+            hatch=HATCHES[i % len(HATCHES)],
+            edgecolor='white',
+            linewidth=0.4,
+        )
     axis.set_xticks(range(bins + 1), [f'{edge:.2g}' for edge in edges], fontsize=8, rotation=45)
     axis.set_xlabel('class-wise variance of the channel')
     axis.set_ylabel('channels')

@@ -1,4 +1,5 @@
 """Costs of modules as bars."""
+
 from typing import Sequence
 
 import numpy as np
@@ -6,15 +7,19 @@ from matplotlib.figure import Figure
 
 from .style import LINES, new_figure
 
-PANELS = (('params_m', 'parameters, millions'), ('gmacs', 'multiply-adds, billions'),
-          ('ms', 'time, ms'), ('peak_mib', 'memory, MiB'))
+PANELS = (
+    ('params_m', 'parameters, millions'),
+    ('gmacs', 'multiply-adds, billions'),
+    ('ms', 'time, ms'),
+    ('peak_mib', 'memory, MiB'),
+)
 
 
 def draw_complexity(rows: Sequence[dict], title: str) -> Figure:
     """A panel for each cost, a bar for each module.
 
     Args:
-        rows (Sequence[dict]): `module` and what :func:`mmseg_cmdl.analysis.complexity` gives.
+        rows (Sequence[dict]): `module` and what :func:`mmseg_cmdl.analysis.measure_complexity` gives.
         title (str): Above all.
     """
     panels = [panel for panel in PANELS if any(row.get(panel[0]) is not None for row in rows)]
@@ -24,8 +29,9 @@ def draw_complexity(rows: Sequence[dict], title: str) -> Figure:
     for axis, (key, label), color in zip(axes, panels, LINES):
         values = [row[key] if row.get(key) is not None else 0 for row in rows]
         bars = axis.barh(places, values, 0.7, color=color)
-        axis.bar_label(bars, [f'{v:.3g}' if v < 1000 else f'{v:.0f}' for v in values], fontsize=8,
-                       padding=2)
+        axis.bar_label(
+            bars, [f'{v:.3g}' if v < 1000 else f'{v:.0f}' for v in values], fontsize=8, padding=2
+        )
         axis.set_xlim(0, 1.25 * max(max(values), 1e-9))
         axis.set_title(label, fontsize=10)
         axis.tick_params(labelsize=9)

@@ -1,4 +1,5 @@
 """Figures of what the distributions of a bank stand for."""
+
 from typing import List, NamedTuple, Optional, Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from .style import (
 
 class MappedImage(NamedTuple):
     """An image and, at feature size, which class and distribution each pixel belongs to."""
+
     title: str
     image: np.ndarray  # RGB [H, W, 3]
     truth: Optional[np.ndarray]  # labels [H, W]
@@ -25,8 +27,9 @@ class MappedImage(NamedTuple):
     distributions: np.ndarray  # [h, w]
 
 
-def draw_distribution_maps(images: Sequence[MappedImage], num_distributions: int,
-                           palette: Sequence, names: Sequence[str]) -> Figure:
+def draw_distribution_maps(
+    images: Sequence[MappedImage], num_distributions: int, palette: Sequence, names: Sequence[str]
+) -> Figure:
     """Image, ground truth, class and distribution of each pixel, a row for each image.
 
     Args:
@@ -41,14 +44,17 @@ def draw_distribution_maps(images: Sequence[MappedImage], num_distributions: int
     for row, mapped in enumerate(images):
         size = mapped.image.shape[:2]
         nothing = mapped.classes >= len(names)
-        shades = color_distributions(np.where(nothing, 0, mapped.classes), mapped.distributions,
-                                     num_distributions, palette)
+        shades = color_distributions(
+            np.where(nothing, 0, mapped.classes), mapped.distributions, num_distributions, palette
+        )
         shades[nothing] = 255
         blank = np.full(size, 255)
-        pictures = [mapped.image,
-                    color_labels(blank if mapped.truth is None else mapped.truth, palette),
-                    resize_nearest(color_labels(mapped.classes, palette), size),
-                    resize_nearest(shades, size)]
+        pictures = [
+            mapped.image,
+            color_labels(blank if mapped.truth is None else mapped.truth, palette),
+            resize_nearest(color_labels(mapped.classes, palette), size),
+            resize_nearest(shades, size),
+        ]
         for axis, picture, title in zip(axes[row], pictures, titles):
             show_picture(axis, picture, title if row == 0 else '', 10)
         axes[row, 0].set_ylabel(mapped.title, fontsize=8)
@@ -63,14 +69,20 @@ def mark_center(patch: np.ndarray) -> np.ndarray:
         if min(patch.shape[:2]) < 4 * radius:
             continue
         for side in (-radius, radius):
-            patch[y + side, x - radius:x + radius + 1] = color
-            patch[y - radius:y + radius + 1, x + side] = color
+            patch[y + side, x - radius : x + radius + 1] = color
+            patch[y - radius : y + radius + 1, x + side] = color
     return patch
 
 
-def draw_class(name: str, k: int, images: Sequence[MappedImage], shares: np.ndarray,
-               similarity: np.ndarray, dead: np.ndarray,
-               patches: Sequence[Sequence[np.ndarray]]) -> Figure:
+def draw_class(
+    name: str,
+    k: int,
+    images: Sequence[MappedImage],
+    shares: np.ndarray,
+    similarity: np.ndarray,
+    dead: np.ndarray,
+    patches: Sequence[Sequence[np.ndarray]],
+) -> Figure:
     """What each distribution of one class stands for.
 
     Above: images with the pixels of the class in the colour of their distribution. Below: a column
@@ -92,10 +104,15 @@ def draw_class(name: str, k: int, images: Sequence[MappedImage], shares: np.ndar
     cell, columns = width / count, 2 * max(2, len(images))
     top = width / columns + 0.35 if images else 0.0
     figure = new_figure(width, top + cell * rows + 0.8)
-    parts = figure.subfigures(2 if images else 1, 1, squeeze=False,
-                              height_ratios=[top, cell * rows + 0.45] if images else [1])[:, 0]
-    figure.suptitle(f'{name}: distributions of its pixels, and the real pixels nearest to each',
-                    fontsize=11)
+    parts = figure.subfigures(
+        2 if images else 1,
+        1,
+        squeeze=False,
+        height_ratios=[top, cell * rows + 0.45] if images else [1],
+    )[:, 0]
+    figure.suptitle(
+        f'{name}: distributions of its pixels, and the real pixels nearest to each', fontsize=11
+    )
     if images:
         axes = parts[0].subplots(1, columns, squeeze=False)[0]
         for axis in axes:
@@ -104,8 +121,9 @@ def draw_class(name: str, k: int, images: Sequence[MappedImage], shares: np.ndar
             axes[2 * i].axis('on')
             axes[2 * i + 1].axis('on')
             show_picture(axes[2 * i], mapped.image, mapped.title, 8)
-            own = resize_nearest(np.where(mapped.classes == k, mapped.distributions, -1),
-                                 mapped.image.shape[:2])
+            own = resize_nearest(
+                np.where(mapped.classes == k, mapped.distributions, -1), mapped.image.shape[:2]
+            )
             grey = 200 + mapped.image.mean(axis=2, keepdims=True) * 0.2  # pale, still legible
             picture = np.repeat(grey, 3, axis=2).astype(np.uint8)
             for n, color in enumerate(colors):
@@ -115,11 +133,20 @@ def draw_class(name: str, k: int, images: Sequence[MappedImage], shares: np.ndar
     for n, color in enumerate(colors):
         background = np.array(color) / 255
         share = 'none' if not np.isfinite(shares[n]) else f'{100 * shares[n]:.1f}%'
-        text = f'{n}: {share}' + ('\ndead' if dead[n] else
-                                  f'\ncos {similarity[n]:.2f}' if np.isfinite(similarity[n])
-                                  else '\n')
-        axes[0, n].set_title(text, fontsize=8, color=readable_text_color(background), pad=4,
-                             bbox=dict(facecolor=background, edgecolor='none', pad=2.5))
+        text = f'{n}: {share}' + (
+            '\ndead'
+            if dead[n]
+            else f'\ncos {similarity[n]:.2f}'
+            if np.isfinite(similarity[n])
+            else '\n'
+        )
+        axes[0, n].set_title(
+            text,
+            fontsize=8,
+            color=readable_text_color(background),
+            pad=4,
+            bbox=dict(facecolor=background, edgecolor='none', pad=2.5),
+        )
         for row in range(rows):
             axis = axes[row, n]
             if row < len(patches[n]):
@@ -129,13 +156,26 @@ def draw_class(name: str, k: int, images: Sequence[MappedImage], shares: np.ndar
             else:
                 axis.axis('off')
                 if row == 0:
-                    axis.text(0.5, 0.5, 'no pixel', ha='center', va='center', fontsize=8,
-                              transform=axis.transAxes)
+                    axis.text(
+                        0.5,
+                        0.5,
+                        'no pixel',
+                        ha='center',
+                        va='center',
+                        fontsize=8,
+                        transform=axis.transAxes,
+                    )
     return figure
 
 
-def draw_usage(shares: np.ndarray, spread: np.ndarray, accuracy: np.ndarray, dead: np.ndarray,
-               duplicates: List[list], names: Sequence[str]) -> Figure:
+def draw_usage(
+    shares: np.ndarray,
+    spread: np.ndarray,
+    accuracy: np.ndarray,
+    dead: np.ndarray,
+    duplicates: List[list],
+    names: Sequence[str],
+) -> Figure:
     """Share of its class's pixels that each distribution has, a row for each class.
 
     Args:
@@ -157,20 +197,39 @@ def draw_usage(shares: np.ndarray, spread: np.ndarray, accuracy: np.ndarray, dea
     for k, n in np.ndindex(*shares.shape):
         if np.isfinite(shares[k, n]):
             text = '×' if dead[k, n] else f'{100 * shares[k, n]:.0f}'
-            left.text(n, k, text, ha='center', va='center', fontsize=8,
-                      color=readable_text_color(colors(shares[k, n] / largest)))
-    labels = [name + (f'  (twins: {", ".join(f"{n}={m}" for n, m, _ in pairs[:3])}'
-                      f'{" ..." if len(pairs) > 3 else ""})' if pairs else '')
-              for name, pairs in zip(names, duplicates)]
+            left.text(
+                n,
+                k,
+                text,
+                ha='center',
+                va='center',
+                fontsize=8,
+                color=readable_text_color(colors(shares[k, n] / largest)),
+            )
+    labels = [
+        name
+        + (
+            f'  (twins: {", ".join(f"{n}={m}" for n, m, _ in pairs[:3])}'
+            f'{" ..." if len(pairs) > 3 else ""})'
+            if pairs
+            else ''
+        )
+        for name, pairs in zip(names, duplicates)
+    ]
     left.set_yticks(range(num_classes), labels, fontsize=9)
     left.set_xticks(range(count))
     left.set_xlabel('distribution (× dead)')
-    left.set_title('share of the class\'s pixels, %', fontsize=10)
+    left.set_title("share of the class's pixels, %", fontsize=10)
     figure.colorbar(image, ax=left, format=lambda x, _: f'{100 * x:.0f}%', pad=0.02)
     rows = np.arange(num_classes)
     right.barh(rows - 0.2, spread, 0.38, color='#0072B2', label='entropy of use (1: even)')
-    right.barh(rows + 0.2, np.asarray(accuracy) / 100, 0.38, color='#E69F00',
-               label='nearest distribution\nis of the right class')
+    right.barh(
+        rows + 0.2,
+        np.asarray(accuracy) / 100,
+        0.38,
+        color='#E69F00',
+        label='nearest distribution\nis of the right class',
+    )
     right.set_xlim(0, 1)
     right.set_xticks([0, 0.5, 1])
     right.legend(loc='lower center', bbox_to_anchor=(0.5, 1.0), fontsize=8, frameon=False)

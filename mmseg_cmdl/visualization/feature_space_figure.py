@@ -1,4 +1,5 @@
 """Pixels and distributions in the plane, a panel for each model."""
+
 from typing import Dict, Sequence
 
 import numpy as np
@@ -26,29 +27,68 @@ def draw_feature_space(panels: Dict[str, object], names: Sequence[str], method: 
     for axis, (name, embedded) in zip(axes, panels.items()):
         for k in classes:
             points = embedded.points[embedded.labels == k]
-            axis.scatter(*points.T, s=16, color=colors[k], marker=shapes[k], alpha=0.65, linewidths=0)
+            axis.scatter(
+                *points.T, s=16, color=colors[k], marker=shapes[k], alpha=0.65, linewidths=0
+            )
         if embedded.distributions is not None:
             marked = True
-            for (k, n), (x, y) in zip(embedded.distribution_labels.tolist(),
-                                      embedded.distributions):
+            for (k, n), (x, y) in zip(
+                embedded.distribution_labels.tolist(), embedded.distributions
+            ):
                 if k in colors:
-                    axis.scatter(x, y, s=120, color=colors[k], marker=shapes[k], edgecolor='black',
-                                 linewidth=1.3, zorder=3)
-                    axis.annotate(str(n), (x, y), (7, 5), textcoords='offset points', fontsize=8,
-                                  fontweight='bold', zorder=4,
-                                  bbox=dict(facecolor='white', alpha=0.75, edgecolor='none', pad=0.5))
+                    axis.scatter(
+                        x,
+                        y,
+                        s=120,
+                        color=colors[k],
+                        marker=shapes[k],
+                        edgecolor='black',
+                        linewidth=1.3,
+                        zorder=3,
+                    )
+                    axis.annotate(
+                        str(n),
+                        (x, y),
+                        (7, 5),
+                        textcoords='offset points',
+                        fontsize=8,
+                        fontweight='bold',
+                        zorder=4,
+                        bbox=dict(facecolor='white', alpha=0.75, edgecolor='none', pad=0.5),
+                    )
         score = embedded.silhouette
-        axis.set_title(name + ('' if score is None else f'\nsilhouette of the classes {score:.3f}'),
-                       fontsize=10)
+        axis.set_title(
+            name + ('' if score is None else f'\nsilhouette of the classes {score:.3f}'),
+            fontsize=10,
+        )
         axis.set_xticks([])
         axis.set_yticks([])
-    handles = [Line2D([], [], linestyle='', marker=shapes[k], color=colors[k], label=names[k],
-                      markersize=7) for k in classes]
+    handles = [
+        Line2D(
+            [], [], linestyle='', marker=shapes[k], color=colors[k], label=names[k], markersize=7
+        )
+        for k in classes
+    ]
     if marked:
-        handles.append(Line2D([], [], linestyle='', marker='o', color='white', markersize=10,
-                              markeredgecolor='black', label='distribution of the bank, with number'))
-    figure.legend(handles=handles, loc='outside lower center', fontsize=9, frameon=False,
-                  ncols=max(2, min(len(handles), int(5.2 * len(panels) / 1.3))))
+        handles.append(
+            Line2D(
+                [],
+                [],
+                linestyle='',
+                marker='o',
+                color='white',
+                markersize=10,
+                markeredgecolor='black',
+                label='distribution of the bank, with number',
+            )
+        )
+    figure.legend(
+        handles=handles,
+        loc='outside lower center',
+        fontsize=9,
+        frameon=False,
+        ncols=max(2, min(len(handles), int(5.2 * len(panels) / 1.3))),
+    )
     title = dict(tsne='t-SNE', umap='UMAP', pca='PCA')[method]
     figure.suptitle(f'{title} of pixel features', fontsize=12, fontweight='bold')
     return figure

@@ -1,4 +1,5 @@
 """Heat over an image: how similar each pixel is to a marked one."""
+
 from typing import Sequence
 
 import numpy as np
@@ -8,8 +9,9 @@ from .distribution_map import color_labels
 from .style import add_class_legend, new_figure, show_picture
 
 
-def draw_pixel_relation(image: np.ndarray, rows: Sequence[tuple], palette: Sequence,
-                        names: Sequence[str], kind: str) -> Figure:
+def draw_pixel_relation(
+    image: np.ndarray, rows: Sequence[tuple], palette: Sequence, names: Sequence[str], kind: str
+) -> Figure:
     """A row for each marked pixel: the image, then heat and prediction of each model.
 
     Args:
@@ -35,23 +37,38 @@ def draw_pixel_relation(image: np.ndarray, rows: Sequence[tuple], palette: Seque
         for i, name in enumerate(models):
             heat, (rows_, cols), prediction = found[name]
             axis = line[1 + 2 * i]
-            show_picture(axis, image.mean(axis=2, keepdims=True).repeat(3, axis=2).astype(np.uint8),
-                         name, 9)
-            shown = axis.imshow(heat, cmap='inferno', alpha=0.72, vmin=low, vmax=high,
-                                extent=(-0.5, cols - 0.5, rows_ - 0.5, -0.5),
-                                interpolation='bilinear')
+            show_picture(
+                axis, image.mean(axis=2, keepdims=True).repeat(3, axis=2).astype(np.uint8), name, 9
+            )
+            shown = axis.imshow(
+                heat,
+                cmap='inferno',
+                alpha=0.72,
+                vmin=low,
+                vmax=high,
+                extent=(-0.5, cols - 0.5, rows_ - 0.5, -0.5),
+                interpolation='bilinear',
+            )
             axis.set_xlim(-0.5, w - 0.5)
             axis.set_ylim(h - 0.5, -0.5)
             if kind != 'cosine' or i == len(models) - 1:
                 figure.colorbar(shown, ax=axis, shrink=0.7, pad=0.02)
-            show_picture(line[2 + 2 * i], color_labels(prediction, palette),
-                         f'prediction of {name}', 9)
+            show_picture(
+                line[2 + 2 * i], color_labels(prediction, palette), f'prediction of {name}', 9
+            )
         for i, axis in enumerate(line):
             y, x = position
             if i and i % 2 == 0:  # a prediction may have another size
                 size = found[models[i // 2 - 1]][2].shape
                 y, x = y * size[0] / h, x * size[1] / w
-            axis.plot(x, y, 'o', markersize=7, markerfacecolor='#56B4E9', markeredgecolor='white',
-                      markeredgewidth=1.5)
+            axis.plot(
+                x,
+                y,
+                'o',
+                markersize=7,
+                markerfacecolor='#56B4E9',
+                markeredgecolor='white',
+                markeredgewidth=1.5,
+            )
     add_class_legend(figure, palette, names)
     return figure

@@ -1,4 +1,5 @@
-"""Predictions of several models side by side: one HTML page that needs no other file, and a figure."""
+"""Predictions of several models side by side: an HTML page that needs no other file; a figure."""
+
 import base64
 import html
 from typing import Dict, List, NamedTuple, Optional, Sequence
@@ -13,6 +14,7 @@ from .style import IGNORED, RIGHT, WRONG, add_class_legend, new_figure, resize_n
 
 class PredictedImage(NamedTuple):
     """An image, its labels and what the models say."""
+
     index: int
     path: str
     image: np.ndarray  # RGB [H', W', 3]
@@ -39,13 +41,16 @@ def pictures_of(example: PredictedImage, palette: Sequence) -> List[tuple]:
     """
     out = [('image', example.image), ('ground truth', color_labels(example.truth, palette))]
     for name, prediction in example.predictions.items():
-        out += [(name, color_labels(prediction, palette)),
-                (f'errors of {name}', color_errors(example.truth, prediction))]
+        out += [
+            (name, color_labels(prediction, palette)),
+            (f'errors of {name}', color_errors(example.truth, prediction)),
+        ]
     return out
 
 
-def draw_predictions(examples: Sequence[PredictedImage], palette: Sequence,
-                     names: Sequence[str]) -> Figure:
+def draw_predictions(
+    examples: Sequence[PredictedImage], palette: Sequence, names: Sequence[str]
+) -> Figure:
     """A row for each image: image, ground truth, prediction and errors of each model."""
     columns = 2 + 2 * len(examples[0].predictions)
     h, w = examples[0].truth.shape
@@ -60,15 +65,17 @@ def draw_predictions(examples: Sequence[PredictedImage], palette: Sequence,
                 title += '' if score is None else f'\nmIoU {score:.1f}'
             show_picture(axis, picture, title, 8)
         row[0].set_ylabel(f'image {example.index}', fontsize=8)
-    add_class_legend(figure, palette, names,
-                     [(RIGHT, 'right'), (WRONG, 'wrong'), (IGNORED, 'no label')])
+    add_class_legend(
+        figure, palette, names, [(RIGHT, 'right'), (WRONG, 'wrong'), (IGNORED, 'no label')]
+    )
     return figure
 
 
 _STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;margin:1.5em;color:#222;background:#fff}
 h1{font-size:1.4em}h2{font-size:1.15em;margin:1.6em 0 .4em}
-table{border-collapse:collapse}th,td{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}
+table{border-collapse:collapse}
+th,td{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}
 th:first-child,td:first-child{text-align:left}
 .case{border-top:1px solid #ccc;padding:.7em 0}.case p{margin:.1em 0 .4em;overflow-wrap:anywhere}
 .row{display:flex;flex-wrap:wrap;gap:.5em}figure{margin:0}figcaption{font-size:.85em}
@@ -91,8 +98,15 @@ document.body.style.setProperty('--side',e.target.value+'px');
 """
 
 
-def prediction_page(examples: Sequence[PredictedImage], palette: Sequence, names: Sequence[str],
-                    totals: Dict[str, dict], title: str, note: str, side: int = 220) -> str:
+def prediction_page(
+    examples: Sequence[PredictedImage],
+    palette: Sequence,
+    names: Sequence[str],
+    totals: Dict[str, dict],
+    title: str,
+    note: str,
+    side: int = 220,
+) -> str:
     """One HTML page with everything in it: opens offline and can be mailed.
 
     Args:
@@ -112,15 +126,24 @@ def prediction_page(examples: Sequence[PredictedImage], palette: Sequence, names
     order += [(f'm{i} down', f'best of {name} first') for i, name in enumerate(models)]
     if len(models) > 1:
         for i, name in enumerate(models[1:], 1):
-            order += [(f'd{i} down', f'{name} most ahead of {models[0]}'),
-                      (f'd{i} up', f'{name} most behind {models[0]}')]
+            order += [
+                (f'd{i} down', f'{name} most ahead of {models[0]}'),
+                (f'd{i} up', f'{name} most behind {models[0]}'),
+            ]
     colors = [*zip(palette, names), (RIGHT, 'right'), (WRONG, 'wrong'), (IGNORED, 'no label')]
-    key = ''.join(f'<span style="--c:rgb({r},{g},{b})">{html.escape(name)}</span>'
-                  for (r, g, b), name in colors)
-    rows = ''.join(f'<tr><td>{html.escape(name)}</td><td>{_number(found["mIoU"])}</td>'
-                   f'<td>{_number(found["aAcc"])}</td></tr>' for name, found in totals.items())
-    options = ''.join(f'<option value="{value}">{html.escape(text)}</option>'
-                      for value, text in [('start up', 'as listed'), *order])
+    key = ''.join(
+        f'<span style="--c:rgb({r},{g},{b})">{html.escape(name)}</span>'
+        for (r, g, b), name in colors
+    )
+    rows = ''.join(
+        f'<tr><td>{html.escape(name)}</td><td>{_number(found["mIoU"])}</td>'
+        f'<td>{_number(found["aAcc"])}</td></tr>'
+        for name, found in totals.items()
+    )
+    options = ''.join(
+        f'<option value="{value}">{html.escape(text)}</option>'
+        for value, text in [('start up', 'as listed'), *order]
+    )
     cases = '\n'.join(_case(i, example, palette, models) for i, example in enumerate(examples))
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
@@ -154,19 +177,26 @@ def _case(place, example, palette, models):
     figures = ''.join(
         f'<figure><img alt="{html.escape(title)}" src="{_data_url(picture, size, i == 0)}">'
         f'<figcaption>{html.escape(title)}</figcaption></figure>'
-        for i, (title, picture) in enumerate(pictures_of(example, palette)))
-    return (f'<div class="case" {" ".join(data)}><p><b>image {example.index}</b> '
-            f'{html.escape(example.path)}<br>mIoU of this image: {text}</p>'
-            f'<div class="row">{figures}</div></div>')
+        for i, (title, picture) in enumerate(pictures_of(example, palette))
+    )
+    return (
+        f'<div class="case" {" ".join(data)}><p><b>image {example.index}</b> '
+        f'{html.escape(example.path)}<br>mIoU of this image: {text}</p>'
+        f'<div class="row">{figures}</div></div>'
+    )
 
 
 def _data_url(picture, size, photo):
     """A photo as JPEG, a map of a few colours as PNG."""
     if photo:
-        kind, data = 'jpeg', cv2.imencode('.jpg', picture[..., ::-1],
-                                          [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
+        kind, data = (
+            'jpeg',
+            cv2.imencode('.jpg', picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1],
+        )
     else:
         picture = resize_nearest(picture, size)
-        kind, data = 'png', cv2.imencode('.png', picture[..., ::-1],
-                                         [cv2.IMWRITE_PNG_COMPRESSION, 9])[1]
+        kind, data = (
+            'png',
+            cv2.imencode('.png', picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])[1],
+        )
     return f'data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode()}'

@@ -1,4 +1,5 @@
 """Figures without matplotlib's global state, and colours that colour-blind readers tell apart."""
+
 from pathlib import Path
 from typing import List, Sequence
 
@@ -8,12 +9,23 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 if matplotlib.__version_info__[:2] < (3, 7):
-    raise ImportError('the figures of mmseg_cmdl need matplotlib >=3.7, and '
-                      f"{matplotlib.__version__} is installed; run: pip install 'matplotlib>=3.7'")
+    raise ImportError(
+        'the figures of mmseg_cmdl need matplotlib >=3.7, and '
+        f"{matplotlib.__version__} is installed; run: pip install 'matplotlib>=3.7'"
+    )
 
 #: Paul Tol's qualitative scheme "muted": distinct also with red- or green-blindness.
-MUTED = ('#332288', '#88CCEE', '#44AA99', '#117733', '#999933', '#DDCC77', '#CC6677', '#882255',
-         '#AA4499')
+MUTED = (
+    '#332288',
+    '#88CCEE',
+    '#44AA99',
+    '#117733',
+    '#999933',
+    '#DDCC77',
+    '#CC6677',
+    '#882255',
+    '#AA4499',
+)
 #: Okabe and Ito's colours without black and yellow, for a few lines or bars.
 LINES = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#D55E00', '#56B4E9')
 MARKERS = 'osD^vP*X<>phd8'
@@ -47,7 +59,7 @@ def distinct_colors(count: int) -> List[tuple]:
     """
     if count <= len(MUTED):
         scheme = LINES if count <= len(LINES) else MUTED
-        return [tuple(int(color[i:i + 2], 16) for i in (1, 3, 5)) for color in scheme[:count]]
+        return [tuple(int(color[i : i + 2], 16) for i in (1, 3, 5)) for color in scheme[:count]]
     scale = matplotlib.colormaps['viridis'](np.linspace(0, 1, count))[:, :3]
     return [tuple(int(x) for x in np.rint(255 * color)) for color in scale]
 
@@ -61,18 +73,27 @@ def show_picture(axis, picture: np.ndarray, title: str = '', size: float = 9) ->
         axis.set_title(title, fontsize=size)
 
 
-def add_class_legend(figure: Figure, palette: Sequence, names: Sequence[str],
-                     extra: Sequence[tuple] = ()) -> None:
+def add_class_legend(
+    figure: Figure, palette: Sequence, names: Sequence[str], extra: Sequence[tuple] = ()
+) -> None:
     """Legend of class colours below the figure; `extra` are further (colour, name) pairs."""
     from matplotlib.patches import Patch
+
     pairs = [*zip(palette, names), *extra]
-    handles = [Patch(facecolor=np.array(color) / 255, edgecolor='0.5', label=name)
-               for color, name in pairs]
+    handles = [
+        Patch(facecolor=np.array(color) / 255, edgecolor='0.5', label=name) for color, name in pairs
+    ]
     longest = max(map(len, (name for _, name in pairs)))
     columns = int(figure.get_figwidth() / (0.4 + 0.075 * longest))
-    figure.legend(handles=handles, loc='outside lower center',
-                  ncols=max(1, min(columns, len(handles))),
-                  fontsize=8, frameon=False, handlelength=1, columnspacing=1.2)
+    figure.legend(
+        handles=handles,
+        loc='outside lower center',
+        ncols=max(1, min(columns, len(handles))),
+        fontsize=8,
+        frameon=False,
+        handlelength=1,
+        columnspacing=1.2,
+    )
 
 
 def resize_nearest(picture: np.ndarray, size: tuple) -> np.ndarray:

@@ -1,4 +1,5 @@
 """Two small models on synthetic scenes, saved as a user has them: config and checkpoint."""
+
 import importlib.util
 from types import SimpleNamespace
 
@@ -30,7 +31,8 @@ def small_config(path, seed=0):
     cfg.model.auxiliary_head.update(in_channels=16, channels=8)
     if cfg.model.decode_head.type == 'MDRLHead':
         cfg.model.decode_head.bank = dict(
-            type='DistributionBank', num_distributions=NUM_DISTRIBUTIONS, momentum=0.999)
+            type='DistributionBank', num_distributions=NUM_DISTRIBUTIONS, momentum=0.999
+        )
     for split in ('train', 'val', 'test'):
         loader = cfg[f'{split}_dataloader']
         loader.update(num_workers=0, persistent_workers=False)
@@ -47,7 +49,8 @@ def settle(model, dataset, batches=3):
     with torch.no_grad():
         for _ in range(batches):
             data = model.data_preprocessor(
-                pseudo_collate([dataset[i] for i in range(len(dataset))]), False)
+                pseudo_collate([dataset[i] for i in range(len(dataset))]), False
+            )
             features = model.extract_feat(data['inputs'])
             model.decode_head(features)
             if hasattr(model.decode_head, 'embed'):
@@ -82,7 +85,9 @@ def trained(tmp_path_factory):
                 head.bank.distributions.copy_(bank)
         config, checkpoint = folder / f'{name}.py', folder / f'{name}.pth'
         cfg.dump(config)
-        torch.save(dict(state_dict=model.state_dict(), meta=dict(
-            dataset_meta=dataset.metainfo)), checkpoint)
+        torch.save(
+            dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dataset.metainfo)),
+            checkpoint,
+        )
         out[name] = (str(config), str(checkpoint))
     return SimpleNamespace(**out, pair=[*out['fcn'], *out['mdrl']])

@@ -1,4 +1,5 @@
 """Compactness, class dependency and class-wise variance against two-pass loops in float64."""
+
 import functools
 import json
 
@@ -27,18 +28,19 @@ def pixels_of(pair, kind='classifier', indices=tuple(range(IMAGES)), unit=False)
 
 def test_by_hand():
     statistics = ClassStatistics(3, normalize=False)
-    statistics.add(torch.tensor([[0., 0], [2, 0], [9, 9]]), torch.tensor([0, 0, 255]))
-    statistics.add(torch.tensor([[4., 3], [4, 5], [torch.nan, 1]]), torch.tensor([2, 2, 2]))
+    statistics.add(torch.tensor([[0.0, 0], [2, 0], [9, 9]]), torch.tensor([0, 0, 255]))
+    statistics.add(torch.tensor([[4.0, 3], [4, 5], [torch.nan, 1]]), torch.tensor([2, 2, 2]))
     np.testing.assert_array_equal(statistics.centers, [[1, 0], [np.nan] * 2, [4, 4]])
     np.testing.assert_array_equal(statistics.intra_class_variance, [1, np.nan, 1])
     assert statistics.center_distances[0, 2] == 5
     np.testing.assert_array_equal(statistics.channel_variance, [2.25, 4])
     assert statistics.summary() == dict(
-        intra_class_variance=1, center_distance=5, nearest_center_distance=5, separation=2.5)
+        intra_class_variance=1, center_distance=5, nearest_center_distance=5, separation=2.5
+    )
     assert statistics.similarity('dot')[0, 2] == 4
-    assert statistics.similarity('cosine')[2, 0] == pytest.approx(2 ** -0.5)
+    assert statistics.similarity('cosine')[2, 0] == pytest.approx(2**-0.5)
     soft = statistics.similarity('softmax')
-    assert soft[0, 2] == pytest.approx(1 / (1 + np.exp((1 - 4) / 2 ** 0.5)))
+    assert soft[0, 2] == pytest.approx(1 / (1 + np.exp((1 - 4) / 2**0.5)))
     np.testing.assert_allclose(soft[0, [0, 2]].sum(), 1)
     assert np.isnan(soft[1]).all()
     assert np.isnan(soft[:, 1]).all()
@@ -47,7 +49,7 @@ def test_by_hand():
 
 def test_lengths_are_one_and_one_class_has_no_pairs():
     statistics = ClassStatistics(2)
-    statistics.add(torch.tensor([[3., 4]]), torch.tensor([1]))
+    statistics.add(torch.tensor([[3.0, 4]]), torch.tensor([1]))
     np.testing.assert_allclose(statistics.centers[1], [0.6, 0.8])
     summary = statistics.summary()
     assert summary['intra_class_variance'] == pytest.approx(0, abs=1e-12)
@@ -75,7 +77,8 @@ def test_compactness_of_two_models(trained, tmp_path, capsys):
     bank = ExaminedModel.load(*trained.mdrl).head.bank.distributions.double().numpy()
     nearest = np.einsum('pz,knz->pkn', features, bank).max(2).argmax(1)
     assert got['all']['nearest_distribution_accuracy'] == pytest.approx(
-        100 * (nearest == labels).mean(), rel=1e-4)
+        100 * (nearest == labels).mean(), rel=1e-4
+    )
     assert 'nearest_distribution_accuracy' not in numbers['models']['A']['all']
     assert (tmp_path / 'compactness.png').stat().st_size > 5000
     assert '| A ' in capsys.readouterr().out
@@ -112,11 +115,14 @@ def test_channel_variance(trained, tmp_path):
     assert abs(got['channels'][2] - inside) <= 1  # a value on an edge may fall to either side
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (['a.py'], 'each model is a config and a checkpoint; got an odd number of files: a.py'),
-    (['a.py', 'a.pth', '--names', 'x', 'y'], '--names has 2 names for 1 models'),
-    (['a.py', 'a.pth', '--max-images', '0'], '--max-images must be at least 1'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['a.py'], 'each model is a config and a checkpoint; got an odd number of files: a.py'),
+        (['a.py', 'a.pth', '--names', 'x', 'y'], '--names has 2 names for 1 models'),
+        (['a.py', 'a.pth', '--max-images', '0'], '--max-images must be at least 1'),
+    ],
+)
 def test_wrong_arguments_are_refused(tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit):
         tool('compactness').main([*arguments, '--out', str(tmp_path)])

@@ -1,4 +1,5 @@
 """Costs of modules against counts by hand."""
+
 import json
 
 import pytest
@@ -8,35 +9,53 @@ from mmengine.config import Config
 from mmseg_cmdl.analysis.complexity import (
     available_contexts,
     build_context,
-    complexity,
     head_of_config,
+    measure_complexity,
 )
 from tests.analysis.conftest import tool
 
 
 def test_fcn_is_counted_by_hand():
     head = build_context(dict(type='FCNHead', num_convs=1, concat_input=False), 10, 6, 4)
-    got = complexity(head, (2, 10, 5, 7), min_seconds=None)
+    got = measure_complexity(head, (2, 10, 5, 7), min_seconds=None)
     assert got['params_m'] == pytest.approx((10 * 6 * 9 + 2 * 6) / 1e6)  # a conv and a norm
     assert got['gmacs'] == pytest.approx(2 * 5 * 7 * 10 * 6 * 9 / 1e9)
     assert got['ms'] is None
     # at least what comes out
-    assert got['peak_mib'] * 2 ** 20 >= 2 * 6 * 5 * 7 * 4
-    assert complexity(head, (1, 10, 3, 3), min_seconds=0.01)['ms'] > 0
+    assert got['peak_mib'] * 2**20 >= 2 * 6 * 5 * 7 * 4
+    assert measure_complexity(head, (1, 10, 3, 3), min_seconds=0.01)['ms'] > 0
 
 
 @pytest.mark.parametrize('name', sorted(available_contexts()))
 def test_every_module_runs_and_ends_before_its_classifier(name):
     head = build_context(available_contexts()[name], 16, 8, 5)
     assert isinstance(head.conv_seg, torch.nn.Identity)
-    assert complexity(head, (1, 16, 8, 8), min_seconds=None)['gmacs'] > 0
+    assert measure_complexity(head, (1, 16, 8, 8), min_seconds=None)['gmacs'] > 0
 
 
 def test_the_command_writes_table_and_picture(tmp_path, capsys, trained):
     main = tool('complexity').main
-    main(['--out', str(tmp_path), '--size', '1', '32', '8', '8', '--channels', '8', '--seconds', '0',
-          '--modules', 'MDRL', '--configs', trained.fcn[0], '--cfg-options',
-          'model.decode_head.channels=4'])
+    main(
+        [
+            '--out',
+            str(tmp_path),
+            '--size',
+            '1',
+            '32',
+            '8',
+            '8',
+            '--channels',
+            '8',
+            '--seconds',
+            '0',
+            '--modules',
+            'MDRL',
+            '--configs',
+            trained.fcn[0],
+            '--cfg-options',
+            'model.decode_head.channels=4',
+        ]
+    )
     numbers = json.loads((tmp_path / 'complexity.json').read_text())
     assert [row['module'] for row in numbers['modules']] == ['MDRL', 'fcn']
     cfg = Config.fromfile(trained.fcn[0])
@@ -44,7 +63,8 @@ def test_the_command_writes_table_and_picture(tmp_path, capsys, trained):
     head = build_context(head_of_config(cfg), 32, 8, 8)
     assert head.channels == 4
     assert numbers['modules'][1]['params_m'] == pytest.approx(
-        sum(p.numel() for p in head.parameters()) / 1e6)
+        sum(p.numel() for p in head.parameters()) / 1e6
+    )
     assert '| fcn ' in capsys.readouterr().out
     assert (tmp_path / 'complexity.png').stat().st_size > 5000
 

@@ -1,4 +1,5 @@
 """Usage of distributions and their nearest pixels, by hand and against loops; then the command."""
+
 import json
 import math
 
@@ -48,7 +49,7 @@ def test_entropy_goes_from_one_taker_to_even():
 
 def test_usage_dead_and_duplicates_by_hand():
     bank = torch.eye(4).view(1, 4, 4).repeat(2, 1, 1)
-    bank[1, 2] = F.normalize(torch.tensor([1., 0.1, 0, 0]), dim=0)  # cosine .995 to its first
+    bank[1, 2] = F.normalize(torch.tensor([1.0, 0.1, 0, 0]), dim=0)  # cosine .995 to its first
     usage = DistributionUsage(bank, dead_share=0.5, duplicate_cosine=0.99)
     pixels = torch.eye(4)[[0] * 6 + [1] * 9 + [3]].view(4, 4, 4)
     usage.add(pixels, torch.zeros(4, 4, dtype=torch.int64))
@@ -59,7 +60,7 @@ def test_usage_dead_and_duplicates_by_hand():
     numbers = usage.numbers(['a', 'b'])
     spread = -sum(p * math.log(p) for p in (6 / 16, 9 / 16, 1 / 16)) / math.log(4)
     assert numbers['classes']['a']['entropy'] == pytest.approx(spread)
-    assert numbers['classes']['a']['effective_distributions'] == pytest.approx(4 ** spread)
+    assert numbers['classes']['a']['effective_distributions'] == pytest.approx(4**spread)
     assert numbers['all']['classes_with_pixels'] == 1
     assert numbers['all']['entropy'] == pytest.approx(spread)
     assert np.isnan(numbers['classes']['b']['entropy'])
@@ -80,7 +81,7 @@ def test_nearest_pixels_are_the_best_of_each_image():
             key = int(classes[y, x]), int(assignment.distributions[y, x])
             score = assignment.similarity[y, x].item()
             # centre of the feature is pixel 2 y + 1; two pixels before it, four in all
-            patch = padded[4 + 2 * y - 1:4 + 2 * y + 3, 4 + 2 * x - 1:4 + 2 * x + 3]
+            patch = padded[4 + 2 * y - 1 : 4 + 2 * y + 3, 4 + 2 * x - 1 : 4 + 2 * x + 3]
             best[key] = max(best.get(key, (-2,)), (score, index, (y, x), patch), key=lambda e: e[0])
         for key, entry in best.items():
             expected.setdefault(key, []).append(entry)
@@ -117,7 +118,8 @@ def test_the_command_counts_every_pixel_of_the_scenes(trained, tmp_path, capsys)
     assert got == counts.tolist()
     assert numbers['all']['pixels'] == counts.sum()
     assert numbers['all']['nearest_distribution_accuracy'] == pytest.approx(
-        100 * correct / counts.sum(), rel=1e-4)
+        100 * correct / counts.sum(), rel=1e-4
+    )
     names = list(numbers['classes'])
     for (k, n), (score, index) in nearest.items():
         best = numbers['classes'][names[k]]['nearest_pixels'][n][0]
@@ -125,7 +127,12 @@ def test_the_command_counts_every_pixel_of_the_scenes(trained, tmp_path, capsys)
         assert best['image'] == index
     assert [0, 1] in [d[:2] for d in numbers['classes']['road']['duplicates']]
     assert {p.name for p in (tmp_path / 'a').iterdir()} == {
-        'distribution_map.json', 'maps.png', 'usage.png', 'class_05_car.png', 'class_00_sky.png'}
+        'distribution_map.json',
+        'maps.png',
+        'usage.png',
+        'class_05_car.png',
+        'class_00_sky.png',
+    }
 
     main([*arguments, '--out', str(tmp_path / 'b')])
     for file in (tmp_path / 'a').iterdir():  # the same pictures and numbers again
@@ -133,14 +140,29 @@ def test_the_command_counts_every_pixel_of_the_scenes(trained, tmp_path, capsys)
     # the columns of maps.png: image, ground truth
     picture = np.asarray(Image.open(tmp_path / 'a' / 'maps.png').convert('RGB')).reshape(-1, 3)
     colors = {tuple(color) for color in np.unique(picture, axis=0).tolist()}
-    assert {tuple(model.palette[k]) for k in np.unique(model.dataset.render(1).label)
-            if k != 255} <= colors
+    assert {
+        tuple(model.palette[k]) for k in np.unique(model.dataset.render(1).label) if k != 255
+    } <= colors
 
 
 def test_predictions_can_say_the_class(trained, tmp_path):
-    tool('distribution_map').main([
-        *trained.mdrl, '--out', str(tmp_path), '--assign-by', 'predictions', '--max-images', '2',
-        '--draw', '0', '--classes', 'sky', '--patches', '0'])
+    tool('distribution_map').main(
+        [
+            *trained.mdrl,
+            '--out',
+            str(tmp_path),
+            '--assign-by',
+            'predictions',
+            '--max-images',
+            '2',
+            '--draw',
+            '0',
+            '--classes',
+            'sky',
+            '--patches',
+            '0',
+        ]
+    )
     numbers = json.loads((tmp_path / 'distribution_map.json').read_text())
     model = ExaminedModel.load(*trained.mdrl)
     pixels = np.zeros(NUM_CLASSES, int)
@@ -152,11 +174,14 @@ def test_predictions_can_say_the_class(trained, tmp_path):
     assert numbers['images'] == 2
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (['--draw', '9'], '--draw 9: the split has images 0 to 3'),
-    (['--classes', 'bike'], "no class 'bike'"),
-    (['--split', 'test', '--cfg-options', 'test_dataloader=None'], 'no test_dataloader'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--draw', '9'], '--draw 9: the split has images 0 to 3'),
+        (['--classes', 'bike'], "no class 'bike'"),
+        (['--split', 'test', '--cfg-options', 'test_dataloader=None'], 'no test_dataloader'),
+    ],
+)
 def test_mistakes_are_named(trained, tmp_path, arguments, message):
     with pytest.raises(SystemExit, match=message):
         tool('distribution_map').main([*trained.mdrl, '--out', str(tmp_path), *arguments])

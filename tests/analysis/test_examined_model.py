@@ -1,4 +1,5 @@
 """Images, predictions, features and labels of them, one image at a time."""
+
 import numpy as np
 import pytest
 import torch
@@ -46,7 +47,8 @@ def test_classifier_features_give_the_logits(trained, name):
     torch.testing.assert_close(ours, logits)
     backbone = model.example(0, 'backbone').features
     torch.testing.assert_close(
-        backbone, model.model.extract_feat(data['inputs'])[-1][0].permute(1, 2, 0))
+        backbone, model.model.extract_feat(data['inputs'])[-1][0].permute(1, 2, 0)
+    )
 
 
 def test_padding_is_cut_off(trained):
@@ -60,8 +62,7 @@ def test_padding_is_cut_off(trained):
 def test_training_images_come_without_augmentation(trained):
     model = ExaminedModel.load(*trained.fcn, split='train')
     for index in (0, 0, 3):
-        np.testing.assert_array_equal(
-            model.example(index).image, model.dataset.render(index).image)
+        np.testing.assert_array_equal(model.example(index).image, model.dataset.render(index).image)
 
 
 @pytest.mark.parametrize(('call', 'message'), [
@@ -75,9 +76,15 @@ def test_what_a_model_lacks_is_named(trained, call, message):
 
 
 def test_an_image_without_labels_is_named(trained):
-    model = ExaminedModel.load(*trained.fcn, options={
-        'val_dataloader.dataset.pipeline': [dict(type='LoadImageFromFile'),
-                                            dict(type='PackSegInputs')]})
+    model = ExaminedModel.load(
+        *trained.fcn,
+        options={
+            'val_dataloader.dataset.pipeline': [
+                dict(type='LoadImageFromFile'),
+                dict(type='PackSegInputs'),
+            ]
+        },
+    )
     with pytest.raises(SystemExit, match=r'000000\.png comes without labels: put LoadAnnotations'):
         model.example(0)
 

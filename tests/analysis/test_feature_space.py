@@ -1,4 +1,5 @@
 """Sampling of pixels and their reduction to the plane."""
+
 import json
 
 import numpy as np
@@ -15,7 +16,7 @@ from mmseg_cmdl.analysis import (
 from tests.analysis.conftest import IMAGES, NUM_DISTRIBUTIONS, tool
 
 
-def two_groups(count=40, distance=30.):
+def two_groups(count=40, distance=30.0):
     generator = np.random.default_rng(0)
     labels = np.repeat([0, 1], count)
     return generator.normal(size=(2 * count, 6)) + distance * labels[:, None], labels
@@ -26,7 +27,7 @@ def test_every_pixel_has_the_same_chance():
     for seed in range(200):
         sample = PixelSample([1], 10, seed)
         for index, count in enumerate((10, 50)):  # an even sample of 60 over images of 10 and 50
-            features = torch.arange(60.)[index * 10:index * 10 + count].view(1, -1, 1)
+            features = torch.arange(60.0)[index * 10 : index * 10 + count].view(1, -1, 1)
             sample.add(index, features, torch.ones(1, count, dtype=torch.int64))
         features, labels, places = sample.arrays()
         assert len(features) == 10
@@ -41,7 +42,7 @@ def test_every_pixel_has_the_same_chance():
 
 def test_only_labelled_and_finite_pixels_are_drawn():
     sample = PixelSample([0, 2], 5)
-    features = torch.tensor([[[1.], [torch.nan], [3], [4]]])
+    features = torch.tensor([[[1.0], [torch.nan], [3], [4]]])
     sample.add(7, features, torch.tensor([[0, 2, 255, 2]]))
     values, labels, places = sample.arrays()
     assert values.ravel().tolist() == [1, 4]
@@ -67,9 +68,11 @@ def test_groups_stay_apart_and_the_seed_says_all(method):
 def test_what_is_missing_is_named(monkeypatch):
     def refuse(name, *_):
         raise ImportError(f'No module named {name!r}')
+
     monkeypatch.setattr(feature_space.importlib, 'import_module', refuse)
-    with pytest.raises(SystemExit, match='the feature space needs scikit-learn, .* run: pip install '
-                                         'scikit-learn'):
+    with pytest.raises(
+        SystemExit, match=r'the feature space needs scikit-learn, .* run: pip install scikit-learn'
+    ):
         reduce_to_plane(np.zeros((9, 3)))
 
 
@@ -83,8 +86,21 @@ def test_few_points_and_unknown_methods_are_refused():
 def test_the_command_draws_pixels_and_the_bank(trained, tmp_path):
     pytest.importorskip('sklearn')
     main = tool('feature_space').main
-    arguments = [*trained.pair, '--names', 'F', 'M', '--classes', 'sky', 'road', '--pixels', '12',
-                 '--perplexity', '5', '--seed', '3']
+    arguments = [
+        *trained.pair,
+        '--names',
+        'F',
+        'M',
+        '--classes',
+        'sky',
+        'road',
+        '--pixels',
+        '12',
+        '--perplexity',
+        '5',
+        '--seed',
+        '3',
+    ]
     main([*arguments, '--out', str(tmp_path / 'a')])
     numbers = json.loads((tmp_path / 'a' / 'feature_space.json').read_text())['models']
     assert numbers['F']['features'] == 'classifier'
@@ -93,7 +109,8 @@ def test_the_command_draws_pixels_and_the_bank(trained, tmp_path):
     labels = [model.dataset.render(i).label[::8, ::8] for i in range(IMAGES)]
     assert numbers['M']['pixels'] == {
         name: sum(int((x == model.classes.index(name)).sum()) for x in labels)
-        for name in ('sky', 'road')}
+        for name in ('sky', 'road')
+    }
     arrays = np.load(tmp_path / 'a' / 'feature_space.npz')
     for panel in '01':
         for (image, row, col), label in zip(arrays[f'{panel}_places'], arrays[f'{panel}_labels']):
@@ -103,10 +120,12 @@ def test_the_command_draws_pixels_and_the_bank(trained, tmp_path):
     assert arrays['1_distributions'].shape == (2 * NUM_DISTRIBUTIONS, 2)
     assert np.unique(arrays['1_distribution_labels'][:, 0]).tolist() == [0, 2]
     # silhouette is that of the sampled unit vectors
-    features = np.stack([model.example(i, 'embedding').features[r, c].numpy()
-                         for i, r, c in arrays['1_places']])
+    features = np.stack(
+        [model.example(i, 'embedding').features[r, c].numpy() for i, r, c in arrays['1_places']]
+    )
     assert numbers['M']['silhouette'] == pytest.approx(
-        silhouette(features, arrays['1_labels']), rel=1e-3)
+        silhouette(features, arrays['1_labels']), rel=1e-3
+    )
     main([*arguments, '--out', str(tmp_path / 'b')])
     for name in ('feature_space.png', 'feature_space.json'):
         assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()

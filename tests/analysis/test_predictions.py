@@ -1,4 +1,5 @@
-"""Side-by-side predictions: scores by loops, which cases are shown, and a page without references."""
+"""Side-by-side predictions: scores by loops, cases shown, and a page that needs no other file."""
+
 import base64
 import json
 from html.parser import HTMLParser
@@ -26,10 +27,10 @@ def test_scores_by_hand():
 
 
 def test_worst_then_best_each_once():
-    values = {0: 5., 1: 1., 2: None, 3: 9., 4: 7.}
+    values = {0: 5.0, 1: 1.0, 2: None, 3: 9.0, 4: 7.0}
     assert compare.choose(values, range(5), 2, 1) == ([1, 0, 3], 2)
     assert compare.choose(values, range(5), 3, 3) == ([1, 0, 4, 3], 3)
-    assert compare.choose({0: 1., 1: 1.}, range(2), 1, 0) == ([0], 1)
+    assert compare.choose({0: 1.0, 1: 1.0}, range(2), 1, 0) == ([0], 1)
 
 
 def test_error_map():
@@ -62,8 +63,24 @@ class Page(HTMLParser):
 @pytest.fixture(scope='module')
 def compared(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp('predictions')
-    compare.main([*trained.pair, '--names', 'F<1>', 'M', '--out', str(folder), '--sort', 'gain',
-                  '--worst', '2', '--best', '1', '--rows', '2'])
+    compare.main(
+        [
+            *trained.pair,
+            '--names',
+            'F<1>',
+            'M',
+            '--out',
+            str(folder),
+            '--sort',
+            'gain',
+            '--worst',
+            '2',
+            '--best',
+            '1',
+            '--rows',
+            '2',
+        ]
+    )
     return folder, json.loads((folder / 'predictions.json').read_text())
 
 
@@ -81,10 +98,12 @@ def test_every_image_is_scored(trained, compared):
                 if (a | b).any():
                     scores.append((a & b).sum() / (a | b).sum())
             assert numbers['images'][index][name]['mIoU'] == pytest.approx(
-                100 * np.mean(scores), rel=1e-4)
+                100 * np.mean(scores), rel=1e-4
+            )
         sums = [np.sum([t[1:] for t in total if t[0] == k], axis=0) for k in range(NUM_CLASSES)]
         assert numbers['totals'][name]['mIoU'] == pytest.approx(
-            100 * np.mean([i / u for i, u in sums if u]), rel=1e-4)
+            100 * np.mean([i / u for i, u in sums if u]), rel=1e-4
+        )
 
 
 def test_the_page_shows_the_cases_and_needs_nothing_else(trained, compared):
@@ -98,9 +117,16 @@ def test_the_page_shows_the_cases_and_needs_nothing_else(trained, compared):
     assert all(link.startswith('data:image/') for link in page.links)
     assert 'http' not in text.replace('http-equiv', '')
     assert [float(case['data-d1']) for case in page.cases] == pytest.approx(
-        [gains[i] for i in numbers['worst'] + numbers['best']], abs=1e-3)
+        [gains[i] for i in numbers['worst'] + numbers['best']], abs=1e-3
+    )
     assert [alt for alt, _ in page.images] == 3 * [
-        'image', 'ground truth', 'F<1>', 'errors of F<1>', 'M', 'errors of M']
+        'image',
+        'ground truth',
+        'F<1>',
+        'errors of F<1>',
+        'M',
+        'errors of M',
+    ]
     model = ExaminedModel.load(*trained.mdrl)
     example = model.example(order[0], predict=True)
     by_name = dict(page.images[:6])
@@ -108,7 +134,8 @@ def test_the_page_shows_the_cases_and_needs_nothing_else(trained, compared):
     np.testing.assert_array_equal(by_name['M'][..., ::-1], palette[example.prediction])
     wrong = (by_name['errors of M'][..., ::-1] == (213, 94, 0)).all(-1)
     np.testing.assert_array_equal(
-        wrong, (example.truth != example.prediction) & (example.truth != 255))
+        wrong, (example.truth != example.prediction) & (example.truth != 255)
+    )
 
 
 def test_chosen_images_and_mistakes(trained, tmp_path):

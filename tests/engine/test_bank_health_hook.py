@@ -1,4 +1,5 @@
-"""BankHealthHook in a Runner: its scalars against loops over what the head gave, and its pictures."""
+"""BankHealthHook in a Runner: its scalars against loops over the head's output; its pictures."""
+
 import json
 import math
 
@@ -24,8 +25,9 @@ def train(pair, folder, *hooks):
     cfg.train_cfg.update(max_iters=ITERATIONS, val_interval=ITERATIONS)
     cfg.train_dataloader.batch_size = 2
     cfg.train_dataloader.dataset.length = 8
-    cfg.model.decode_head.update(bank=dict(num_distributions=NUM_DISTRIBUTIONS, momentum=0.5)) \
-        if 'bank' in cfg.model.decode_head else None
+    cfg.model.decode_head.update(
+        bank=dict(num_distributions=NUM_DISTRIBUTIONS, momentum=0.5)
+    ) if 'bank' in cfg.model.decode_head else None
     cfg.default_hooks.logger.interval = INTERVAL
     cfg.default_hooks.checkpoint.update(interval=ITERATIONS)
     cfg.env_cfg.cudnn_benchmark = False
@@ -36,8 +38,11 @@ def train(pair, folder, *hooks):
     seen = []
     head = find_bank_head(runner.model)
     if head is not None:
-        head.consistency.register_forward_hook(lambda m, i, out: seen.append(
-            (out, head.bank.distributions.clone())) if m.training else None)
+        head.consistency.register_forward_hook(
+            lambda m, i, out: (
+                seen.append((out, head.bank.distributions.clone())) if m.training else None
+            )
+        )
     runner.train()
     return runner, seen
 
@@ -62,15 +67,17 @@ def test_scalars_are_those_of_loops(job):
     for i, record in enumerate(records):
         counts = np.zeros((NUM_CLASSES, NUM_DISTRIBUTIONS))
         right = total = 0
-        for output, _ in seen[2 * i:2 * i + 2]:
+        for output, _ in seen[2 * i : 2 * i + 2]:
             for label, own, correct in zip(output.classes, output.own_scores, output.correct):
                 if label < NUM_CLASSES:
                     counts[label, own.argmax()] += 1
                     right, total = right + int(correct), total + 1
                     filled.add(int(label))
         present = counts[counts.sum(1) > 0]
-        spread = [-sum(p * math.log(p) for p in row / row.sum() if p) / math.log(NUM_DISTRIBUTIONS)
-                  for row in present]
+        spread = [
+            -sum(p * math.log(p) for p in row / row.sum() if p) / math.log(NUM_DISTRIBUTIONS)
+            for row in present
+        ]
         assert record['bank_entropy'] == pytest.approx(np.mean(spread), rel=1e-5)
         assert record['bank_used'] == pytest.approx(100 * (present > 0).mean())
         assert record['bank_accuracy'] == pytest.approx(100 * right / total)
@@ -91,14 +98,18 @@ def test_maps_are_drawn_at_validation(job):
     picture = np.asarray(Image.open(file).convert('RGB'))
     assert picture.shape[1] == 900
     from mmseg_cmdl.visualization import color_distributions
+
     head = runner.model.decode_head
     runner.model.eval()
     from mmseg_cmdl.analysis import ExaminedModel
+
     dataset = runner.val_dataloader.dataset
     classes, distributions = head.distribution_map(
-        ExaminedModel(runner.model, dataset, 'm').feature_maps(3))
-    shades = color_distributions(classes[0].numpy(), distributions[0].numpy(), NUM_DISTRIBUTIONS,
-                                 dataset.metainfo['palette'])
+        ExaminedModel(runner.model, dataset, 'm').feature_maps(3)
+    )
+    shades = color_distributions(
+        classes[0].numpy(), distributions[0].numpy(), NUM_DISTRIBUTIONS, dataset.metainfo['palette']
+    )
     quarter = picture[:, 680:].reshape(-1, 3)
     drawn = {tuple(c) for c in np.unique(quarter, axis=0).tolist()}
     assert {tuple(c) for c in np.unique(shades.reshape(-1, 3), axis=0).tolist()} <= drawn
@@ -111,7 +122,8 @@ def test_training_is_the_same_without_it(job, trained, tmp_path):  # noqa: F811
     for name, value in plain.items():
         assert torch.equal(value, with_hook[name]), name
     assert not job[0].model.decode_head.consistency._forward_hooks.keys() & {
-        handle.id for handle in job[0].hooks[-1].__dict__.get('_handles', [])}
+        handle.id for handle in job[0].hooks[-1].__dict__.get('_handles', [])
+    }
 
 
 def test_a_model_without_a_bank_is_left_alone(trained, tmp_path):  # noqa: F811
@@ -123,6 +135,7 @@ def test_a_model_without_a_bank_is_left_alone(trained, tmp_path):  # noqa: F811
 
 class Features(MemoryBank):
     """What MCIBI keeps: a vector of each class, zero until filled."""
+
     memory_name = 'features'
 
     def __init__(self):
@@ -138,11 +151,11 @@ def test_one_vector_of_each_class():
     assert find_bank_head(model) is head
     hook, runner = BankHealthHook(), type('R', (), dict(model=model))
     hook.before_train(runner)
-    head.bank.features[:2] = torch.tensor([[2., 0], [0, 1]])
+    head.bank.features[:2] = torch.tensor([[2.0, 0], [0, 1]])
     head.bank.filled[:2] = True
     assert hook.health() == dict(bank_drift=0, bank_filled=2)
-    head.bank.features[0] = torch.tensor([1., 1])
-    assert hook.health()['bank_drift'] == pytest.approx((1 - 2 ** -0.5) / 2)
+    head.bank.features[0] = torch.tensor([1.0, 1])
+    assert hook.health()['bank_drift'] == pytest.approx((1 - 2**-0.5) / 2)
 
 
 def test_wrong_interval():

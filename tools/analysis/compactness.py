@@ -9,17 +9,19 @@ Example:
     python tools/analysis/compactness.py CONFIG_A CKPT_A CONFIG_B CKPT_B --names FCN MDRL \
         --out work_dirs/compactness
 """
-import mmseg_cmdl  # noqa: F401  before anything of mmseg
 
-import numpy as np  # isort: skip
-from prettytable import PrettyTable  # isort: skip
-from mmseg_cmdl.analysis import DistributionUsage, command_line, gather_statistics  # isort: skip
-from mmseg_cmdl.visualization import draw_class_bars, save_figure  # isort: skip
+import numpy as np
+from prettytable import PrettyTable
+
+from mmseg_cmdl.analysis import DistributionUsage, command_line, gather_statistics
+from mmseg_cmdl.visualization import draw_class_bars, save_figure
 
 
 def parse_args(argv=None):
     parser = command_line.parser_of(__doc__, features='classifier')
-    parser.add_argument('--raw', action='store_true', help="leave the features' lengths as they are")
+    parser.add_argument(
+        '--raw', action='store_true', help="leave the features' lengths as they are"
+    )
     return command_line.parse(parser, argv)
 
 
@@ -42,40 +44,62 @@ def main(argv=None):
         usage = usages[model.name] = DistributionUsage(model.head.bank.distributions)
 
         def add(example):
-            embedded = example if args.features == 'embedding' else model.example(
-                example.index, 'embedding')
+            embedded = (
+                example
+                if args.features == 'embedding'
+                else model.example(example.index, 'embedding')
+            )
             usage.add(embedded.features, embedded.labels)
+
         return add
 
     numbers, variance, nearest, accuracy = {}, {}, {}, {}
     for model, statistics in gather_statistics(
-            command_line.load_models(args), args, not args.raw, count_distributions):
+        command_line.load_models(args), args, not args.raw, count_distributions
+    ):
         name, classes = model.name, model.classes
         distances = statistics.center_distances
         variance[name] = statistics.intra_class_variance
         nearest[name] = nearest_without_diagonal(distances)
         by_class = {
-            c: dict(pixels=int(statistics.counts[k]), intra_class_variance=variance[name][k],
-                    nearest_center_distance=nearest[name][k]) for k, c in enumerate(classes)}
+            c: dict(
+                pixels=int(statistics.counts[k]),
+                intra_class_variance=variance[name][k],
+                nearest_center_distance=nearest[name][k],
+            )
+            for k, c in enumerate(classes)
+        }
         numbers[name] = dict(all=statistics.summary(), classes=by_class, center_distances=distances)
         if name in usages:
             found = usages[name].numbers(classes)
             key = 'nearest_distribution_accuracy'
             accuracy[name] = np.array([c[key] for c in found['classes'].values()])
-            numbers[name]['all'].update({key: found['all'][key], 'entropy': found['all']['entropy']})
+            numbers[name]['all'].update(
+                {key: found['all'][key], 'entropy': found['all']['entropy']}
+            )
             for k, c in enumerate(classes):
                 by_class[c][key] = accuracy[name][k]
 
     written = [args.out / 'compactness.json', args.out / 'compactness.png']
-    command_line.write_json(written[0], dict(
-        models=numbers, features=args.features, normalized=not args.raw, split=args.split))
-    panels = {'variance inside the class': variance, 'distance to the nearest\nother class': nearest}
+    command_line.write_json(
+        written[0],
+        dict(models=numbers, features=args.features, normalized=not args.raw, split=args.split),
+    )
+    panels = {
+        'variance inside the class': variance,
+        'distance to the nearest\nother class': nearest,
+    }
     if accuracy:
         panels['nearest distribution is of\nthe right class, %'] = accuracy
     save_figure(draw_class_bars(panels, classes, [False, True, True]), written[1])
 
-    keys = ['intra_class_variance', 'center_distance', 'nearest_center_distance', 'separation',
-            'nearest_distribution_accuracy']
+    keys = [
+        'intra_class_variance',
+        'center_distance',
+        'nearest_center_distance',
+        'separation',
+        'nearest_distribution_accuracy',
+    ]
     table = PrettyTable(['model', *(key.replace('_', ' ') for key in keys)])
     table.align = 'r'
     table.align['model'] = 'l'

@@ -8,6 +8,7 @@ Example:
     python tools/analysis/gallery.py --demo work_dirs/demo --out docs
     python tools/analysis/gallery.py --models FCN_CONFIG FCN_CKPT MDRL_CONFIG MDRL_CKPT --out docs
 """
+
 import argparse
 import importlib.util
 import json
@@ -15,10 +16,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import mmseg_cmdl  # noqa: F401  before anything of mmseg
+from PIL import Image
 
-from PIL import Image  # isort: skip
-from mmseg_cmdl.launch import checked_checkpoint, latest_checkpoint  # isort: skip
+from mmseg_cmdl.launch import checked_checkpoint, latest_checkpoint
 
 NAMES = ('FCN', 'MDRL-FCN')
 BOTH, MDRL = 'CONFIG CHECKPOINT MDRL_CONFIG MDRL_CHECKPOINT', 'MDRL_CONFIG MDRL_CHECKPOINT'
@@ -48,9 +48,11 @@ def _read(folder, name):
 
 def _usage(folder):
     found = _read(folder, 'distribution_map')['all']
-    return (f'{found["pixels"]} pixels; entropy of use {found["entropy"]:.2f}; {found["dead"]} dead '
-            f'and {found["duplicates"]} duplicate distributions; the nearest distribution of all is '
-            f'of the right class for {found["nearest_distribution_accuracy"]:.1f}% of the pixels.')
+    return (
+        f'{found["pixels"]} pixels; entropy of use {found["entropy"]:.2f}; {found["dead"]} dead '
+        f'and {found["duplicates"]} duplicate distributions; the nearest distribution of all is '
+        f'of the right class for {found["nearest_distribution_accuracy"]:.1f}% of the pixels.'
+    )
 
 
 def _of_models(name, *keys):
@@ -59,15 +61,20 @@ def _of_models(name, *keys):
         lines = []
         for key, label in keys:
             values = [(model, found.get('all', found).get(key)) for model, found in models.items()]
-            lines.append(f'{label}: ' + ', '.join(
-                f'{model} {value:.3g}' for model, value in values if value is not None))
+            lines.append(
+                f'{label}: '
+                + ', '.join(f'{model} {value:.3g}' for model, value in values if value is not None)
+            )
         return '; '.join(lines) + '.'
+
     return numbers
 
 
 def _scores(folder):
     totals = _read(folder, 'predictions')['totals']
-    return 'mIoU: ' + ', '.join(f'{name} {found["mIoU"]:.2f}' for name, found in totals.items()) + '.'
+    return (
+        'mIoU: ' + ', '.join(f'{name} {found["mIoU"]:.2f}' for name, found in totals.items()) + '.'
+    )
 
 
 def _complexity(folder):
@@ -76,60 +83,137 @@ def _complexity(folder):
 
 
 FIGURES = [
-    Figure('Which distribution each pixel belongs to', 'distribution_map',
-           '--draw 0 1 --patches 3 --classes car building', ['maps.png'],
-           'Each pixel in the colour of its class, and in the shade of the nearest of the class\'s '
-           'distributions.', both=False),
-    Figure('What a distribution stands for', 'distribution_map', None,
-           ['class_05_car.png', 'class_03_building.png'],
-           'Above, the pixels of the class in the colour of their distribution; below, for each '
-           'distribution its share of the class\'s pixels and the real pixels nearest to it.',
-           both=False),
-    Figure('How evenly distributions are used', 'distribution_map', None, ['usage.png'],
-           'Share of the class\'s pixels for each distribution, dead and duplicate ones, entropy.',
-           both=False, numbers=_usage),
-    Figure('Feature space', 'feature_space', '--classes road car sky person --pixels 200',
-           ['feature_space.png'],
-           't-SNE of pixels of four classes. On the right the unit vectors that MDRL compares with '
-           'its distributions, which are drawn in; on the left what enters FCN\'s classifier.',
-           numbers=_of_models('feature_space', ('silhouette', 'silhouette of the classes'))),
-    Figure('Compactness', 'compactness', '', ['compactness.png'],
-           'Of what enters the classifier, at length 1.',
-           numbers=_of_models('compactness', ('intra_class_variance', 'variance inside the class'),
-                              ('center_distance', 'distance between centres'))),
-    Figure('Class dependency', 'class_dependency', '', ['class_dependency.png'],
-           'Cosines of class centres, and their difference.',
-           numbers=_of_models('class_dependency', ('off_diagonal_mean', 'mean'))),
-    Figure('Pixel relation', 'pixel_relation', '--image 0 --pixel-of car building',
-           ['pixel_relation.png'], 'How similar every pixel is to the marked one.'),
-    Figure('Class-wise variance of channels', 'channel_variance', '', ['channel_variance.png'],
-           'How many channels tell the classes apart how well (DGCW, fig. 3).',
-           numbers=_of_models('channel_variance', ('mean', 'mean'))),
-    Figure('Predictions side by side', 'compare_predictions', '--sort gain --rows 4',
-           ['predictions.png'],
-           'The page `predictions.html` has the worst and best cases, sorts them and opens offline; '
-           'here some of them.', numbers=_scores),
-    Figure('Complexity', 'complexity', '--size 1 512 64 64 --channels 256 --seconds 1',
-           ['complexity.png'], 'Context modules on one feature size (MCIBI, table 3, has a larger '
-           'one: `--size 1 2048 128 128 --channels 512`, the default).', numbers=_complexity),
+    Figure(
+        'Which distribution each pixel belongs to',
+        'distribution_map',
+        '--draw 0 1 --patches 3 --classes car building',
+        ['maps.png'],
+        "Each pixel in the colour of its class, and in the shade of the nearest of the class's "
+        'distributions.',
+        both=False,
+    ),
+    Figure(
+        'What a distribution stands for',
+        'distribution_map',
+        None,
+        ['class_05_car.png', 'class_03_building.png'],
+        'Above, the pixels of the class in the colour of their distribution; below, for each '
+        "distribution its share of the class's pixels and the real pixels nearest to it.",
+        both=False,
+    ),
+    Figure(
+        'How evenly distributions are used',
+        'distribution_map',
+        None,
+        ['usage.png'],
+        "Share of the class's pixels for each distribution, dead and duplicate ones, entropy.",
+        both=False,
+        numbers=_usage,
+    ),
+    Figure(
+        'Feature space',
+        'feature_space',
+        '--classes road car sky person --pixels 200',
+        ['feature_space.png'],
+        't-SNE of pixels of four classes. On the right the unit vectors that MDRL compares with '
+        "its distributions, which are drawn in; on the left what enters FCN's classifier.",
+        numbers=_of_models('feature_space', ('silhouette', 'silhouette of the classes')),
+    ),
+    Figure(
+        'Compactness',
+        'compactness',
+        '',
+        ['compactness.png'],
+        'Of what enters the classifier, at length 1.',
+        numbers=_of_models(
+            'compactness',
+            ('intra_class_variance', 'variance inside the class'),
+            ('center_distance', 'distance between centres'),
+        ),
+    ),
+    Figure(
+        'Class dependency',
+        'class_dependency',
+        '',
+        ['class_dependency.png'],
+        'Cosines of class centres, and their difference.',
+        numbers=_of_models('class_dependency', ('off_diagonal_mean', 'mean')),
+    ),
+    Figure(
+        'Pixel relation',
+        'pixel_relation',
+        '--image 0 --pixel-of car building',
+        ['pixel_relation.png'],
+        'How similar every pixel is to the marked one.',
+    ),
+    Figure(
+        'Class-wise variance of channels',
+        'channel_variance',
+        '',
+        ['channel_variance.png'],
+        'How many channels tell the classes apart how well (DGCW, fig. 3).',
+        numbers=_of_models('channel_variance', ('mean', 'mean')),
+    ),
+    Figure(
+        'Predictions side by side',
+        'compare_predictions',
+        '--sort gain --rows 4',
+        ['predictions.png'],
+        'The page `predictions.html` has the worst and best cases, sorts them and opens offline; '
+        'here some of them.',
+        numbers=_scores,
+    ),
+    Figure(
+        'Complexity',
+        'complexity',
+        '--size 1 512 64 64 --channels 256 --seconds 1',
+        ['complexity.png'],
+        'Context modules on one feature size (MCIBI, table 3, has a larger '
+        'one: `--size 1 2048 128 128 --channels 512`, the default).',
+        numbers=_complexity,
+    ),
 ]
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument('--demo', type=Path, default=Path('work_dirs/demo'), metavar='FOLDER',
-                        help='what `make demo` wrote (default: %(default)s)')
-    source.add_argument('--models', nargs=4, metavar=('CONFIG', 'CKPT', 'MDRL_CONFIG', 'MDRL_CKPT'),
-                        help='an FCN and an MDRL-FCN instead of those of the demo')
-    parser.add_argument('--out', type=Path, default=Path('docs'), metavar='FOLDER',
-                        help='gallery.md and pictures/ go there (default: %(default)s)')
-    parser.add_argument('--work-dir', type=Path, metavar='FOLDER',
-                        help='keep all pictures and numbers there (default: they are not kept)')
+    source.add_argument(
+        '--demo',
+        type=Path,
+        default=Path('work_dirs/demo'),
+        metavar='FOLDER',
+        help='what `make demo` wrote (default: %(default)s)',
+    )
+    source.add_argument(
+        '--models',
+        nargs=4,
+        metavar=('CONFIG', 'CKPT', 'MDRL_CONFIG', 'MDRL_CKPT'),
+        help='an FCN and an MDRL-FCN instead of those of the demo',
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('docs'),
+        metavar='FOLDER',
+        help='gallery.md and pictures/ go there (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        metavar='FOLDER',
+        help='keep all pictures and numbers there (default: they are not kept)',
+    )
     parser.add_argument('--max-images', type=int, help='of the split (default: all)')
-    parser.add_argument('--only', nargs='+', choices=sorted({f.command for f in FIGURES}),
-                        metavar='COMMAND', help='only figures of these commands')
+    parser.add_argument(
+        '--only',
+        nargs='+',
+        choices=sorted({f.command for f in FIGURES}),
+        metavar='COMMAND',
+        help='only figures of these commands',
+    )
     parser.add_argument('--seed', type=int, default=0, help='(default: 0)')
     return parser.parse_args(argv)
 
@@ -146,8 +230,10 @@ def models_of_demo(folder):
         configs = sorted(work_dir.glob('*.py'))
         checkpoint = latest_checkpoint(str(work_dir)) if work_dir.is_dir() else None
         if not configs or checkpoint is None:
-            raise SystemExit(f'error: {work_dir} has no config and checkpoint; run `make demo` '
-                             'first, or name models with --models')
+            raise SystemExit(
+                f'error: {work_dir} has no config and checkpoint; run `make demo` '
+                'first, or name models with --models'
+            )
         found += [str(configs[0]), checked_checkpoint(checkpoint)]
     return found
 
@@ -155,7 +241,8 @@ def models_of_demo(folder):
 def run(figure, models, folder, args):
     """Run the command in this process; its pictures and numbers go to `folder`."""
     spec = importlib.util.spec_from_file_location(
-        figure.command, Path(__file__).with_name(f'{figure.command}.py'))
+        figure.command, Path(__file__).with_name(f'{figure.command}.py')
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     arguments = [*figure.arguments.split(), '--out', str(folder), '--seed', str(args.seed)]
@@ -178,8 +265,9 @@ def command_line_of(figure):
     """As a user types it."""
     models = '' if figure.command == 'complexity' else (BOTH if figure.both else MDRL) + ' '
     names = ' --names ' + ' '.join(NAMES) if figure.both and figure.command != 'complexity' else ''
-    return (f'python tools/analysis/{figure.command}.py {models}--out FOLDER{names} '
-            f'{figure.arguments}').rstrip()
+    return (
+        f'python tools/analysis/{figure.command}.py {models}--out FOLDER{names} {figure.arguments}'
+    ).rstrip()
 
 
 def main(argv=None):
@@ -188,13 +276,22 @@ def main(argv=None):
     work = args.work_dir or Path(tempfile.mkdtemp(prefix='gallery_'))
     pictures = args.out / 'pictures'
     pictures.mkdir(parents=True, exist_ok=True)
-    lines = ['# Gallery', '',
-             'What `tools/analysis` draws, from the FCN and the MDRL-FCN that `make demo` trains: a '
-             'small ResNet-18, a few hundred iterations on synthetic scenes. They show what the '
-             'figures look like, not how good the methods are. Made by', '',
-             '```shell', 'make demo', 'python tools/analysis/gallery.py', '```', '',
-             'Each command takes any checkpoint and has `--help`; the numbers behind a picture are '
-             'in the JSON or NPZ beside it.', '']
+    lines = [
+        '# Gallery',
+        '',
+        'What `tools/analysis` draws, from the FCN and the MDRL-FCN that `make demo` trains: a '
+        'small ResNet-18, a few hundred iterations on synthetic scenes. They show what the '
+        'figures look like, not how good the methods are. Made by',
+        '',
+        '```shell',
+        'make demo',
+        'python tools/analysis/gallery.py',
+        '```',
+        '',
+        'Each command takes any checkpoint and has `--help`; the numbers behind a picture are '
+        'in the JSON or NPZ beside it.',
+        '',
+    ]
     try:
         for figure in FIGURES:
             if args.only and figure.command not in args.only:

@@ -1,32 +1,50 @@
 """Pixel relation map (CAR, fig. 5): how similar every pixel of an image is to one that you name.
 
-Name it by its place (--pixel X Y, in pixels of the image as the model sees it; may be repeated), by a
-class (--pixel-of CLASS, the pixel deepest inside the largest region of that class), or click on it
+Name it by its place (--pixel X Y, in pixels of the image as the model sees it; may be repeated), by
+a class (--pixel-of CLASS, the pixel of that class farthest from its border), or click on it
 (--click, needs a display). Writes pixel_relation.png and pixel_relation.npz.
 
 Example:
     python tools/analysis/pixel_relation.py CONFIG CKPT CAR_CONFIG CAR_CKPT --image 12 \
         --pixel-of car --pixel 40 90 --out work_dirs/relation
 """
-import mmseg_cmdl  # noqa: F401  before anything of mmseg
 
-import cv2  # isort: skip
-import numpy as np  # isort: skip
-from mmseg_cmdl.analysis import chosen_classes, command_line, feature_at, pixel_relation  # isort: skip
-from mmseg_cmdl.visualization import draw_pixel_relation, save_figure  # isort: skip
+import cv2
+import numpy as np
+
+from mmseg_cmdl.analysis import chosen_classes, command_line, feature_at, pixel_relation
+from mmseg_cmdl.visualization import draw_pixel_relation, save_figure
 
 
 def parse_args(argv=None):
     parser = command_line.parser_of(__doc__, features='classifier', images=False)
-    parser.add_argument('--image', type=int, default=0, metavar='INDEX',
-                        help='image of the split (default: %(default)s)')
-    parser.add_argument('--pixel', type=int, nargs=2, action='append', default=[],
-                        metavar=('X', 'Y'), help='column and row; may be repeated')
-    parser.add_argument('--pixel-of', nargs='+', default=[], metavar='CLASS',
-                        help='a pixel inside a region of that class, by name or number')
+    parser.add_argument(
+        '--image',
+        type=int,
+        default=0,
+        metavar='INDEX',
+        help='image of the split (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--pixel',
+        type=int,
+        nargs=2,
+        action='append',
+        default=[],
+        metavar=('X', 'Y'),
+        help='column and row; may be repeated',
+    )
+    parser.add_argument(
+        '--pixel-of',
+        nargs='+',
+        default=[],
+        metavar='CLASS',
+        help='a pixel inside a region of that class, by name or number',
+    )
     parser.add_argument('--click', action='store_true', help='choose a pixel in a window')
-    parser.add_argument('--similarity', choices=['cosine', 'dot'], default='cosine',
-                        help='(default: %(default)s)')
+    parser.add_argument(
+        '--similarity', choices=['cosine', 'dot'], default='cosine', help='(default: %(default)s)'
+    )
     args = command_line.parse(parser, argv)
     if not (args.pixel or args.pixel_of or args.click):
         parser.error('name a pixel: --pixel X Y, --pixel-of CLASS or --click')
@@ -44,6 +62,7 @@ def clicked_pixel(image):
     """Row and column of a click."""
     import matplotlib
     from matplotlib import pyplot as plt
+
     if matplotlib.get_backend().lower() == 'agg':
         raise SystemExit('error: --click needs a display, and matplotlib has none; use --pixel X Y')
     plt.imshow(image)
@@ -63,8 +82,9 @@ def chosen_pixels(args, example, classes):
         mask = example.truth == k
         if not mask.any():
             present = [classes[i] for i in np.unique(example.truth) if i < len(classes)]
-            raise SystemExit(f'error: image {example.index} has no {classes[k]}; it has: '
-                             f'{", ".join(present)}')
+            raise SystemExit(
+                f'error: image {example.index} has no {classes[k]}; it has: {", ".join(present)}'
+            )
         y, x = deepest_pixel(mask)
         y, x = y * h // mask.shape[0], x * w // mask.shape[1]
         out.append(((y, x), f'{classes[k]}, x={x}, y={y}'))
@@ -77,16 +97,19 @@ def chosen_pixels(args, example, classes):
 def main(argv=None):
     args = parse_args(argv)
     rows, arrays, image = [], {}, None
-    for number, model in enumerate(command_line.progress(
-            command_line.load_models(args), len(args.models), 'relating pixels')):
+    for number, model in enumerate(
+        command_line.progress(command_line.load_models(args), len(args.models), 'relating pixels')
+    ):
         example = model.example(args.image, args.features, predict=True)
         if image is None:
             image, palette, classes = example.image, model.palette, model.classes
             pixels = chosen_pixels(args, example, classes)
             rows = [(position, title, {}) for position, title in pixels]
         elif example.image.shape != image.shape:
-            raise SystemExit(f'error: {model.name} sees image {args.image} at another size than '
-                             f'{args.names[0]}; give both the same pipeline by --cfg-options')
+            raise SystemExit(
+                f'error: {model.name} sees image {args.image} at another size than '
+                f'{args.names[0]}; give both the same pipeline by --cfg-options'
+            )
         size = example.features.shape[:2]
         covered = tuple(n * s for n, s in zip(size, example.stride))
         for i, (position, _, found) in enumerate(rows):
@@ -98,13 +121,20 @@ def main(argv=None):
             labelled = (example.labels != 255).numpy()
             if same[place] and labelled[place]:
                 inside, outside = heat[same & labelled], heat[~same & labelled]
-                print(f'{model.name}, {rows[i][1]}: mean {args.similarity} '
-                      f'{inside.mean():.3f} with its class, '
-                      + (f'{outside.mean():.3f} with others' if outside.size else 'no others'))
+                print(
+                    f'{model.name}, {rows[i][1]}: mean {args.similarity} '
+                    f'{inside.mean():.3f} with its class, '
+                    + (f'{outside.mean():.3f} with others' if outside.size else 'no others')
+                )
     written = [args.out / 'pixel_relation.png', args.out / 'pixel_relation.npz']
     save_figure(draw_pixel_relation(image, rows, palette, classes, args.similarity), written[0])
-    np.savez_compressed(written[1], names=np.array(args.names), image=np.array(args.image),
-                        pixels=np.array([row[0] for row in rows]), **arrays)
+    np.savez_compressed(
+        written[1],
+        names=np.array(args.names),
+        image=np.array(args.image),
+        pixels=np.array([row[0] for row in rows]),
+        **arrays,
+    )
     command_line.report(written)
 
 

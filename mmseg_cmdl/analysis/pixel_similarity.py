@@ -1,4 +1,5 @@
 """How similar the feature of one pixel is to those of all others (CAR, fig. 5)."""
+
 from typing import Tuple
 
 import torch
@@ -6,8 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def feature_at(position: Tuple[int, int], image_size: Tuple[int, int],
-               feature_size: Tuple[int, int], stride: Tuple[float, float]) -> Tuple[int, int]:
+def feature_at(
+    position: Tuple[int, int],
+    image_size: Tuple[int, int],
+    feature_size: Tuple[int, int],
+    stride: Tuple[float, float],
+) -> Tuple[int, int]:
     """Row and column of the feature that covers a pixel of the image.
 
     Args:
@@ -20,8 +25,10 @@ def feature_at(position: Tuple[int, int], image_size: Tuple[int, int],
         SystemExit: The pixel lies outside of the image.
     """
     if not all(0 <= p < n for p, n in zip(position, image_size)):
-        raise SystemExit(f'error: pixel x={position[1]} y={position[0]} is outside of the image, '
-                         f'which is {image_size[1]} wide and {image_size[0]} high')
+        raise SystemExit(
+            f'error: pixel x={position[1]} y={position[0]} is outside of the image, '
+            f'which is {image_size[1]} wide and {image_size[0]} high'
+        )
     return tuple(min(int(p / s), n - 1) for p, s, n in zip(position, stride, feature_size))
 
 
