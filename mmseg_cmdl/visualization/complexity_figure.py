@@ -19,7 +19,7 @@ def draw_complexity(rows: Sequence[dict], title: str) -> Figure:
     """A panel for each cost, a bar for each module.
 
     Args:
-        rows (Sequence[dict]): `module` and what :func:`mmseg_cmdl.analysis.measure_complexity` gives.
+        rows (Sequence[dict]): `module` and what `measure_complexity` gives.
         title (str): Above all.
     """
     panels = [panel for panel in PANELS if any(row.get(panel[0]) is not None for row in rows)]

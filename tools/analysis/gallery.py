@@ -206,6 +206,11 @@ def parse_args(argv=None):
         metavar='FOLDER',
         help='keep all pictures and numbers there (default: they are not kept)',
     )
+    parser.add_argument(
+        '--reuse',
+        action='store_true',
+        help='take what an earlier run left in --work-dir instead of drawing it again',
+    )
     parser.add_argument('--max-images', type=int, help='of the split (default: all)')
     parser.add_argument(
         '--only',
@@ -215,7 +220,10 @@ def parse_args(argv=None):
         help='only figures of these commands',
     )
     parser.add_argument('--seed', type=int, default=0, help='(default: 0)')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.reuse and args.work_dir is None:
+        parser.error('--reuse needs --work-dir, where an earlier run left its pictures')
+    return args
 
 
 def models_of_demo(folder):
@@ -297,7 +305,9 @@ def main(argv=None):
             if args.only and figure.command not in args.only:
                 continue
             folder = work / figure.command
-            if figure.arguments is not None:  # None: what ran before has drawn it
+            drawn = args.reuse and all((folder / name).is_file() for name in figure.pictures)
+            # None: what ran before has drawn it
+            if figure.arguments is not None and not drawn:
                 print(f'\n{figure.command}', flush=True)
                 run(figure, models, folder, args)
             lines += [f'## {figure.title}', '', figure.text, '']
