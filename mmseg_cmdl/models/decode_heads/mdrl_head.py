@@ -130,6 +130,8 @@ class MDRLHead(DatasetContextHead):
     whose embedding isn't finite and was kept from the bank. Both count the pixels of all ranks.
     """
 
+    embedding_layers = ('bottleneck', 'projection')
+
     def __init__(self,
                  *args,
                  bank: dict = dict(type='DistributionBank', num_distributions=9),
@@ -223,12 +225,6 @@ class MDRLHead(DatasetContextHead):
             losses['acc_distribution'] = 100 * correct / labelled.clamp(min=1)
             losses['stat_left_out_pixels'] = left_out
         return losses
-
-    def loss(self, *args, **kwargs) -> Dict[str, Tensor]:
-        """See the base class. In training, every rank first takes rank 0's bank, once."""
-        if self.training:
-            self.bank.synchronize_()
-        return super().loss(*args, **kwargs)
 
     def _update_bank(self, module: nn.Module, inputs: tuple,
                      output: ConsistencyOutput) -> Optional[ConsistencyOutput]:
