@@ -1,7 +1,7 @@
 """The gallery in docs/: every figure of tools/analysis, from the demo's checkpoints.
 
 Runs the commands of tools/analysis on the FCN and MDRL-FCN that `make demo` trained, and writes
-gallery.md and its pictures, reduced to 256 colours.
+gallery.md and its pictures, the large ones reduced to 256 colours.
 
 Example:
     make demo
@@ -263,10 +263,13 @@ def run(figure, models, folder, args):
     module.main(arguments)
 
 
-def small_copy(source, target):
-    """A picture with at most 256 colours: a third of the size."""
+def small_copy(source, target, small=100_000):
+    """The picture; with 256 colours, a third of the size, if it is larger than `small` bytes."""
     with Image.open(source) as picture:
-        picture.convert('RGB').quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
+        copy = picture.convert('RGB')
+        if source.stat().st_size > small:
+            copy = copy.quantize(256, dither=Image.Dither.NONE)
+        copy.save(target, optimize=True)
 
 
 def command_line_of(figure):
