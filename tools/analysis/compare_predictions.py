@@ -140,8 +140,8 @@ def main(argv=None):
                 i,
                 example.path,
                 example.image,
-                example.truth,
-                {name: e.prediction for name, e in examples.items()},
+                example.truth.astype(np.uint16),  # all cases are held at once
+                {name: e.prediction.astype(np.uint16) for name, e in examples.items()},
                 {name: per_image[name][i]['mIoU'] for name in examples},
             )
         )

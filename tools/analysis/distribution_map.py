@@ -136,6 +136,7 @@ def main(argv=None):
     nearest = NearestPatches(num_classes, count, args.patches, args.patch_size)
     best, drawn = BestImages(num_classes, args.images_per_class), {}
     indices = command_line.image_indices(len(model.dataset), args.max_images)
+    judged = set(indices)
     draw = list(dict.fromkeys(args.draw))
     outside = [i for i in draw if not 0 <= i < len(model.dataset)]
     if outside:
@@ -145,7 +146,7 @@ def main(argv=None):
     by_prediction = args.assign_by == 'predictions'
     for example in command_line.progress(
         model.examples(
-            [*indices, *(i for i in draw if i not in set(indices))],
+            [*indices, *(i for i in draw if i not in judged)],
             'embedding',
             predict=by_prediction,
         ),
@@ -160,7 +161,7 @@ def main(argv=None):
             )
             found = torch.from_numpy(example.prediction[rows[:, None], cols].astype(np.int64))
             classes = torch.where(classes == 255, 255, found)
-        counted = example.index in set(indices)
+        counted = example.index in judged
         # the images that are only drawn don't count
         assignment = (usage if counted else DistributionUsage(bank.distributions)).add(
             example.features, classes
@@ -175,7 +176,10 @@ def main(argv=None):
         if example.index in draw:
             drawn[example.index] = mapped
         if counted:
-            best.add(example.index, mapped, wanted)
+            # many are held at once, and drawn small
+            step = -(-max(example.image.shape[:2]) // 512)
+            image = np.ascontiguousarray(example.image[::step, ::step])
+            best.add(example.index, mapped._replace(image=image, truth=None), wanted)
             if args.patches:
                 nearest.add(example.image, example.index, classes, assignment, example.stride)
 
