@@ -249,7 +249,7 @@ print(*sorted(new))
 def test_import_registers_only_new_names_and_patches_nothing():
     done = python('-c', UNCHANGED)
     assert done.returncode == 0, done.stderr
-    assert {'MDRLHead', 'CamVidDataset', 'SyntheticScenesDataset'} <= set(done.stdout.split())
+    assert {'MDRLHead', 'BankHealthHook', 'CamVidDataset', 'SyntheticScenesDataset'} <= set(done.stdout.split())
 
 
 def test_registering_again_changes_nothing():
