@@ -249,7 +249,8 @@ print(*sorted(new))
 def test_import_registers_only_new_names_and_patches_nothing():
     done = python('-c', UNCHANGED)
     assert done.returncode == 0, done.stderr
-    assert {'MDRLHead', 'BankHealthHook', 'CamVidDataset', 'SyntheticScenesDataset'} <= set(done.stdout.split())
+    names = {'MDRLHead', 'BankHealthHook', 'CamVidDataset', 'SyntheticScenesDataset'}
+    assert names <= set(done.stdout.split())
 
 
 def test_registering_again_changes_nothing():
