@@ -51,6 +51,16 @@ def test_classifier_features_give_the_logits(trained, name):
     )
 
 
+def test_classifier_features_under_car_are_behind_its_linear_conv(trained):
+    model = ExaminedModel.load(*trained.fcn, options={'model.type': 'CAREncoderDecoder'})
+    with torch.no_grad():
+        model.model.car.linear.weight.mul_(2)
+    features = model.example(0, 'classifier').features
+    torch.testing.assert_close(
+        features, 2 * ExaminedModel.load(*trained.fcn).example(0, 'classifier').features
+    )
+
+
 def test_padding_is_cut_off(trained):
     options = {'model.data_preprocessor.test_cfg': dict(size_divisor=80)}  # 64x96 to 80x160
     model = ExaminedModel.load(*trained.fcn, options=options)
