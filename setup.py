@@ -80,6 +80,8 @@ EXTRAS = {
         'setuptools<81',
         'tabulate',
     ],
+    # what tools/analysis draws with; matplotlib comes with mmengine, of whatever version
+    'analysis': ['matplotlib>=3.7', 'scikit-learn>=1.2'],
     'dev': ['hypothesis', 'pre-commit', 'pytest>=8', 'ruff'],
 }
 

@@ -1,11 +1,13 @@
 """Pictures of labels, and of which distribution of its class each pixel belongs to."""
+
 from typing import Sequence
 
 import numpy as np
 
 
-def color_labels(labels: np.ndarray, palette: Sequence[Sequence[int]],
-                 ignored: Sequence[int] = (255, 255, 255)) -> np.ndarray:
+def color_labels(
+    labels: np.ndarray, palette: Sequence[Sequence[int]], ignored: Sequence[int] = (255, 255, 255)
+) -> np.ndarray:
     """Label map as a picture.
 
     Args:
@@ -21,8 +23,12 @@ def color_labels(labels: np.ndarray, palette: Sequence[Sequence[int]],
     return colors[np.where(outside, len(palette), labels)]
 
 
-def color_distributions(classes: np.ndarray, distributions: np.ndarray, num_distributions: int,
-                        palette: Sequence[Sequence[int]]) -> np.ndarray:
+def color_distributions(
+    classes: np.ndarray,
+    distributions: np.ndarray,
+    num_distributions: int,
+    palette: Sequence[Sequence[int]],
+) -> np.ndarray:
     """Each pixel in the colour of its class, as a shade of its own for each distribution.
 
     Distribution 0 is the darkest shade, N - 1 the lightest.

@@ -1,0 +1,36 @@
+"""Numbers behind the figures of tools/analysis, as functions to call from a notebook."""
+
+from . import command_line
+from .class_statistics import ClassStatistics, gather_statistics, off_diagonal_mean
+from .complexity import measure_complexity
+from .distribution_usage import DistributionUsage, NearestPatches, assign, entropy
+from .examined_model import ExaminedModel, Example, chosen_classes
+from .feature_space import Embedded, PixelSample, embed_sample, reduce_to_plane, silhouette
+from .pixel_similarity import feature_at, pixel_relation
+from .prediction_scores import class_iou, confusion_matrix, mean_iou, pixel_accuracy
+
+__all__ = [
+    'ClassStatistics',
+    'DistributionUsage',
+    'Embedded',
+    'ExaminedModel',
+    'Example',
+    'NearestPatches',
+    'PixelSample',
+    'assign',
+    'chosen_classes',
+    'class_iou',
+    'command_line',
+    'confusion_matrix',
+    'embed_sample',
+    'entropy',
+    'feature_at',
+    'gather_statistics',
+    'mean_iou',
+    'measure_complexity',
+    'off_diagonal_mean',
+    'pixel_accuracy',
+    'pixel_relation',
+    'reduce_to_plane',
+    'silhouette',
+]

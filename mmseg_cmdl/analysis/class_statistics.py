@@ -1,0 +1,176 @@
+"""How compact classes are in a feature space, and how far apart: sums over any number of images.
+
+Source: DGCW, eq. 8 (class average features and their variance per channel); CAR, eq. 5 and fig. 4
+(similarity of class centres).
+"""
+
+from typing import Iterable, Iterator, Optional
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .command_line import image_indices, progress
+from .examined_model import ExaminedModel
+
+SIMILARITIES = ('cosine', 'softmax', 'dot')
+
+
+class ClassStatistics:
+    """Counts, sums and squares of the features of each class, in float64.
+
+    Memory is K * C numbers, however many images are added.
+
+    Args:
+        num_classes (int): K.
+        normalize (bool): Bring each feature to length 1 first, so that numbers of different
+            models can be compared. Defaults to True.
+    """
+
+    def __init__(self, num_classes: int, normalize: bool = True):
+        self.num_classes = num_classes
+        self.normalize = normalize
+        self.counts = torch.zeros(num_classes, dtype=torch.float64)
+        self.sums = None
+        self.squares = torch.zeros(num_classes, dtype=torch.float64)
+
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        """
+        Args:
+            features (Tensor): [..., C]. Pixels whose feature isn't finite are left out.
+            labels (Tensor): [...]; what is outside 0..K-1 counts nowhere.
+        """
+        features, labels = features.flatten(0, -2), labels.flatten()
+        used = (labels >= 0) & (labels < self.num_classes) & features.isfinite().all(dim=1)
+        features, labels = features[used].double(), labels[used]
+        if self.normalize:
+            features = F.normalize(features, dim=1)
+        if self.sums is None:
+            self.sums = features.new_zeros(self.num_classes, features.shape[1])
+        self.sums.index_add_(0, labels, features)
+        self.squares.index_add_(0, labels, features.square().sum(dim=1))
+        self.counts.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
+
+    @property
+    def present(self) -> np.ndarray:
+        """Bool [K], classes that had a pixel."""
+        return (self.counts > 0).numpy()
+
+    @property
+    def centers(self) -> np.ndarray:
+        """Class average features A (DGCW, eq. 8) [K, C]; NaN for classes that had no pixel."""
+        if self.sums is None:
+            raise ValueError('no features have been added yet')
+        return (self.sums / self.counts[:, None]).numpy()
+
+    @property
+    def intra_class_variance(self) -> np.ndarray:
+        """Mean squared distance of the pixels of each class to its centre [K]; NaN where none."""
+        centers = torch.from_numpy(self.centers)
+        variance = self.squares / self.counts - centers.square().sum(dim=1)
+        return variance.clamp(min=0).numpy()
+
+    @property
+    def center_distances(self) -> np.ndarray:
+        """Euclidean distance between class centres [K, K]; NaN for classes that had no pixel."""
+        centers = self.centers
+        return np.linalg.norm(centers[:, None] - centers[None], axis=-1)
+
+    @property
+    def channel_variance(self) -> np.ndarray:
+        """Variance of the class average features among the classes, per channel [C]: class-wise
+        variance V (DGCW, after eq. 8).
+        """
+        return self.centers[self.present].var(axis=0)
+
+    def similarity(self, kind: str = 'cosine') -> np.ndarray:
+        """Similarity of class centres [K, K] (CAR, fig. 4); NaN for classes that had no pixel.
+
+        Args:
+            kind (str): 'cosine'; 'dot', the product as it is; 'softmax', rows of
+                ``softmax(mu^T mu / sqrt(C))`` over the classes that have pixels, as in CAR's loss
+                between centres.
+        """
+        centers = self.centers
+        if kind == 'cosine':
+            centers = centers / np.linalg.norm(centers, axis=1, keepdims=True)
+            return centers @ centers.T
+        products = centers @ centers.T
+        if kind == 'dot':
+            return products
+        if kind != 'softmax':
+            raise ValueError(f'similarity must be one of {SIMILARITIES}, got {kind!r}')
+        products = products / np.sqrt(centers.shape[1])
+        weights = np.exp(products - np.nanmax(products, axis=1, initial=-np.inf, keepdims=True))
+        weights = weights / np.nansum(weights, axis=1, keepdims=True)
+        return np.where(np.isnan(products), np.nan, weights)
+
+    def summary(self) -> dict:
+        """The numbers of the compactness table, means over the classes that have pixels.
+
+        Returns:
+            dict[str, float]: `intra_class_variance`; `center_distance`, mean over pairs of classes;
+            `nearest_center_distance`, mean over classes; `separation`, half of the nearest distance
+            in units of the class's standard deviation, mean over classes.
+        """
+        present = self.present
+        distances = self.center_distances[np.ix_(present, present)].copy()
+        variance = self.intra_class_variance[present]
+        summary = dict(
+            intra_class_variance=mean_or_none(variance),
+            center_distance=None,
+            nearest_center_distance=None,
+            separation=None,
+        )
+        if present.sum() > 1:
+            np.fill_diagonal(distances, np.inf)
+            nearest = distances.min(axis=1)
+            summary.update(
+                center_distance=float(distances[np.isfinite(distances)].mean()),
+                nearest_center_distance=float(nearest.mean()),
+                separation=float((nearest / 2 / np.sqrt(np.maximum(variance, 1e-12))).mean()),
+            )
+        return summary
+
+
+def mean_or_none(values: np.ndarray) -> Optional[float]:
+    """Mean of what isn't NaN, None where nothing is."""
+    values = np.asarray(values, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if values.size else None
+
+
+def off_diagonal_mean(matrix: np.ndarray) -> Optional[float]:
+    """Mean over pairs of different rows; NaN entries don't count."""
+    return mean_or_none(matrix[~np.eye(len(matrix), dtype=bool)])
+
+
+def gather_statistics(
+    models: Iterable[ExaminedModel], args, normalize: bool = True, each=None
+) -> Iterator[tuple]:
+    """Class statistics over a split, one model after the other.
+
+    Args:
+        models (Iterable[ExaminedModel]): Models.
+        args: Parsed arguments with `features` and `max_images`.
+        normalize (bool): See :class:`ClassStatistics`.
+        each (callable, optional): Called with each model before its pass; gives what is called with
+            each of its examples.
+
+    Yields:
+        tuple[ExaminedModel, ClassStatistics]: Of each model.
+    """
+    for model in models:
+        statistics = ClassStatistics(len(model.classes), normalize)
+        also = each(model) if each is not None else None
+        indices = image_indices(len(model.dataset), args.max_images)
+        for example in progress(model.examples(indices, args.features), len(indices), model.name):
+            statistics.add(example.features, example.labels)
+            if also is not None:
+                also(example)
+        if not statistics.present.any():
+            raise SystemExit(
+                f'error: no image of the split that {model.name} was shown has a labelled pixel'
+            )
+        yield model, statistics

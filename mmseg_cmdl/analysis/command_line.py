@@ -1,0 +1,176 @@
+"""What the commands in tools/analysis share: arguments, models, progress and files of numbers."""
+
+import argparse
+import json
+import math
+import random
+from pathlib import Path
+from typing import Iterable, Iterator, List, Optional, Sequence
+
+import numpy as np
+import torch
+from mmengine.config import DictAction
+
+from .examined_model import FEATURES, SPLITS, ExaminedModel
+
+
+def parser_of(
+    doc: str, several: bool = True, features: Optional[str] = None, images: bool = True
+) -> argparse.ArgumentParser:
+    """Parser with the common arguments.
+
+    Args:
+        doc (str): Docstring of the command.
+        several (bool): Whether several models can be compared.
+        features (str, optional): Default of --features, if the command has it.
+        images (bool): Whether the command goes over a split's images.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    metavar = 'CONFIG CHECKPOINT' if several else ('CONFIG', 'CHECKPOINT')
+    parser.add_argument(
+        'models',
+        nargs='+' if several else 2,
+        metavar=metavar,
+        help='config and checkpoint' + (', of each model to compare' * several),
+    )
+    if several:
+        parser.add_argument(
+            '--names',
+            nargs='+',
+            metavar='NAME',
+            help="what the models are called (default: their configs' names)",
+        )
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='FOLDER', help='pictures and numbers go there'
+    )
+    parser.add_argument(
+        '--split', choices=SPLITS, default='val', help='data of the config (default: %(default)s)'
+    )
+    if images:
+        parser.add_argument(
+            '--max-images',
+            type=int,
+            metavar='N',
+            help='only so many images, spread evenly over the split (default: all)',
+        )
+    if features:
+        parser.add_argument(
+            '--features',
+            choices=FEATURES,
+            default=features,
+            help='what enters conv_seg (classifier), the unit vectors compared with the '
+            'distributions (embedding, MDRLHead only), or the feature map that the head selects '
+            '(backbone); default: %(default)s',
+        )
+    parser.add_argument('--device', default='cpu', help='cpu, cuda or cuda:1 (default: cpu)')
+    parser.add_argument('--seed', type=int, default=0, help='of whatever is drawn (default: 0)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the configs, as in tools/test.py',
+    )
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None):
+    """Parsed arguments with `models` as pairs; the seeds are set and the folder is made."""
+    args = parser.parse_args(argv)
+    if len(args.models) % 2:
+        parser.error(
+            'each model is a config and a checkpoint; got an odd number of files: '
+            + ' '.join(args.models)
+        )
+    args.models = list(zip(args.models[::2], args.models[1::2]))
+    names = getattr(args, 'names', None)
+    if names is not None and len(names) != len(args.models):
+        parser.error(f'--names has {len(names)} names for {len(args.models)} models')
+    if getattr(args, 'max_images', None) is not None and args.max_images < 1:
+        parser.error('--max-images must be at least 1')
+    if args.device.startswith('cuda') and not torch.cuda.is_available():
+        parser.error(f'--device {args.device}: this PyTorch sees no CUDA device')
+    args.names = names or distinct_names([Path(config).stem for config, _ in args.models])
+    if len(set(args.names)) < len(args.names):
+        parser.error('--names must differ from each other')
+    random.seed(args.seed)
+    np.random.seed(args.seed)  # noqa: NPY002  for pipelines that draw from it
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+def distinct_names(names: List[str]) -> List[str]:
+    """Numbers those that occur more than once."""
+    seen, out = {}, []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        out.append(name if names.count(name) == 1 else f'{name} ({seen[name]})')
+    return out
+
+
+def load_models(args) -> Iterator[ExaminedModel]:
+    """One model after the other, so that only one is held if the caller keeps none.
+
+    Raises:
+        SystemExit: The models don't have the same classes.
+    """
+    classes = None
+    for name, (config, checkpoint) in zip(args.names, args.models):
+        model = ExaminedModel.load(
+            config, checkpoint, args.split, args.device, args.cfg_options, name
+        )
+        if classes is not None and model.classes != classes:
+            raise SystemExit(
+                f'error: {name} has other classes than {args.names[0]}; only models of '
+                'one data set can be compared'
+            )
+        classes = model.classes
+        yield model
+
+
+def image_indices(total: int, maximum: Optional[int]) -> List[int]:
+    """All indices, or `maximum` spread evenly."""
+    if maximum is None or maximum >= total:
+        return list(range(total))
+    return [i * total // maximum for i in range(maximum)]
+
+
+def progress(items: Iterable, total: int, label: str) -> Iterator:
+    """Yields the items and tells on stderr how far it is."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=False) as bar:
+        task = bar.add_task(label, total=total)
+        for item in items:
+            yield item
+            bar.advance(task)
+
+
+def write_json(path: Path, numbers) -> None:
+    """Numbers as JSON; NaN and infinity, which JSON hasn't, as null."""
+    path.write_text(json.dumps(plain(numbers), indent=1, allow_nan=False) + '\n', encoding='utf-8')
+
+
+def plain(value):
+    """Arrays and tensors as lists, numbers as Python's."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return float(f'{value:.6g}') if math.isfinite(value) else None
+    return value
+
+
+def report(paths: Iterable[Path]) -> None:
+    """Says what was written."""
+    for path in paths:
+        print(path)

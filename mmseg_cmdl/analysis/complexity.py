@@ -1,0 +1,140 @@
+"""What a context module costs on a feature map: parameters, multiply-adds, time and memory.
+
+Source of the comparison: MCIBI, table 3.
+"""
+
+from typing import Callable, Dict, Optional, Sequence
+
+import torch
+from mmengine.config import Config
+from mmseg.registry import MODELS
+from torch import nn
+from torch.utils import benchmark
+from torch.utils.flop_counter import FlopCounterMode
+
+#: The modules of MCIBI's table 3 and those of this package, by the head that holds them.
+CONTEXTS = {
+    'none (FCN)': dict(type='FCNHead'),
+    'PPM': dict(type='PSPHead'),
+    'ASPP': dict(type='ASPPHead', dilations=(1, 12, 24, 36)),
+    'CCNet': dict(type='CCHead'),
+    'DANet': dict(type='DAHead', pam_channels=64),
+    'DCA (MCIBI)': dict(type='MCIBIHead'),
+    'MDRL': dict(type='MDRLHead'),
+    'PPM+MDRL': dict(type='MDRLHead', context=dict(type='PSPHead')),
+    'DGCW': dict(type='DGCWHead'),
+}
+
+
+def available_contexts() -> Dict[str, dict]:
+    """Those of :data:`CONTEXTS` whose head is registered."""
+    return {name: cfg for name, cfg in CONTEXTS.items() if MODELS.get(cfg['type']) is not None}
+
+
+def build_context(cfg: dict, in_channels: int, channels: int, num_classes: int) -> nn.Module:
+    """A decode head without its classifier `conv_seg`, in eval mode.
+
+    Args:
+        cfg (dict): Of the head; what it doesn't say is filled in from the rest.
+        in_channels (int): Of the feature map.
+        channels (int): Inside the head.
+        num_classes (int): K.
+    """
+    defaults = dict(
+        in_channels=in_channels,
+        in_index=0,
+        channels=channels,
+        num_classes=num_classes,
+        norm_cfg=dict(type='BN'),
+        align_corners=False,
+    )
+    head = MODELS.build({**defaults, **cfg}).eval()
+    if isinstance(getattr(head, 'conv_seg', None), nn.Conv2d):
+        head.conv_seg = nn.Identity()
+    return head
+
+
+def head_of_config(cfg: Config) -> dict:
+    """Config of the decode head of a model, for one feature map: the one that its `in_index` names.
+
+    Raises:
+        SystemExit: The model has none, or one that needs several maps.
+    """
+    head = cfg.get('model', {}).get('decode_head')
+    if head is None:
+        raise SystemExit(f'error: {cfg.filename} has no model.decode_head')
+    head = dict(head[-1] if isinstance(head, (list, tuple)) else head)
+    if not isinstance(head.get('in_channels'), int):
+        raise SystemExit(
+            f'error: the head of {cfg.filename} reads several feature maps '
+            f'(in_channels={head.get("in_channels")}); only heads on one can be '
+            'compared at one feature size'
+        )
+    norm = dict(head.get('norm_cfg') or dict(type='BN'))
+    if norm['type'] == 'SyncBN':  # needs a process group; the same in eval mode
+        norm['type'] = 'BN'
+    return {**head, 'in_index': 0, 'norm_cfg': norm}
+
+
+def peak_memory(run: Callable, device: torch.device) -> int:
+    """Bytes that PyTorch's allocator holds at most above what it held before `run`."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        run()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == '[memory]']
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+@torch.no_grad()
+def measure_complexity(
+    head: nn.Module,
+    shape: Sequence[int],
+    device: str = 'cpu',
+    min_seconds: Optional[float] = 1.0,
+    seed: int = 0,
+) -> dict:
+    """Cost of one inference pass.
+
+    Args:
+        head (nn.Module): Called with a list of one feature map.
+        shape (Sequence[int]): Of that map (B, C, h, w).
+        device (str): Where.
+        min_seconds (float, optional): Time it for at least so long; None: not at all.
+        seed (int): Of the random map.
+
+    Returns:
+        dict: `params_m`, parameters in millions; `gmacs`, multiply-adds in billions; `ms`, median
+        time of a pass; `peak_mib`, memory held at most during it beside map and parameters.
+    """
+    device = torch.device(device)
+    head = head.to(device).eval()
+    generator = torch.Generator().manual_seed(seed)
+    features = [torch.randn(*shape, generator=generator).to(device)]
+    with FlopCounterMode(display=False) as counter:
+        head(features)
+    out = dict(
+        params_m=sum(p.numel() for p in head.parameters()) / 1e6,
+        gmacs=counter.get_total_flops() / 2e9,
+        ms=None,
+        peak_mib=peak_memory(lambda: head(features), device) / 2**20,
+    )
+    if min_seconds is not None:
+        timer = benchmark.Timer(
+            'head(features)',
+            globals=dict(head=head, features=features),
+            num_threads=torch.get_num_threads(),
+        )
+        out['ms'] = 1e3 * timer.blocked_autorange(min_run_time=min_seconds).median
+    return out

@@ -1,0 +1,342 @@
+"""A trained model beside the data it is looked at with: predictions and pixel features, one image
+at a time.
+"""
+
+import re
+from pathlib import Path
+from typing import Iterable, Iterator, NamedTuple, Optional, Sequence
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmseg.registry import DATASETS
+from torch import Tensor, nn
+
+from ..launch import checked_checkpoint, load_config
+
+FEATURES = ('classifier', 'embedding', 'backbone')
+SPLITS = ('train', 'val', 'test')
+
+
+class Example(NamedTuple):
+    """One image and what a model made of it. Everything is on the CPU."""
+
+    index: int  # in the data set
+    path: str
+    image: np.ndarray  # RGB uint8 [H', W', 3], what the model saw before normalisation
+    truth: np.ndarray  # labels [H, W] at the size of the annotation, 255 where there is none
+    prediction: Optional[np.ndarray]  # labels [H, W]
+    features: Optional[Tensor]  # [h, w, Z], padding cut off
+    labels: Optional[Tensor]  # int64 [h, w]: nearest labels at the place of each feature
+    stride: Optional[tuple]  # pixels of `image` per feature: (H' / h, W' / w)
+
+
+def last_head(model: nn.Module) -> nn.Module:
+    """The decode head; the last one of a cascade."""
+    head = model.decode_head
+    return head[-1] if isinstance(head, nn.ModuleList) else head
+
+
+def labels_of_features(
+    truth: np.ndarray,
+    image_size: tuple,
+    padded_size: tuple,
+    feature_size: tuple,
+    ignore_index: int = 255,
+) -> np.ndarray:
+    """Nearest label of each position of a feature map over a padded image.
+
+    Indices are rounded down after scaling, in integers, as in
+    :func:`mmseg_cmdl.utils.labels_at_feature_size`.
+
+    Args:
+        truth (np.ndarray): Labels [H, W], of any size.
+        image_size (tuple[int, int]): Of the image as the model saw it.
+        padded_size (tuple[int, int]): The same with padding at the lower and right border.
+        feature_size (tuple[int, int]): (h, w), over the padded image.
+        ignore_index (int): Label of the padding. Defaults to 255.
+
+    Returns:
+        np.ndarray: int64 [h, w].
+    """
+    rows, cols = (np.arange(n) * padded // n for n, padded in zip(feature_size, padded_size))
+    inside = (rows < image_size[0])[:, None] & (cols < image_size[1])
+    rows = np.minimum(rows, image_size[0] - 1) * truth.shape[0] // image_size[0]
+    cols = np.minimum(cols, image_size[1] - 1) * truth.shape[1] // image_size[1]
+    return np.where(inside, truth[rows[:, None], cols], ignore_index).astype(np.int64)
+
+
+class ExaminedModel:
+    """A model in eval mode with a split of its config's data, images one at a time.
+
+    Features are those of the whole image, also where the config predicts in sliding windows.
+
+    Args:
+        model (nn.Module): A segmentor.
+        dataset: Its data set; the pipeline must load annotations.
+        name (str): For legends and file names.
+    """
+
+    def __init__(self, model: nn.Module, dataset, name: str):
+        self.model = model.eval()
+        self.dataset = dataset
+        self.name = name
+        self.classes = list(dataset.metainfo['classes'])
+        palette = dataset.metainfo.get('palette')
+        self.palette = [tuple(color) for color in palette] if palette else _palette(self.classes)
+        self.head = last_head(model)
+        if self.head.num_classes != len(self.classes):
+            raise SystemExit(
+                f'error: {name} predicts {self.head.num_classes} classes, but its data set has '
+                f'{len(self.classes)} names of classes; set num_classes or metainfo in its config'
+            )
+
+    @classmethod
+    def load(
+        cls,
+        config: str,
+        checkpoint: str,
+        split: str = 'val',
+        device: str = 'cpu',
+        options: Optional[dict] = None,
+        name: Optional[str] = None,
+    ) -> 'ExaminedModel':
+        """From a config and a checkpoint file.
+
+        Args:
+            config (str): Config file.
+            checkpoint (str): File or URL.
+            split (str): Whose dataloader's data set: 'train', 'val' or 'test'. The training images
+                go through the pipeline of 'val', without augmentation.
+            device (str): 'cpu' or 'cuda:0', say.
+            options (dict, optional): Overrides of the config.
+            name (str, optional): Defaults to the config's name.
+
+        Raises:
+            SystemExit: A file is missing, or the config has no such split.
+        """
+        from mmseg.apis import init_model
+
+        cfg = load_config(str(config), options)
+        checkpoint = checked_checkpoint(str(checkpoint))
+        dataset = build_dataset(cfg, split)
+        _without_download(cfg.model)
+        try:
+            model = init_model(cfg, checkpoint, device=device)
+        except (RuntimeError, OSError) as error:
+            raise SystemExit(f'error: {checkpoint} could not be loaded: {error}') from error
+        return cls(model, dataset, name or Path(config).stem)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def bank(self, why: str = 'this'):
+        """The DistributionBank of the head.
+
+        Raises:
+            SystemExit: The head has none; says what `why` needs it for.
+        """
+        bank = getattr(self.head, 'bank', None)
+        if not hasattr(bank, 'distributions'):
+            raise SystemExit(
+                f'error: {why} needs the distributions of an MDRLHead, and the head of {self.name} '
+                f'is a {type(self.head).__name__}'
+            )
+        return bank
+
+    def examples(
+        self,
+        indices: Optional[Iterable[int]] = None,
+        features: Optional[str] = None,
+        predict: bool = False,
+    ) -> Iterator[Example]:
+        """What the model makes of one image after the other.
+
+        Args:
+            indices (Iterable[int], optional): Images; all by default.
+            features (str, optional): 'classifier', what enters `conv_seg`; 'embedding', the unit
+                vectors that an MDRLHead compares with its distributions; 'backbone', the feature
+                map that the head selects. None for none.
+            predict (bool): Predict too, as the config's test mode has it.
+
+        Yields:
+            Example: With the parts that were asked for.
+        """
+        for index in range(len(self.dataset)) if indices is None else indices:
+            yield self.example(index, features, predict)
+
+    @torch.no_grad()
+    def example(self, index: int, features: Optional[str] = None, predict: bool = False) -> Example:
+        """One of :meth:`examples`."""
+        if not 0 <= index < len(self.dataset):
+            raise SystemExit(
+                f'error: there is no image {index}: the split of {self.name} has '
+                f'images 0 to {len(self.dataset) - 1}'
+            )
+        return self._run(pseudo_collate([self.dataset[index]]), index, features, predict)
+
+    @torch.no_grad()
+    def feature_maps(self, index: int) -> list:
+        """The backbone's maps of one image, padding included."""
+        data = self.model.data_preprocessor(pseudo_collate([self.dataset[index]]), False)
+        return self.model.extract_feat(data['inputs'])
+
+    def _run(self, data, index, features, predict):
+        sample = data['data_samples'][0]
+        path = sample.metainfo.get('img_path', f'image {index}')
+        if 'gt_sem_seg' not in sample:
+            raise SystemExit(
+                f'error: {path} comes without labels: put LoadAnnotations into the '
+                "split's pipeline, before PackSegInputs, or choose another --split"
+            )
+        raw = data['inputs'][0]
+        truth = sample.gt_sem_seg.data[0].cpu().numpy().astype(np.int64)
+        # as all figures have it; heads may use another number
+        truth[(truth < 0) | (truth >= len(self.classes)) | (truth == self.head.ignore_index)] = 255
+        prepared = self.model.data_preprocessor(data, False)
+        inputs = prepared['inputs']
+        prediction = maps = labels = stride = None
+        if predict:
+            output = self.model.predict(inputs, prepared['data_samples'])[0]
+            prediction = output.pred_sem_seg.data[0].cpu().numpy()
+            if prediction.shape != truth.shape:
+                raise SystemExit(
+                    f'error: {path}: the prediction is {prediction.shape} and the labels are '
+                    f'{truth.shape}; load annotations after Resize, so that they keep their size'
+                )
+        if features is not None:
+            maps = self._features(inputs, prepared['data_samples'], features)
+            size, padded = tuple(raw.shape[1:]), tuple(inputs.shape[2:])
+            labels = labels_of_features(truth, size, padded, maps.shape[:2])
+            stride = tuple(p / n for p, n in zip(padded, maps.shape[:2]))
+            valid = [-(-n * s // p) for n, s, p in zip(maps.shape[:2], size, padded)]
+            maps = maps[: valid[0], : valid[1]].cpu()
+            labels = torch.from_numpy(labels[: valid[0], : valid[1]])
+        image = raw.permute(1, 2, 0).cpu().numpy()
+        if image.shape[2] == 3:
+            bgr = getattr(self.model.data_preprocessor, 'channel_conversion', False)
+            image = image[..., ::-1] if bgr else image
+        else:
+            image = image[..., :1].repeat(3, axis=2)
+        return Example(
+            index,
+            path,
+            np.ascontiguousarray(image, dtype=np.uint8),
+            truth,
+            prediction,
+            maps,
+            labels,
+            stride,
+        )
+
+    def _features(self, inputs: Tensor, samples, kind: str) -> Tensor:
+        """[h, w, Z] of the one image."""
+        if kind not in FEATURES:
+            raise ValueError(f'features must be one of {FEATURES}, got {kind!r}')
+        if kind == 'backbone':
+            maps = self.model.extract_feat(inputs)
+            selected = self.head._transform_inputs(maps)
+            if isinstance(selected, (list, tuple)):
+                selected = selected[-1]
+            return selected[0].permute(1, 2, 0).float()
+        if kind == 'embedding':
+            if not hasattr(self.head, 'embed') or not hasattr(self.head, 'bottleneck'):
+                raise SystemExit(
+                    f'error: {self.name} has a {type(self.head).__name__}, which embeds '
+                    'no pixels; take --features classifier or backbone'
+                )
+            maps = self.head._transform_inputs(self.model.extract_feat(inputs))
+            return self.head.embed(self.head.bottleneck(maps))[0]
+        classifier = getattr(self.head, 'conv_seg', None)
+        if classifier is None:
+            raise SystemExit(
+                f'error: {self.name} has a {type(self.head).__name__}, which has no '
+                'conv_seg whose input could be looked at; take --features backbone'
+            )
+        caught = []
+        # registered after CAR's own hook, so it sees what that hands on
+        handle = classifier.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+        try:
+            self.model._forward(inputs, samples)
+        finally:
+            handle.remove()
+        return caught[-1][0].permute(1, 2, 0).float()
+
+
+def _without_download(model: dict) -> None:
+    """A checkpoint follows, so no pretrained weights are fetched first."""
+    for node in (model, model.get('backbone') or {}):
+        if node.get('pretrained') is not None:
+            node['pretrained'] = None
+    if (model.get('backbone') or {}).get('init_cfg') is not None:
+        model['backbone']['init_cfg'] = None
+
+
+def build_dataset(cfg: Config, split: str):
+    """Data set of a split, without augmentation.
+
+    Raises:
+        SystemExit: The config has no such split.
+    """
+    loader = cfg.get(f'{split}_dataloader')
+    if not loader:
+        raise SystemExit(f'error: {cfg.filename} has no {split}_dataloader; choose another --split')
+    dataset = Config(dict(dataset=loader.dataset)).dataset.copy()
+    if split == 'train':
+        plain = cfg.get('val_dataloader') or cfg.get('test_dataloader')
+        if not plain:
+            raise SystemExit(
+                f'error: {cfg.filename} has no val_dataloader whose pipeline the '
+                'training images could go through'
+            )
+        pipeline = _innermost(plain.dataset).pipeline
+        _set_pipeline(dataset, pipeline)
+    from mmengine.registry import init_default_scope
+
+    init_default_scope(cfg.get('default_scope') or 'mmseg')
+    return DATASETS.build(dataset)
+
+
+def _innermost(dataset):
+    while 'pipeline' not in dataset and ('dataset' in dataset or 'datasets' in dataset):
+        dataset = dataset.dataset if 'dataset' in dataset else dataset.datasets[0]
+    return dataset
+
+
+def _set_pipeline(dataset, pipeline):
+    for inner in [dataset.dataset] if 'dataset' in dataset else dataset.get('datasets', []):
+        _set_pipeline(inner, pipeline)
+    if 'dataset' not in dataset and 'datasets' not in dataset:
+        dataset.pipeline = pipeline
+
+
+def _palette(classes: Sequence[str]) -> list:
+    """Colours for a data set that brings none: around the circle of hues, two lightnesses."""
+    import colorsys
+
+    colors = [
+        colorsys.hls_to_rgb(i / len(classes), 0.42 + 0.22 * (i % 2), 0.65)
+        for i in range(len(classes))
+    ]
+    return [tuple(round(255 * part) for part in color) for color in colors]
+
+
+def chosen_classes(names: Optional[Sequence[str]], classes: Sequence[str]) -> list:
+    """Indices of classes given by name or number; all if none are given.
+
+    Raises:
+        SystemExit: There is no such class; lists those there are.
+    """
+    if not names:
+        return list(range(len(classes)))
+    found = []
+    for name in names:
+        if name in classes:
+            found.append(classes.index(name))
+        elif re.fullmatch(r'\d+', name) and int(name) < len(classes):
+            found.append(int(name))
+        else:
+            raise SystemExit(f'error: there is no class {name!r}; there are: {", ".join(classes)}')
+    return found

@@ -1,0 +1,170 @@
+"""Pixels of chosen classes in two dimensions: sampling, PCA, then t-SNE or UMAP."""
+
+import importlib
+from typing import NamedTuple, Optional, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+METHODS = ('tsne', 'umap', 'pca')
+
+
+class PixelSample:
+    """An even sample of the pixels of each class over any number of images (reservoir sampling).
+
+    Every pixel of a class has the same chance, and the same seed gives the same sample.
+
+    Args:
+        classes (Sequence[int]): Labels that are sampled.
+        size (int): Pixels held of each class at most.
+        seed (int): Of the draws.
+    """
+
+    def __init__(self, classes: Sequence[int], size: int, seed: int = 0):
+        self.classes, self.size = list(classes), size
+        self._rng = np.random.default_rng(seed)
+        self._held = {k: [] for k in self.classes}  # (key, image, row, column, feature)
+        self.seen = dict.fromkeys(self.classes, 0)
+
+    def add(self, index: int, features: Tensor, labels: Tensor) -> None:
+        """
+        Args:
+            index (int): Which image.
+            features (Tensor): [h, w, Z].
+            labels (Tensor): [h, w].
+        """
+        finite = features.isfinite().all(dim=-1)
+        for k in self.classes:
+            places = torch.nonzero((labels == k) & finite).numpy()
+            self.seen[k] += len(places)
+            # the `size` pixels with the smallest of independent uniform keys are an even sample
+            keys = self._rng.random(len(places))
+            for i in np.argsort(keys)[: self.size]:
+                row, col = places[i].tolist()
+                self._held[k].append((keys[i], index, row, col, features[row, col].numpy().copy()))
+            self._held[k].sort(key=lambda entry: entry[:4])
+            del self._held[k][self.size :]
+
+    def arrays(self) -> tuple:
+        """Features [M, Z], labels [M], and image, row and column [M, 3]."""
+        entries = [(k, *entry[1:]) for k in self.classes for entry in self._held[k]]
+        if not entries:
+            raise SystemExit('error: no pixel of the chosen classes is in the images')
+        return (
+            np.stack([e[4] for e in entries]).astype(np.float64),
+            np.array([e[0] for e in entries]),
+            np.array([e[1:4] for e in entries]),
+        )
+
+
+class Embedded(NamedTuple):
+    """Points of one model in the plane."""
+
+    points: np.ndarray  # [M, 2]
+    labels: np.ndarray  # [M]
+    places: np.ndarray  # image, row, column [M, 3]
+    distributions: Optional[np.ndarray]  # [D, 2]
+    distribution_labels: Optional[np.ndarray]  # class and index [D, 2]
+    silhouette: Optional[float]  # of the classes in the space before
+
+
+def _need(module: str, package: str, what: str):
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise SystemExit(
+            f'error: {what} needs {package}, which is not installed ({error}); run: '
+            f'pip install {package}'
+        ) from None
+
+
+def reduce_to_plane(
+    features: np.ndarray,
+    method: str = 'tsne',
+    seed: int = 0,
+    perplexity: float = 30,
+    pca_channels: int = 50,
+) -> np.ndarray:
+    """PCA, then t-SNE or UMAP. The same seed gives the same points.
+
+    Args:
+        features (np.ndarray): [M, Z].
+        method (str): 'tsne', 'umap' or 'pca'.
+        seed (int): Of the method.
+        perplexity (float): Of t-SNE, or neighbours of UMAP; lowered where there are few points.
+        pca_channels (int): Channels that PCA leaves for the method.
+
+    Returns:
+        np.ndarray: [M, 2].
+
+    Raises:
+        SystemExit: scikit-learn or umap-learn is missing, or there are fewer than 5 points.
+    """
+    if method not in METHODS:
+        raise ValueError(f'method must be one of {METHODS}, got {method!r}')
+    if len(features) < 5:
+        raise SystemExit(
+            f'error: {len(features)} points are too few for a picture of the feature '
+            'space; choose classes with more pixels, or more images'
+        )
+    decomposition = _need('sklearn.decomposition', 'scikit-learn', 'the feature space')
+    channels = 2 if method == 'pca' else min(pca_channels, *features.shape)
+    reduced = decomposition.PCA(channels, random_state=seed).fit_transform(features)
+    if method == 'pca':
+        return reduced
+    neighbours = max(2.0, min(perplexity, (len(features) - 1) / 3))
+    if method == 'umap':
+        umap = _need('umap', 'umap-learn', '--method umap')
+        return umap.UMAP(n_neighbors=round(neighbours), random_state=seed).fit_transform(reduced)
+    manifold = _need('sklearn.manifold', 'scikit-learn', 'the feature space')
+    return manifold.TSNE(perplexity=neighbours, init='pca', random_state=seed).fit_transform(
+        reduced
+    )
+
+
+def silhouette(features: np.ndarray, labels: np.ndarray) -> Optional[float]:
+    """How much nearer pixels are to their class than to the next one, in -1..1, in the full space.
+
+    None with fewer than two classes.
+    """
+    if len(np.unique(labels)) < 2 or len(labels) <= len(np.unique(labels)):
+        return None
+    return float(
+        _need('sklearn.metrics', 'scikit-learn', 'the feature space').silhouette_score(
+            features, labels
+        )
+    )
+
+
+def embed_sample(
+    sample: PixelSample,
+    distributions: Optional[Tensor],
+    normalize: bool,
+    method: str,
+    seed: int,
+    perplexity: float,
+) -> Embedded:
+    """A sample, and the bank's distributions of its classes, in one plane.
+
+    Args:
+        sample (PixelSample): Filled.
+        distributions (Tensor, optional): [K, N, Z], in the space of the features.
+        normalize (bool): Bring features to length 1.
+        method (str): See :func:`reduce_to_plane`, as the rest.
+        seed (int): Of the method.
+        perplexity (float): Of t-SNE.
+    """
+    features, labels, places = sample.arrays()
+    if normalize:
+        features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    score = silhouette(features, labels)
+    rows, marks = features, None
+    if distributions is not None:
+        vectors = distributions[sample.classes].double().cpu().numpy()
+        count = vectors.shape[1]
+        marks = np.array([(k, n) for k in sample.classes for n in range(count)])
+        rows = np.concatenate([features, vectors.reshape(-1, vectors.shape[-1])])
+    points = reduce_to_plane(rows, method, seed, perplexity)
+    bank = None if marks is None else points[len(features) :]
+    return Embedded(points[: len(features)], labels, places, bank, marks, score)

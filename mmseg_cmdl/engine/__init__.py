@@ -1,0 +1,3 @@
+from .bank_health_hook import BankHealthHook
+
+__all__ = ['BankHealthHook']

@@ -1,0 +1,94 @@
+"""Pixels and distributions in the plane, a panel for each model."""
+
+from typing import Dict, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from .style import MARKERS, distinct_colors, new_figure
+
+
+def draw_feature_space(panels: Dict[str, object], names: Sequence[str], method: str) -> Figure:
+    """Points of each class in a colour and with a marker of its own, and the bank's distributions
+    as large numbered marks.
+
+    Args:
+        panels (dict): Name of the model to what :func:`mmseg_cmdl.analysis.embed_sample` gives.
+        names (Sequence[str]): Of all classes.
+        method (str): For the title.
+    """
+    figure = new_figure(5.2 * len(panels), 5.9)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    classes = list(dict.fromkeys(k for e in panels.values() for k in e.labels.tolist()))
+    colors = {k: np.array(c) / 255 for k, c in zip(classes, distinct_colors(len(classes)))}
+    shapes = {k: MARKERS[i % len(MARKERS)] for i, k in enumerate(classes)}
+    marked = False
+    for axis, (name, embedded) in zip(axes, panels.items()):
+        for k in classes:
+            points = embedded.points[embedded.labels == k]
+            axis.scatter(
+                *points.T, s=16, color=colors[k], marker=shapes[k], alpha=0.65, linewidths=0
+            )
+        if embedded.distributions is not None:
+            marked = True
+            for (k, n), (x, y) in zip(
+                embedded.distribution_labels.tolist(), embedded.distributions
+            ):
+                if k in colors:
+                    axis.scatter(
+                        x,
+                        y,
+                        s=120,
+                        color=colors[k],
+                        marker=shapes[k],
+                        edgecolor='black',
+                        linewidth=1.3,
+                        zorder=3,
+                    )
+                    axis.annotate(
+                        str(n),
+                        (x, y),
+                        (7, 5),
+                        textcoords='offset points',
+                        fontsize=8,
+                        fontweight='bold',
+                        zorder=4,
+                        bbox=dict(facecolor='white', alpha=0.75, edgecolor='none', pad=0.5),
+                    )
+        score = embedded.silhouette
+        axis.set_title(
+            name + ('' if score is None else f'\nsilhouette of the classes {score:.3f}'),
+            fontsize=10,
+        )
+        axis.set_xticks([])
+        axis.set_yticks([])
+    handles = [
+        Line2D(
+            [], [], linestyle='', marker=shapes[k], color=colors[k], label=names[k], markersize=7
+        )
+        for k in classes
+    ]
+    if marked:
+        handles.append(
+            Line2D(
+                [],
+                [],
+                linestyle='',
+                marker='o',
+                color='white',
+                markersize=10,
+                markeredgecolor='black',
+                label='distribution of the bank, with number',
+            )
+        )
+    figure.legend(
+        handles=handles,
+        loc='outside lower center',
+        fontsize=9,
+        frameon=False,
+        ncols=max(2, min(len(handles), int(5.2 * len(panels) / 1.3))),
+    )
+    title = dict(tsne='t-SNE', umap='UMAP', pca='PCA')[method]
+    figure.suptitle(f'{title} of pixel features', fontsize=12, fontweight='bold')
+    return figure

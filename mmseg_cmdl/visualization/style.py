@@ -1,0 +1,107 @@
+"""Figures without matplotlib's global state, and colours that colour-blind readers tell apart."""
+
+from pathlib import Path
+from typing import List, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+if matplotlib.__version_info__[:2] < (3, 7):
+    raise ImportError(
+        'the figures of mmseg_cmdl need matplotlib >=3.7, and '
+        f"{matplotlib.__version__} is installed; run: pip install 'matplotlib>=3.7'"
+    )
+
+#: Paul Tol's qualitative scheme "muted": distinct also with red- or green-blindness.
+MUTED = (
+    '#332288',
+    '#88CCEE',
+    '#44AA99',
+    '#117733',
+    '#999933',
+    '#DDCC77',
+    '#CC6677',
+    '#882255',
+    '#AA4499',
+)
+#: Okabe and Ito's colours without black and yellow, for a few lines or bars.
+LINES = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#D55E00', '#56B4E9')
+MARKERS = 'osD^vP*X<>phd8'
+#: where a prediction is right, wrong, or not judged
+RIGHT, WRONG, IGNORED = (215, 215, 215), (213, 94, 0), (255, 255, 255)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of that size in inches, drawn without a display."""
+    figure = Figure(figsize=(width, height), layout='constrained')
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path, dpi: int = 100) -> Path:
+    """Writes a PNG; the same figure gives the same file."""
+    figure.savefig(path, dpi=dpi, metadata={'Software': None})
+    return Path(path)
+
+
+def figure_to_array(figure: Figure, dpi: int = 100) -> np.ndarray:
+    """The figure as an RGB picture, uint8 [H, W, 3]."""
+    figure.set_dpi(dpi)
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+
+
+def distinct_colors(count: int) -> List[tuple]:
+    """RGB in 0..255 of so many things: :data:`LINES`, beyond six :data:`MUTED`, beyond nine a scale
+    of lightness.
+    """
+    if count <= len(MUTED):
+        scheme = LINES if count <= len(LINES) else MUTED
+        return [tuple(int(color[i : i + 2], 16) for i in (1, 3, 5)) for color in scheme[:count]]
+    scale = matplotlib.colormaps['viridis'](np.linspace(0, 1, count))[:, :3]
+    return [tuple(int(x) for x in np.rint(255 * color)) for color in scale]
+
+
+def show_picture(axis, picture: np.ndarray, title: str = '', size: float = 9) -> None:
+    """A picture without ticks."""
+    axis.imshow(picture, interpolation='nearest')
+    axis.set_xticks([])
+    axis.set_yticks([])
+    if title:
+        axis.set_title(title, fontsize=size)
+
+
+def add_class_legend(
+    figure: Figure, palette: Sequence, names: Sequence[str], extra: Sequence[tuple] = ()
+) -> None:
+    """Legend of class colours below the figure; `extra` are further (colour, name) pairs."""
+    from matplotlib.patches import Patch
+
+    pairs = [*zip(palette, names), *extra]
+    handles = [
+        Patch(facecolor=np.array(color) / 255, edgecolor='0.5', label=name) for color, name in pairs
+    ]
+    longest = max(map(len, (name for _, name in pairs)))
+    columns = int(figure.get_figwidth() / (0.4 + 0.075 * longest))
+    figure.legend(
+        handles=handles,
+        loc='outside lower center',
+        ncols=max(1, min(columns, len(handles))),
+        fontsize=8,
+        frameon=False,
+        handlelength=1,
+        columnspacing=1.2,
+    )
+
+
+def resize_nearest(picture: np.ndarray, size: tuple) -> np.ndarray:
+    """A map [h, w] or picture [h, w, 3] at another size (H, W), in integers."""
+    rows, cols = (np.arange(n) * old // n for n, old in zip(size, picture.shape))
+    return picture[rows[:, None], cols]
+
+
+def readable_text_color(rgb) -> str:
+    """Black or white, whichever stands out from a background in 0..1."""
+    return 'black' if np.dot(rgb[:3], (0.299, 0.587, 0.114)) > 0.55 else 'white'

@@ -1,0 +1,137 @@
+"""Compactness, class dependency and class-wise variance against two-pass loops in float64."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mmseg_cmdl.analysis import ClassStatistics, ExaminedModel, off_diagonal_mean
+from tests.analysis.conftest import IMAGES, NUM_CLASSES, tool
+
+
+@functools.cache
+def pixels_of(pair, kind='classifier', indices=tuple(range(IMAGES)), unit=False):
+    """All labelled features of the scenes [P, C] and their labels [P]."""
+    model, features, labels = ExaminedModel.load(*pair), [], []
+    for index in indices:
+        maps = model.example(index, kind).features.double().numpy()
+        truth = model.dataset.render(index).label[::8, ::8]
+        features.append(maps[truth != 255])
+        labels.append(truth[truth != 255])
+    features = np.concatenate(features)
+    if unit:
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+    return features, np.concatenate(labels)
+
+
+def test_by_hand():
+    statistics = ClassStatistics(3, normalize=False)
+    statistics.add(torch.tensor([[0.0, 0], [2, 0], [9, 9]]), torch.tensor([0, 0, 255]))
+    statistics.add(torch.tensor([[4.0, 3], [4, 5], [torch.nan, 1]]), torch.tensor([2, 2, 2]))
+    np.testing.assert_array_equal(statistics.centers, [[1, 0], [np.nan] * 2, [4, 4]])
+    np.testing.assert_array_equal(statistics.intra_class_variance, [1, np.nan, 1])
+    assert statistics.center_distances[0, 2] == 5
+    np.testing.assert_array_equal(statistics.channel_variance, [2.25, 4])
+    assert statistics.summary() == dict(
+        intra_class_variance=1, center_distance=5, nearest_center_distance=5, separation=2.5
+    )
+    assert statistics.similarity('dot')[0, 2] == 4
+    assert statistics.similarity('cosine')[2, 0] == pytest.approx(2**-0.5)
+    soft = statistics.similarity('softmax')
+    assert soft[0, 2] == pytest.approx(1 / (1 + np.exp((1 - 4) / 2**0.5)))
+    np.testing.assert_allclose(soft[0, [0, 2]].sum(), 1)
+    assert np.isnan(soft[1]).all()
+    assert np.isnan(soft[:, 1]).all()
+    assert off_diagonal_mean(statistics.similarity('dot')) == 4
+
+
+def test_lengths_are_one_and_one_class_has_no_pairs():
+    statistics = ClassStatistics(2)
+    statistics.add(torch.tensor([[3.0, 4]]), torch.tensor([1]))
+    np.testing.assert_allclose(statistics.centers[1], [0.6, 0.8])
+    summary = statistics.summary()
+    assert summary['intra_class_variance'] == pytest.approx(0, abs=1e-12)
+    assert summary['center_distance'] is None
+    with pytest.raises(ValueError, match='no features have been added'):
+        ClassStatistics(2).centers  # noqa: B018
+
+
+def test_compactness_of_two_models(trained, tmp_path, capsys):
+    tool('compactness').main([*trained.pair, '--names', 'A', 'B', '--out', str(tmp_path)])
+    numbers = json.loads((tmp_path / 'compactness.json').read_text())
+    assert list(numbers['models']) == ['A', 'B']
+    for name, pair in zip('AB', (trained.fcn, trained.mdrl)):
+        features, labels = pixels_of(pair, unit=True)
+        centers = np.array([features[labels == k].mean(0) for k in range(NUM_CLASSES)])
+        got = numbers['models'][name]
+        for k, entry in enumerate(got['classes'].values()):
+            own = features[labels == k]
+            assert entry['pixels'] == len(own)
+            variance = ((own - centers[k]) ** 2).sum(1).mean()
+            assert entry['intra_class_variance'] == pytest.approx(variance, rel=1e-4)
+            others = np.delete(np.linalg.norm(centers - centers[k], axis=1), k)
+            assert entry['nearest_center_distance'] == pytest.approx(others.min(), rel=1e-4)
+    features, labels = pixels_of(trained.mdrl, 'embedding')
+    bank = ExaminedModel.load(*trained.mdrl).head.bank.distributions.double().numpy()
+    nearest = np.einsum('pz,knz->pkn', features, bank).max(2).argmax(1)
+    assert got['all']['nearest_distribution_accuracy'] == pytest.approx(
+        100 * (nearest == labels).mean(), rel=1e-4
+    )
+    assert 'nearest_distribution_accuracy' not in numbers['models']['A']['all']
+    assert (tmp_path / 'compactness.png').stat().st_size > 5000
+    assert '| A ' in capsys.readouterr().out
+
+
+def test_class_dependency_map(trained, tmp_path):
+    main = tool('class_dependency').main
+    main([*trained.pair, '--out', str(tmp_path), '--max-images', '2', '--classes', 'sky', 'road'])
+    numbers = json.loads((tmp_path / 'class_dependency.json').read_text())
+    (fcn, mdrl) = numbers['models'].values()
+    for pair, got in ((trained.fcn, fcn), (trained.mdrl, mdrl)):
+        features, labels = pixels_of(pair, indices=(0, 2))
+        present = np.unique(labels)
+        centers = np.array([features[labels == k].mean(0) for k in present])
+        centers /= np.linalg.norm(centers, axis=1, keepdims=True)
+        similarity = np.array(got['similarity'], dtype=float)[np.ix_(present, present)]
+        np.testing.assert_allclose(similarity, centers @ centers.T, atol=1e-5)
+        off = ~np.eye(len(present), dtype=bool)
+        assert got['off_diagonal_mean'] == pytest.approx(similarity[off].mean(), abs=1e-5)
+
+
+def test_channel_variance(trained, tmp_path):
+    main = tool('channel_variance').main
+    main([*trained.fcn, '--out', str(tmp_path), '--features', 'backbone', '--bins', '5', '--log'])
+    numbers = json.loads((tmp_path / 'channel_variance.json').read_text())
+    features, labels = pixels_of(trained.fcn, 'backbone')
+    centers = np.array([features[labels == k].mean(0) for k in range(NUM_CLASSES)])
+    (got,) = numbers['models'].values()
+    np.testing.assert_allclose(got['variance'], centers.var(axis=0), rtol=1e-4)
+    assert sum(got['channels']) == 32
+    edges = numbers['edges']
+    assert len(edges) == 6
+    inside = np.sum((centers.var(axis=0) > edges[2]) & (centers.var(axis=0) <= edges[3]))
+    assert abs(got['channels'][2] - inside) <= 1  # a value on an edge may fall to either side
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['a.py'], 'each model is a config and a checkpoint; got an odd number of files: a.py'),
+        (['a.py', 'a.pth', '--names', 'x', 'y'], '--names has 2 names for 1 models'),
+        (['a.py', 'a.pth', '--max-images', '0'], '--max-images must be at least 1'),
+    ],
+)
+def test_wrong_arguments_are_refused(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        tool('compactness').main([*arguments, '--out', str(tmp_path)])
+    assert message in capsys.readouterr().err
+
+
+def test_missing_files_are_named(trained, tmp_path):
+    main, out = tool('compactness').main, ['--out', str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"no config file 'nothing\.py'"):
+        main(['nothing.py', 'x.pth', *out])
+    with pytest.raises(SystemExit, match=r"no checkpoint file 'x\.pth'"):
+        main([trained.fcn[0], 'x.pth', *out])

@@ -1,0 +1,131 @@
+"""Sampling of pixels and their reduction to the plane."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mmseg_cmdl.analysis import (
+    ExaminedModel,
+    PixelSample,
+    feature_space,
+    reduce_to_plane,
+    silhouette,
+)
+from tests.analysis.conftest import IMAGES, NUM_DISTRIBUTIONS, tool
+
+
+def two_groups(count=40, distance=30.0):
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], count)
+    return generator.normal(size=(2 * count, 6)) + distance * labels[:, None], labels
+
+
+def test_every_pixel_has_the_same_chance():
+    drawn = np.zeros(60)
+    for seed in range(200):
+        sample = PixelSample([1], 10, seed)
+        for index, count in enumerate((10, 50)):  # an even sample of 60 over images of 10 and 50
+            features = torch.arange(60.0)[index * 10 : index * 10 + count].view(1, -1, 1)
+            sample.add(index, features, torch.ones(1, count, dtype=torch.int64))
+        features, labels, places = sample.arrays()
+        assert len(features) == 10
+        assert (labels == 1).all()
+        np.testing.assert_array_equal(places[:, 0] * 10 + places[:, 2], features[:, 0])
+        drawn[features[:, 0].astype(int)] += 1
+    # 200 * 10 / 60 = 33 times each, with a standard deviation of 5
+    assert drawn.min() > 12
+    assert drawn.max() < 58
+    assert abs(drawn[:10].mean() - 33.3) < 6
+
+
+def test_only_labelled_and_finite_pixels_are_drawn():
+    sample = PixelSample([0, 2], 5)
+    features = torch.tensor([[[1.0], [torch.nan], [3], [4]]])
+    sample.add(7, features, torch.tensor([[0, 2, 255, 2]]))
+    values, labels, places = sample.arrays()
+    assert values.ravel().tolist() == [1, 4]
+    assert labels.tolist() == [0, 2]
+    assert places.tolist() == [[7, 0, 0], [7, 0, 3]]
+    assert sample.seen == {0: 1, 2: 1}
+    with pytest.raises(SystemExit, match='no pixel of the chosen classes'):
+        PixelSample([0], 5).arrays()
+
+
+@pytest.mark.parametrize('method', ['pca', 'tsne'])
+def test_groups_stay_apart_and_the_seed_says_all(method):
+    pytest.importorskip('sklearn')
+    features, labels = two_groups()
+    points = reduce_to_plane(features, method, seed=1, perplexity=10)
+    assert points.shape == (80, 2)
+    np.testing.assert_array_equal(points, reduce_to_plane(features, method, 1, 10))
+    assert silhouette(points, labels) > 0.5
+    assert silhouette(features, labels) > 0.8
+    assert silhouette(features, np.zeros(80)) is None
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    def refuse(name, *_):
+        raise ImportError(f'No module named {name!r}')
+
+    monkeypatch.setattr(feature_space.importlib, 'import_module', refuse)
+    with pytest.raises(
+        SystemExit, match=r'the feature space needs scikit-learn, .* run: pip install scikit-learn'
+    ):
+        reduce_to_plane(np.zeros((9, 3)))
+
+
+def test_few_points_and_unknown_methods_are_refused():
+    with pytest.raises(SystemExit, match='4 points are too few'):
+        reduce_to_plane(np.zeros((4, 3)))
+    with pytest.raises(ValueError, match='method must be one of'):
+        reduce_to_plane(np.zeros((9, 3)), 'lda')
+
+
+def test_the_command_draws_pixels_and_the_bank(trained, tmp_path):
+    pytest.importorskip('sklearn')
+    main = tool('feature_space').main
+    arguments = [
+        *trained.pair,
+        '--names',
+        'F',
+        'M',
+        '--classes',
+        'sky',
+        'road',
+        '--pixels',
+        '12',
+        '--perplexity',
+        '5',
+        '--seed',
+        '3',
+    ]
+    main([*arguments, '--out', str(tmp_path / 'a')])
+    numbers = json.loads((tmp_path / 'a' / 'feature_space.json').read_text())['models']
+    assert numbers['F']['features'] == 'classifier'
+    assert numbers['M']['features'] == 'embedding'
+    model = ExaminedModel.load(*trained.mdrl)
+    labels = [model.dataset.render(i).label[::8, ::8] for i in range(IMAGES)]
+    assert numbers['M']['pixels'] == {
+        name: sum(int((x == model.classes.index(name)).sum()) for x in labels)
+        for name in ('sky', 'road')
+    }
+    arrays = np.load(tmp_path / 'a' / 'feature_space.npz')
+    for panel in '01':
+        for (image, row, col), label in zip(arrays[f'{panel}_places'], arrays[f'{panel}_labels']):
+            assert labels[image][row, col] == label
+        assert arrays[f'{panel}_points'].shape == (24, 2)
+    assert '0_distributions' not in arrays
+    assert arrays['1_distributions'].shape == (2 * NUM_DISTRIBUTIONS, 2)
+    assert np.unique(arrays['1_distribution_labels'][:, 0]).tolist() == [0, 2]
+    # silhouette is that of the sampled unit vectors
+    features = np.stack(
+        [model.example(i, 'embedding').features[r, c].numpy() for i, r, c in arrays['1_places']]
+    )
+    assert numbers['M']['silhouette'] == pytest.approx(
+        silhouette(features, arrays['1_labels']), rel=1e-3
+    )
+    main([*arguments, '--out', str(tmp_path / 'b')])
+    for name in ('feature_space.png', 'feature_space.json'):
+        assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()

@@ -1,0 +1,63 @@
+"""The gallery: which pictures it has, and where its models come from."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.analysis.conftest import tool
+from tests.paths import TOOLS
+
+gallery = tool('gallery')
+
+
+def test_commands_and_pictures_are_there():
+    commands = {figure.command for figure in gallery.FIGURES}
+    tools = {path.stem for path in (TOOLS / 'analysis').glob('*.py')} - {'gallery'}
+    assert commands == tools
+    drawn = set()
+    for figure in gallery.FIGURES:
+        # one without arguments shows more of what an earlier one has drawn
+        assert figure.arguments is not None or figure.command in drawn
+        drawn.add(figure.command)
+
+
+def test_one_figure_of_the_demos_folder(trained, tmp_path, capsys):
+    for name, (config, checkpoint) in (('fcn', trained.fcn), ('mdrl-fcn', trained.mdrl)):
+        (tmp_path / 'demo' / name).mkdir(parents=True)
+        shutil.copy(config, tmp_path / 'demo' / name)
+        shutil.copy(checkpoint, tmp_path / 'demo' / name / 'iter_1.pth')
+        (tmp_path / 'demo' / name / 'last_checkpoint').write_text('/moved/since/iter_1.pth')
+    arguments = ['--demo', str(tmp_path / 'demo'), '--out', str(tmp_path / 'docs'), '--only',
+                 'channel_variance', '--work-dir', str(tmp_path / 'work')]  # fmt: skip
+    gallery.main([*arguments, '--max-images', '1'])
+    page = (tmp_path / 'docs' / 'gallery.md').read_text()
+    (picture,) = re.findall(r'!\[.*\]\((.*)\)', page)
+    original = tmp_path / 'work' / 'channel_variance' / 'channel_variance.png'
+    with Image.open(tmp_path / 'docs' / picture) as copy, Image.open(original) as drawn:
+        np.testing.assert_array_equal(np.asarray(copy), np.asarray(drawn.convert('RGB')))
+    assert re.search(r'Measured here: mean: FCN [\d.e-]+, MDRL-FCN [\d.e-]+\.\n', page)
+    assert str(tmp_path) not in page
+    before = original.stat().st_mtime_ns
+    gallery.main([*arguments, '--reuse'])
+    assert original.stat().st_mtime_ns == before
+    assert (tmp_path / 'docs' / 'gallery.md').read_text() == page
+
+
+def test_large_pictures_get_256_colours(tmp_path):
+    noise = np.random.randint(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / 'a.png')
+    gallery.small_copy(tmp_path / 'a.png', tmp_path / 'b.png', small=1000)
+    with Image.open(tmp_path / 'b.png') as copy:
+        assert len(copy.convert('RGB').getcolors()) <= 256
+        assert copy.size == (64, 64)
+
+
+def test_a_folder_without_a_demo_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit, match='fcn has no config and checkpoint; run `make demo` first'):
+        gallery.main(['--demo', str(tmp_path), '--out', str(tmp_path / 'docs')])
+    with pytest.raises(SystemExit):
+        gallery.main(['--reuse'])
+    assert '--reuse needs --work-dir' in capsys.readouterr().err

@@ -1,0 +1,114 @@
+"""How compact classes are in the feature space, and how far apart: what the losses claim to move.
+
+Over a split, for any number of models: variance inside each class (mean squared distance of its
+pixels to its centre), distances between class centres, and for MDRL heads the percentage of pixels
+whose nearest distribution is of their own class. Features are brought to length 1 first, so that
+models can be compared; --raw leaves their lengths. Writes compactness.png and compactness.json.
+
+Example:
+    python tools/analysis/compactness.py CONFIG_A CKPT_A CONFIG_B CKPT_B --names FCN MDRL \
+        --out work_dirs/compactness
+"""
+
+import numpy as np
+from prettytable import PrettyTable
+
+from mmseg_cmdl.analysis import DistributionUsage, command_line, gather_statistics
+from mmseg_cmdl.visualization import draw_class_bars, save_figure
+
+
+def parse_args(argv=None):
+    parser = command_line.parser_of(__doc__, features='classifier')
+    parser.add_argument(
+        '--raw', action='store_true', help="leave the features' lengths as they are"
+    )
+    return command_line.parse(parser, argv)
+
+
+def nearest_without_diagonal(distances):
+    """Distance of each class to the nearest other one; NaN where there is none."""
+    distances = distances.copy()
+    np.fill_diagonal(distances, np.inf)
+    nearest = np.where(np.isnan(distances), np.inf, distances).min(axis=1)
+    return np.where(np.isfinite(nearest), nearest, np.nan)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    usages = {}
+
+    def count_distributions(model):
+        """For models that have distributions: counts on their embeddings, whatever the features."""
+        if not hasattr(getattr(model.head, 'bank', None), 'distributions'):
+            return None
+        usage = usages[model.name] = DistributionUsage(model.head.bank.distributions)
+
+        def add(example):
+            embedded = (
+                example
+                if args.features == 'embedding'
+                else model.example(example.index, 'embedding')
+            )
+            usage.add(embedded.features, embedded.labels)
+
+        return add
+
+    numbers, variance, nearest, accuracy = {}, {}, {}, {}
+    for model, statistics in gather_statistics(
+        command_line.load_models(args), args, not args.raw, count_distributions
+    ):
+        name, classes = model.name, model.classes
+        distances = statistics.center_distances
+        variance[name] = statistics.intra_class_variance
+        nearest[name] = nearest_without_diagonal(distances)
+        by_class = {
+            c: dict(
+                pixels=int(statistics.counts[k]),
+                intra_class_variance=variance[name][k],
+                nearest_center_distance=nearest[name][k],
+            )
+            for k, c in enumerate(classes)
+        }
+        numbers[name] = dict(all=statistics.summary(), classes=by_class, center_distances=distances)
+        if name in usages:
+            found = usages[name].numbers(classes)
+            key = 'nearest_distribution_accuracy'
+            accuracy[name] = np.array([c[key] for c in found['classes'].values()])
+            numbers[name]['all'].update(
+                {key: found['all'][key], 'entropy': found['all']['entropy']}
+            )
+            for k, c in enumerate(classes):
+                by_class[c][key] = accuracy[name][k]
+
+    written = [args.out / 'compactness.json', args.out / 'compactness.png']
+    command_line.write_json(
+        written[0],
+        dict(models=numbers, features=args.features, normalized=not args.raw, split=args.split),
+    )
+    panels = {
+        'variance inside the class': variance,
+        'distance to the nearest\nother class': nearest,
+    }
+    if accuracy:
+        panels['nearest distribution is of\nthe right class, %'] = accuracy
+    save_figure(draw_class_bars(panels, classes, [False, True, True]), written[1])
+
+    keys = [
+        'intra_class_variance',
+        'center_distance',
+        'nearest_center_distance',
+        'separation',
+        'nearest_distribution_accuracy',
+    ]
+    table = PrettyTable(['model', *(key.replace('_', ' ') for key in keys)])
+    table.align = 'r'
+    table.align['model'] = 'l'
+    for name, found in numbers.items():
+        values = (found['all'].get(key) for key in keys)
+        table.add_row([name, *('-' if v is None else f'{v:.4g}' for v in values)])
+    print(table)
+    command_line.report(written)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,143 @@
+"""Complexity table (MCIBI, table 3): what each context module costs on a feature map.
+
+Parameters, multiply-adds, time and memory of one inference pass. A module is a decode head without
+its classifier. Prints the table and writes complexity.json and complexity.png.
+
+Example:
+    python tools/analysis/complexity.py --out work_dirs/complexity
+    python tools/analysis/complexity.py --size 1 512 64 64 --modules PPM MDRL --out work_dirs/small
+    python tools/analysis/complexity.py --configs my_config.py --out work_dirs/mine
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from mmengine.config import DictAction
+from prettytable import PrettyTable
+
+from mmseg_cmdl.analysis import command_line, measure_complexity
+from mmseg_cmdl.analysis.complexity import (
+    available_contexts,
+    build_context,
+    head_of_config,
+)
+from mmseg_cmdl.launch import load_config
+from mmseg_cmdl.visualization import draw_complexity, save_figure
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    contexts = available_contexts()
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='FOLDER', help='table and picture go there'
+    )
+    parser.add_argument(
+        '--modules', nargs='+', metavar='NAME', help=f'any of: {", ".join(contexts)} (default: all)'
+    )
+    parser.add_argument(
+        '--configs',
+        nargs='+',
+        default=[],
+        metavar='CONFIG',
+        help="decode heads of these configs instead, with --size's channels",
+    )
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs=4,
+        default=[1, 2048, 128, 128],
+        metavar=('B', 'C', 'H', 'W'),
+        help='feature map (default: 1 2048 128 128)',
+    )
+    parser.add_argument(
+        '--channels', type=int, default=512, help='inside the heads (default: %(default)s)'
+    )
+    parser.add_argument('--num-classes', type=int, default=19, help='(default: %(default)s)')
+    parser.add_argument(
+        '--seconds',
+        type=float,
+        default=2,
+        help='each is timed for so long; 0: not at all (default: %(default)s)',
+    )
+    parser.add_argument('--device', default='cpu', help='cpu or cuda (default: cpu)')
+    parser.add_argument('--threads', type=int, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument('--seed', type=int, default=0, help='(default: 0)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of --configs',
+    )
+    args = parser.parse_args(argv)
+    unknown = set(args.modules or ()) - set(contexts)
+    if unknown:
+        parser.error(
+            f'there is no module {", ".join(sorted(unknown))}; there are: {", ".join(contexts)}'
+        )
+    if min(args.size) < 1 or args.channels < 1 or args.num_classes < 1 or args.seconds < 0:
+        parser.error(
+            '--size, --channels and --num-classes must be at least 1, --seconds at least 0'
+        )
+    if args.device.startswith('cuda') and not torch.cuda.is_available():
+        parser.error(f'--device {args.device}: this PyTorch sees no CUDA device')
+    args.out.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    heads = {}
+    if not args.configs or args.modules:
+        contexts = available_contexts()
+        heads = {name: contexts[name] for name in args.modules or contexts}
+    for path in args.configs:
+        head = head_of_config(load_config(path, args.cfg_options))
+        heads[Path(path).stem] = {**head, 'in_channels': args.size[1]}
+    rows = []
+    for name, cfg in command_line.progress(heads.items(), len(heads), 'measuring'):
+        head = build_context(cfg, args.size[1], args.channels, args.num_classes)
+        rows.append(
+            dict(
+                module=name,
+                head=cfg['type'],
+                **measure_complexity(head, args.size, args.device, args.seconds or None, args.seed),
+            )
+        )
+    device = (
+        torch.cuda.get_device_name(args.device)
+        if args.device.startswith('cuda')
+        else f'CPU, {torch.get_num_threads()} threads'
+    )
+    size = '×'.join(map(str, args.size))
+    table = PrettyTable(['module', 'params M', 'GMACs', 'ms', 'MiB'])
+    table.align = 'r'
+    table.align['module'] = 'l'
+    for row in rows:
+        values = (row[key] for key in ('params_m', 'gmacs', 'ms', 'peak_mib'))
+        table.add_row([row['module'], *('-' if v is None else f'{v:.2f}' for v in values)])
+    print(f'Inference on a {size} map, heads without classifier, on {device}\n{table}')
+    written = [args.out / 'complexity.json', args.out / 'complexity.png']
+    command_line.write_json(
+        written[0],
+        dict(
+            size=args.size,
+            channels=args.channels,
+            num_classes=args.num_classes,
+            device=device,
+            torch=torch.__version__,
+            modules=rows,
+        ),
+    )
+    save_figure(draw_complexity(rows, f'{size} features, {device}'), written[1])
+    command_line.report(written)
+
+
+if __name__ == '__main__':
+    main()

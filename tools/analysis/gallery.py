@@ -1,0 +1,335 @@
+"""The gallery in docs/: every figure of tools/analysis, from the demo's checkpoints.
+
+Runs the commands of tools/analysis on the FCN and MDRL-FCN that `make demo` trained, and writes
+gallery.md and its pictures, the large ones reduced to 256 colours.
+
+Example:
+    make demo
+    python tools/analysis/gallery.py --demo work_dirs/demo --out docs
+    python tools/analysis/gallery.py --models FCN_CONFIG FCN_CKPT MDRL_CONFIG MDRL_CKPT --out docs
+"""
+
+import argparse
+import importlib.util
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from mmseg_cmdl.launch import checked_checkpoint, latest_checkpoint
+
+NAMES = ('FCN', 'MDRL-FCN')
+BOTH, MDRL = 'CONFIG CHECKPOINT MDRL_CONFIG MDRL_CHECKPOINT', 'MDRL_CONFIG MDRL_CHECKPOINT'
+
+
+class Figure:
+    """A picture of the gallery.
+
+    Args:
+        title (str): Heading.
+        command (str): Module of tools/analysis.
+        arguments (str): After the models.
+        pictures (list[str]): Of what it writes, those that are shown.
+        text (str): What is to be seen.
+        both (bool): Takes both models, else MDRL-FCN alone.
+        numbers (callable, optional): From the folder it wrote, a line with its main numbers.
+    """
+
+    def __init__(self, title, command, arguments, pictures, text, both=True, numbers=None):
+        self.title, self.command, self.arguments = title, command, arguments
+        self.pictures, self.text, self.both, self.numbers = pictures, text, both, numbers
+
+
+def _read(folder, name):
+    return json.loads((folder / f'{name}.json').read_text(encoding='utf-8'))
+
+
+def _usage(folder):
+    found = _read(folder, 'distribution_map')['all']
+    return (
+        f'{found["pixels"]} pixels; entropy of use {found["entropy"]:.2f}; {found["dead"]} dead '
+        f'and {found["duplicates"]} duplicate distributions; the nearest distribution of all is '
+        f'of the right class for {found["nearest_distribution_accuracy"]:.1f}% of the pixels.'
+    )
+
+
+def _of_models(name, *keys):
+    def numbers(folder):
+        models = _read(folder, name)['models']
+        lines = []
+        for key, label in keys:
+            values = [(model, found.get('all', found).get(key)) for model, found in models.items()]
+            lines.append(
+                f'{label}: '
+                + ', '.join(f'{model} {value:.3g}' for model, value in values if value is not None)
+            )
+        return '; '.join(lines) + '.'
+
+    return numbers
+
+
+def _scores(folder):
+    totals = _read(folder, 'predictions')['totals']
+    return (
+        'mIoU: ' + ', '.join(f'{name} {found["mIoU"]:.2f}' for name, found in totals.items()) + '.'
+    )
+
+
+def _complexity(folder):
+    found = _read(folder, 'complexity')
+    return f'A {"×".join(map(str, found["size"]))} map, on {found["device"]}.'
+
+
+FIGURES = [
+    Figure(
+        'Which distribution each pixel belongs to',
+        'distribution_map',
+        '--draw 0 1 --patches 3 --classes car building',
+        ['maps.png'],
+        "Each pixel in the colour of its class, and in the shade of the nearest of the class's "
+        'distributions.',
+        both=False,
+    ),
+    Figure(
+        'What a distribution stands for',
+        'distribution_map',
+        None,
+        ['class_05_car.png', 'class_03_building.png'],
+        'Above, the pixels of the class in the colour of their distribution; below, for each '
+        "distribution its share of the class's pixels and the real pixels nearest to it.",
+        both=False,
+    ),
+    Figure(
+        'How evenly distributions are used',
+        'distribution_map',
+        None,
+        ['usage.png'],
+        "Share of the class's pixels for each distribution, dead and duplicate ones, entropy.",
+        both=False,
+        numbers=_usage,
+    ),
+    Figure(
+        'Feature space',
+        'feature_space',
+        '--classes road car sky person --pixels 200',
+        ['feature_space.png'],
+        't-SNE of pixels of four classes. On the right the unit vectors that MDRL compares with '
+        "its distributions, which are drawn in; on the left what enters FCN's classifier.",
+        numbers=_of_models('feature_space', ('silhouette', 'silhouette of the classes')),
+    ),
+    Figure(
+        'Compactness',
+        'compactness',
+        '',
+        ['compactness.png'],
+        'Of what enters the classifier, at length 1.',
+        numbers=_of_models(
+            'compactness',
+            ('intra_class_variance', 'variance inside the class'),
+            ('center_distance', 'distance between centres'),
+        ),
+    ),
+    Figure(
+        'Class dependency',
+        'class_dependency',
+        '',
+        ['class_dependency.png'],
+        'Cosines of class centres, and their difference.',
+        numbers=_of_models('class_dependency', ('off_diagonal_mean', 'mean')),
+    ),
+    Figure(
+        'Pixel relation',
+        'pixel_relation',
+        '--image 0 --pixel-of car building',
+        ['pixel_relation.png'],
+        'How similar every pixel is to the marked one.',
+    ),
+    Figure(
+        'Class-wise variance of channels',
+        'channel_variance',
+        '',
+        ['channel_variance.png'],
+        'How many channels tell the classes apart how well (DGCW, fig. 3).',
+        numbers=_of_models('channel_variance', ('mean', 'mean')),
+    ),
+    Figure(
+        'Predictions side by side',
+        'compare_predictions',
+        '--sort gain --rows 4',
+        ['predictions.png'],
+        'The page `predictions.html` has the worst and best cases, sorts them and opens offline; '
+        'here some of them.',
+        numbers=_scores,
+    ),
+    Figure(
+        'Complexity',
+        'complexity',
+        '--size 1 512 64 64 --channels 256 --seconds 0',
+        ['complexity.png'],
+        'Context modules on one feature size. Without `--seconds 0` they are timed too; MCIBI, '
+        'table 3, has a larger map: `--size 1 2048 128 128 --channels 512`, the default.',
+        numbers=_complexity,
+    ),
+]
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        '--demo',
+        type=Path,
+        default=Path('work_dirs/demo'),
+        metavar='FOLDER',
+        help='what `make demo` wrote (default: %(default)s)',
+    )
+    source.add_argument(
+        '--models',
+        nargs=4,
+        metavar=('CONFIG', 'CKPT', 'MDRL_CONFIG', 'MDRL_CKPT'),
+        help='an FCN and an MDRL-FCN instead of those of the demo',
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('docs'),
+        metavar='FOLDER',
+        help='gallery.md and pictures/ go there (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        metavar='FOLDER',
+        help='keep all pictures and numbers there (default: they are not kept)',
+    )
+    parser.add_argument(
+        '--reuse',
+        action='store_true',
+        help='take what an earlier run left in --work-dir instead of drawing it again',
+    )
+    parser.add_argument('--max-images', type=int, help='of the split (default: all)')
+    parser.add_argument(
+        '--only',
+        nargs='+',
+        choices=sorted({f.command for f in FIGURES}),
+        metavar='COMMAND',
+        help='only figures of these commands',
+    )
+    parser.add_argument('--seed', type=int, default=0, help='(default: 0)')
+    args = parser.parse_args(argv)
+    if args.reuse and args.work_dir is None:
+        parser.error('--reuse needs --work-dir, where an earlier run left its pictures')
+    return args
+
+
+def models_of_demo(folder):
+    """Config and checkpoint of both models.
+
+    Raises:
+        SystemExit: The demo hasn't run there.
+    """
+    found = []
+    for name in NAMES:
+        work_dir = folder / name.lower()
+        configs = sorted(work_dir.glob('*.py'))
+        checkpoint = latest_checkpoint(str(work_dir)) if work_dir.is_dir() else None
+        if not configs or checkpoint is None:
+            raise SystemExit(
+                f'error: {work_dir} has no config and checkpoint; run `make demo` '
+                'first, or name models with --models'
+            )
+        found += [str(configs[0]), checked_checkpoint(checkpoint)]
+    return found
+
+
+def run(figure, models, folder, args):
+    """Run the command in this process; its pictures and numbers go to `folder`."""
+    spec = importlib.util.spec_from_file_location(
+        figure.command, Path(__file__).with_name(f'{figure.command}.py')
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    arguments = [*figure.arguments.split(), '--out', str(folder), '--seed', str(args.seed)]
+    if figure.command != 'complexity':
+        arguments = [*(models if figure.both else models[2:]), *arguments]
+        if figure.both:
+            arguments += ['--names', *NAMES]
+        if args.max_images and figure.command != 'pixel_relation':
+            arguments += ['--max-images', str(args.max_images)]
+    module.main(arguments)
+
+
+def small_copy(source, target, small=100_000):
+    """The picture; with 256 colours, a third of the size, if it is larger than `small` bytes."""
+    with Image.open(source) as picture:
+        copy = picture.convert('RGB')
+        if source.stat().st_size > small:
+            copy = copy.quantize(256, dither=Image.Dither.NONE)
+        copy.save(target, optimize=True)
+
+
+def command_line_of(figure):
+    """As a user types it."""
+    models = '' if figure.command == 'complexity' else (BOTH if figure.both else MDRL) + ' '
+    names = ' --names ' + ' '.join(NAMES) if figure.both and figure.command != 'complexity' else ''
+    return (
+        f'python tools/analysis/{figure.command}.py {models}--out FOLDER{names} {figure.arguments}'
+    ).rstrip()
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    models = args.models or models_of_demo(args.demo)
+    work = args.work_dir or Path(tempfile.mkdtemp(prefix='gallery_'))
+    pictures = args.out / 'pictures'
+    pictures.mkdir(parents=True, exist_ok=True)
+    lines = [
+        '# Gallery',
+        '',
+        'What `tools/analysis` draws, from the FCN and the MDRL-FCN that `make demo` trains: a '
+        'small ResNet-18, a few hundred iterations on synthetic scenes. They show what the '
+        'figures look like, not how good the methods are. Made by',
+        '',
+        '```shell',
+        'make demo',
+        'python tools/analysis/gallery.py',
+        '```',
+        '',
+        'Each command takes any checkpoint and has `--help`; the numbers behind a picture are '
+        'in the JSON or NPZ beside it.',
+        '',
+    ]
+    try:
+        for figure in FIGURES:
+            if args.only and figure.command not in args.only:
+                continue
+            folder = work / figure.command
+            drawn = args.reuse and all((folder / name).is_file() for name in figure.pictures)
+            # None: what ran before has drawn it
+            if figure.arguments is not None and not drawn:
+                print(f'\n{figure.command}', flush=True)
+                run(figure, models, folder, args)
+            lines += [f'## {figure.title}', '', figure.text, '']
+            if figure.numbers is not None:
+                lines += ['Measured here: ' + figure.numbers(folder), '']
+            if figure.arguments is not None:
+                lines += ['```shell', command_line_of(figure), '```', '']
+            for name in figure.pictures:
+                target = f'{figure.command}_{name}' if figure.command not in name else name
+                small_copy(folder / name, pictures / target)
+                lines += [f'![{figure.title}](pictures/{target})', '']
+    finally:
+        if args.work_dir is None:
+            shutil.rmtree(work, ignore_errors=True)
+    page = args.out / 'gallery.md'
+    page.write_text('\n'.join(lines).rstrip() + '\n', encoding='utf-8')
+    total = sum(path.stat().st_size for path in pictures.glob('*.png'))
+    print(f'\n{page}, {total / 1e6:.2f} MB of pictures')
+
+
+if __name__ == '__main__':
+    main()
