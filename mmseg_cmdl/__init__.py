@@ -29,7 +29,7 @@ def register():
 
     compat.apply()
 
-    from . import datasets, models  # noqa: F401
+    from . import datasets, engine, models  # noqa: F401
 
 
 def _is_report():

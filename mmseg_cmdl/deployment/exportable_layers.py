@@ -67,13 +67,15 @@ class CrissCrossByMatrices(nn.Module):
         positions = torch.arange(rows, device=x.device)
         # a pixel meets itself in its row already
         itself = positions[:, None] == positions
-        in_column = in_column.masked_fill(itself, float('-inf')).transpose(1, 2)  # [B, h, w, h]
+        in_column = in_column.masked_fill(itself, float('-inf'))
+        in_column = in_column.transpose(1, 2).contiguous()  # [B, h, w, h]
         in_row = query.permute(0, 2, 3, 1) @ key.permute(0, 2, 1, 3)  # [B, h, w, w]
         attention = torch.cat([in_column, in_row], dim=3).softmax(dim=3)
         from_column = attention[..., :rows].transpose(1, 2) @ value.permute(0, 3, 2, 1)
         from_row = attention[..., rows:] @ value.permute(0, 2, 3, 1)  # [B, h, w, C]
-        attended = from_column.permute(0, 3, 2, 1) + from_row.permute(0, 3, 1, 2)
-        return self.gamma(attended) + x
+        # contiguous, so that torch.export need not compare strides of dynamic sizes
+        attended = from_column.transpose(1, 2).contiguous() + from_row
+        return self.gamma(attended.permute(0, 3, 1, 2).contiguous()) + x
 
 
 def _exportable(module: nn.Module):

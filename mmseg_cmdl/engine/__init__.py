@@ -1,0 +1,3 @@
+from .seed_per_iteration_hook import SeedPerIterationHook
+
+__all__ = ['SeedPerIterationHook']
