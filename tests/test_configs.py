@@ -30,7 +30,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
 MMSEG_CONFIGS = Path(mmseg.__file__).parent / '.mim' / 'configs'
 BASES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' in path.parts)
-PATHS = {path.stem: path for path in sorted(CONFIGS.rglob('*.py')) if path not in BASES}
+EVERY_PATH = [path for path in sorted(CONFIGS.rglob('*.py')) if path not in BASES]
+# those of other methods have tests of their own: tests/test_<method>_configs.py
+PATHS = {path.stem: path for path in EVERY_PATH if path.parent.name != 'car'}
 CONSISTENCY = CONFIGS / '_base_' / 'models' / 'mdrl_consistency.py'
 README = CONFIGS / 'mdrl' / 'README.md'
 ABLATED = 'mdrl_fcn_r50-d8_4xb2-80k_cityscapes-512x1024'
@@ -40,7 +42,9 @@ SMALL_PLAIN = 'fcn_r18s-d8_1xb8-demo_synthetic-128x128'
 HAS_TIMM = timm_backbone.timm is not None
 DATASET_TYPES = dict(
     ade20k='ADE20KDataset', camvid='CamVidDataset', cityscapes='CityscapesDataset',
-    synthetic='SyntheticScenesDataset', **{'coco-stuff164k': 'COCOStuffDataset'})
+    synthetic='SyntheticScenesDataset', **{'coco-stuff164k': 'COCOStuffDataset'},
+    lip='LIPDataset', cihp='CIHPDataset')
+METHODS = dict(mdrl='MDRLHead', mcibi='MCIBIHead')
 TINY = 64
 
 every_config = pytest.mark.parametrize('name', PATHS)
@@ -66,6 +70,8 @@ def offline(cfg):
             cfg.merge_from_dict(dict(custom_imports=dict(
                 imports=[*cfg.custom_imports.imports, 'tests.timm_stand_in'])))
             import tests.timm_stand_in  # noqa: F401
+    if cfg.model.backbone.type == 'VisionTransformer':  # 300 M parameters otherwise
+        cfg.model.backbone.update(num_layers=4, out_indices=(0, 1, 2, 3))
     return cfg
 
 
@@ -121,11 +127,23 @@ def starts_closed(key):
     return '.cca.' in key and not key.endswith('.cca.gamma.scale')
 
 
+def final_head(parent):
+    """The decode head of a config or model; in a cascade the last one."""
+    head = parent.decode_head
+    return head[-1] if isinstance(head, (list, torch.nn.ModuleList)) else head
+
+
+def other_head(parent):
+    """The auxiliary head of a config or model; in a cascade the head before the last."""
+    cascade = isinstance(parent.decode_head, (list, torch.nn.ModuleList))
+    return parent.decode_head[-2] if cascade else parent.auxiliary_head
+
+
 @every_config
 def test_trains_one_step_and_predicts(name):
     cfg = offline(load(name))
     model = tiny_model(cfg)
-    classifiers = [model.decode_head.conv_seg, model.auxiliary_head.conv_seg]
+    classifiers = [final_head(model).conv_seg, other_head(model).conv_seg]
     before = [layer.weight.detach().clone() for layer in classifiers]
     log, norms = train_step(model, cfg)
 
@@ -133,7 +151,8 @@ def test_trains_one_step_and_predicts(name):
     assert log['loss'] == pytest.approx(
         sum(value for key, value in log.items() if 'loss' in key and key != 'loss'), rel=1e-4)
     # each classifier starts near a uniform guess
-    assert log['decode.loss_ce'] == pytest.approx(np.log(model.num_classes), rel=0.2)
+    loss_ce = 'decode_1.loss_ce' if model.decode_head is not final_head(model) else 'decode.loss_ce'
+    assert log[loss_ce] == pytest.approx(np.log(model.num_classes), rel=0.2)
     still = [key for key, norm in norms.items() if norm is None or not np.isfinite(norm)
              or (norm == 0 and 'head' in key and not starts_closed(key))]
     assert not still, f'no gradient, or not a finite one: {still}'
@@ -149,6 +168,18 @@ def test_trains_one_step_and_predicts(name):
         rows = model.state_dict()['decode_head.bank.distributions']
         assert rows.shape == (model.num_classes, 9, model.decode_head.channels)
         torch.testing.assert_close(rows.norm(dim=-1), torch.ones(rows.shape[:2]))
+    if name.startswith('mcibi_'):
+        head = model.decode_head
+        assert (head.momentum.start, head.momentum.power) == (0.9, 0.9)
+        assert log['decode.stat_memory_momentum'] == pytest.approx(0.9)
+        assert [loss.loss_weight for loss in head.consistency.losses] == [1.0]
+        assert head.bank.features.shape == (model.num_classes, head.channels)
+        seen = {c for sample in tiny_batch(model.num_classes)['data_samples']
+                for c in sample.gt_sem_seg.data.unique().tolist()} - {255}
+        assert set(head.bank.filled.nonzero()[:, 0].tolist()) == seen
+        assert head.bank.features[head.bank.filled].any(dim=1).all()
+        log = train_step(model, cfg)[0]  # now the classifier learns what is in memory
+        assert 0 < log['decode.memory_loss_ce'] < np.inf
 
     model.eval()
     bank = copy.deepcopy(dict(model.decode_head.named_buffers()))
@@ -252,16 +283,19 @@ def test_runner_runs_the_schedule(name, tmp_path):
 @every_config
 def test_name_says_what_the_config_does(name):
     fields = re.fullmatch(
-        r'(?:(mdrl)_)?(fcn|pspnet|ccnet)_(r\d+s?|efficientnet-lite0)-d8_(\d+)xb(\d+)-(\w+)_'
-        r'([a-z0-9-]+?)-(\d+)x(\d+)', name)
+        r'(?:(mdrl|mcibi)_)?(fcn|pspnet|ccnet|ocrnet|deeplabv3)_'
+        r'(r\d+s?-d8|s101-d8|vit-l|efficientnet-lite0-d8)_(\d+)xb(\d+)-(\w+?)_'
+        r'([a-z0-9-]+?)-(\d+)x(\d+)(?:_([a-z0-9]+)-\8x\9)?', name)
     assert fields, f'{name} does not follow the naming scheme'
-    method, context, backbone, _, per_gpu, schedule, dataset, height, width = fields.groups()
+    method, context, backbone, _, per_gpu, schedule, dataset, height, width, test = fields.groups()
+    backbone = backbone.removesuffix('-d8')
     cfg = load(name)
 
-    head = cfg.model.decode_head
-    plain = dict(fcn='FCNHead', pspnet='PSPHead', ccnet='CCHead')[context]
+    head = final_head(cfg.model)
+    plain = dict(fcn='FCNHead', pspnet='PSPHead', ccnet='CCHead', ocrnet='OCRHead',
+                 deeplabv3='ASPPHead')[context]
     if method:
-        assert head.type == 'MDRLHead'
+        assert head.type == METHODS[method]
         assert head.get('context', dict(type='FCNHead')).type == plain if context != 'fcn' else (
             'context' not in head)
     else:
@@ -270,6 +304,10 @@ def test_name_says_what_the_config_does(name):
         assert cfg.model.backbone.depth == int(backbone.strip('rs'))
         if cfg.model.get('pretrained'):
             assert cfg.model.pretrained == f'open-mmlab://resnet{cfg.model.backbone.depth}_v1c'
+    elif backbone in ('s101', 'vit-l'):
+        expected = {'s101': ('ResNeSt', 'open-mmlab://resnest101'),
+                    'vit-l': ('VisionTransformer', 'pretrain/vit_large_p16.pth')}[backbone]
+        assert (cfg.model.backbone.type, cfg.model.pretrained) == expected
     else:
         assert cfg.model.backbone.model_name == 'tf_efficientnet_lite0'
         assert cfg.model.backbone.output_stride == 8
@@ -280,8 +318,9 @@ def test_name_says_what_the_config_does(name):
     if schedule != 'demo':
         unit = dict(k=1000, it=1)[iterations[2]]
         assert cfg.train_cfg.max_iters == int(iterations[1]) * unit
-    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
         assert loader.dataset.type == DATASET_TYPES[dataset]
+    assert cfg.test_dataloader.dataset.type == DATASET_TYPES[test or dataset]
     size = (int(height), int(width))
     assert tuple(cfg.model.data_preprocessor.size) == tuple(cfg.data_preprocessor.size) == size
     crops = [step.crop_size for step in cfg.train_pipeline if step.type == 'RandomCrop']
@@ -294,8 +333,8 @@ def test_config_stands_on_its_own(name):
     assert cfg.custom_imports == dict(imports=['mmseg_cmdl'], allow_failed_imports=False)
     assert cfg.default_scope == 'mmseg'
     classes = DATASETS.get(cfg.train_dataloader.dataset.type).METAINFO['classes']
-    assert cfg.model.decode_head.num_classes == len(classes)
-    assert cfg.model.auxiliary_head.num_classes == len(classes)
+    assert final_head(cfg.model).num_classes == len(classes)
+    assert other_head(cfg.model).num_classes == len(classes)
     assert cfg.tta_model.type == 'SegTTAModel'
 
 
@@ -310,7 +349,7 @@ def base_paths(path):
 
 def test_bases_are_relative_inside_the_tree_and_all_used():
     used = set()
-    for path in [*PATHS.values(), *BASES]:
+    for path in [*EVERY_PATH, *BASES]:
         assert '::' not in path.read_text(), f'{path} inherits from a package, not by a path'
         for base in base_paths(path):
             assert base.startswith(('./', '../')), (path, base)
@@ -343,22 +382,37 @@ def plain(cfg, drop=()):
     """A config without what tells a method from its baseline."""
     cfg = copy.deepcopy(cfg).to_dict()
     cfg['model'].pop('decode_head')
+    if cfg['model']['type'] == 'CascadeEncoderDecoder':  # its first stage is the auxiliary head
+        cfg['model'].pop('num_stages')
+        cfg['model'].pop('auxiliary_head')
+        cfg['model']['type'] = 'EncoderDecoder'
     for key in ('loss_consistency', 'custom_imports', *drop):
         cfg.pop(key, None)
     return json.loads(json.dumps(cfg))
 
 
-@pytest.mark.parametrize('name', [name for name in PATHS if f'mdrl_{name}' in PATHS])
-def test_baseline_differs_in_nothing_but_the_head(name):
-    assert plain(load(name)) == plain(load(f'mdrl_{name}'))
+@pytest.mark.parametrize(('name', 'method'), [
+    (name, method) for name in PATHS for method in METHODS if f'{method}_{name}' in PATHS])
+def test_baseline_differs_in_nothing_but_the_head(name, method):
+    ours, theirs = plain(load(f'{method}_{name}')), plain(load(name))
+    if 'auxiliary_head' not in theirs['model']:
+        ours['model'].pop('auxiliary_head')
+    assert theirs == ours
+
+
+def stock_name(name):
+    """What MMSegmentation calls the same without our method."""
+    name = name.partition('_')[2]
+    return name.replace('deeplabv3_s101-d8', 'resnest_s101-d8_deeplabv3')
 
 
 @pytest.mark.parametrize(
-    'name', [name for name in PATHS if name.startswith('mdrl_')
+    'name', [name for name in PATHS if name.startswith(('mdrl_', 'mcibi_'))
+             and 'ocrnet_r50' not in name and 'vit-l' not in name  # MMSegmentation has none
              and name.endswith(('cityscapes-512x1024', 'ade20k-512x512'))])
 def test_baseline_is_mmsegmentations_own(name):
     """Model, data and schedule as in MMSegmentation; checkpoints, tests by scale: ours."""
-    stock, = MMSEG_CONFIGS.glob(f'*/{name.replace("mdrl_", "", 1)}.py')
+    stock, = MMSEG_CONFIGS.glob(f'*/{stock_name(name)}.py')
     drop = ('default_hooks', 'tta_pipeline')
     assert plain(load(name), drop) == plain(Config.fromfile(stock), drop)
 
@@ -397,7 +451,7 @@ def write_image_and_labels(dataset, root, num_classes):
 def test_pipelines_run(name, tmp_path):
     cfg = load(name)
     init_default_scope('mmseg')
-    num_classes = cfg.model.decode_head.num_classes
+    num_classes = final_head(cfg.model).num_classes
     loaders = dict(train=cfg.train_dataloader, val=cfg.val_dataloader, test=cfg.test_dataloader,
                    tta=copy.deepcopy(cfg.test_dataloader))
     loaders['tta'].dataset.pipeline = cfg.tta_pipeline
@@ -425,9 +479,12 @@ def test_pipelines_run(name, tmp_path):
 
     single = samples['test']['inputs'].shape[1:]
     views = samples['tta']['inputs']
-    flips = [sample.flip for sample in samples['tta']['data_samples']]
-    assert len(views) == 2 * len(cfg.img_ratios)
-    assert flips.count(True) == flips.count(False) == len(cfg.img_ratios)
+    flips = [sample.metainfo.get('flip') for sample in samples['tta']['data_samples']]
+    if cfg.train_dataloader.dataset.type == 'LIPDataset':  # flipped, left would pass for right
+        assert flips == [None] * len(cfg.img_ratios)
+    else:
+        assert len(views) == 2 * len(cfg.img_ratios)
+        assert flips.count(True) == flips.count(False) == len(cfg.img_ratios)
     heights = sorted({view.shape[1] for view in views})
     assert heights == pytest.approx([ratio * single[0] for ratio in sorted(cfg.img_ratios)], abs=1)
 
@@ -454,22 +511,24 @@ def test_multi_scale_and_flip_test_averages_all_views(name):
     assert torch.equal(merged.pred_sem_seg.data[0], expected)
 
 
-def documented_options():
-    """(config, options) of every command and ablation in the README."""
-    text = README.read_text().replace('\\\n', ' ')
+def documented_options(readme, ablated):
+    """(config, options) of every command and ablation in a README."""
+    text = readme.read_text().replace('\\\n', ' ')
     found = []
     for line in text.splitlines():
         if '--cfg-options ' in line:
-            config = re.search(r'configs/mdrl/(\S+)\.py', line)[1]
+            config = re.search(r'configs/\w+/(\S+)\.py', line)[1]
             found.append((config, line.partition('--cfg-options ')[2].split()))
         elif line.startswith('|'):
             for cell in re.findall(r'`([^`]*)`', line):
                 if re.fullmatch(r'[\w.]+=\S+( [\w.]+=\S+)*', cell):
-                    found.append((ABLATED, cell.split()))
+                    found.append((ablated, cell.split()))
     return found
 
 
-DOCUMENTED = documented_options()
+DOCUMENTED = [*documented_options(README, ABLATED),
+              *documented_options(CONFIGS / 'mcibi' / 'README.md',
+                                  'mcibi_fcn_r50-d8_4xb4-160k_ade20k-512x512')]
 
 
 def test_readme_documents_the_papers_ablations():
@@ -504,6 +563,22 @@ def test_documented_options_merge_and_build(name, options):
         return  # test_weights_file_is_loaded
     with torch.device('meta'):
         head = MODELS.build(offline(cfg).model).decode_head
+    if name.startswith('mcibi_'):
+        for key, value in given.items():
+            option = key.split('.')[-1]
+            if option in ('fusion', 'update_size', 'hard_aggregate'):
+                assert getattr(head, option) == value
+            elif option == 'loss_memory':
+                assert not len(head.consistency.losses)
+            elif option == 'memory_loss_start':
+                assert head.consistency.start == value
+            elif option in ('momentum', 'momentum_power'):
+                assert getattr(head.momentum, dict(momentum='start').get(option, 'power')) == value
+            elif option in ('init', 'strategy'):
+                assert getattr(head.bank, dict(init='initial_path').get(option, option)) == value
+            else:
+                assert key == 'randomness.seed', f'{key} is not looked at here'
+        return
     for key, value in given.items():
         if key.endswith('num_distributions'):
             assert head.bank.distributions.shape[1] == value
@@ -535,8 +610,9 @@ def test_loss_of_weight_zero_is_without_effect(index):
     ('fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', "dict(type='MDRLHead')", None),
     ('pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
      "dict(type='MDRLHead', context=dict(type='PSPHead'))", 'PSPHead'),
+    ('fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', "dict(type='MCIBIHead')", None),
 ])
-def test_one_line_turns_a_stock_config_into_mdrl(stock, change, context, tmp_path):
+def test_one_line_turns_a_stock_config_into_ours(stock, change, context, tmp_path):
     path = tmp_path / 'changed.py'
     path.write_text(f"_base_ = '{(MMSEG_CONFIGS / stock).as_posix()}'\n"
                     "custom_imports = dict(imports=['mmseg_cmdl'], allow_failed_imports=False)\n"
@@ -544,15 +620,15 @@ def test_one_line_turns_a_stock_config_into_mdrl(stock, change, context, tmp_pat
     cfg = offline(Config.fromfile(path))
     model = tiny_model(cfg)
     head = model.decode_head
-    assert type(head).__name__ == 'MDRLHead'
+    assert type(head).__name__ in change
     assert (head.in_channels, head.channels, head.num_classes) == (2048, 512, 19)
     if context:
         assert type(head.context.head).__name__ == context
-    before = head.bank.distributions.clone()
+    before = head.bank.read().clone()
     log, norms = train_step(model, cfg)
     assert np.isfinite(log['loss'])
     assert all(norm is not None for norm in norms.values())
-    assert not torch.equal(before, head.bank.distributions)
+    assert not torch.equal(before, head.bank.read())
 
 
 @pytest.mark.skipif(not HAS_TIMM, reason='timm can not be imported here')

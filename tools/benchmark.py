@@ -22,6 +22,7 @@ from prettytable import PrettyTable
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmseg_cmdl
+from mmseg_cmdl.models.losses import fused_class_aware
 
 # Inference on a 1 x 2048 x 128 x 128 map, MCIBI, table 3 (V100): parameters in millions,
 # multiply-adds in billions (the table's "FLOPs" equal parameters x pixels), milliseconds.
@@ -33,6 +34,10 @@ MCIBI_TABLE_3 = {
     'DCA (MCIBI)': (14.82, 242.80, 47.64),
     'ASPP+DCA (MCIBI)': (45.63, 730.56, 125.03),
 }
+
+
+CAR_LOSSES = ('IntraClassCenterToPixelLoss', 'InterClassCenterToCenterLoss',
+              'InterClassCenterToPixelLoss')
 
 
 class Timer:
@@ -177,6 +182,66 @@ def benchmark_voting(timer, args):
     return rows
 
 
+def benchmark_car(timer, args):
+    """The three losses of CAR against one-hot matrices, and against their floor."""
+    results = []
+    B, C, h, w = 8, 512, 64, 64
+    P = B * h * w
+    for K in args.car_classes:
+        torch.manual_seed(0)
+        features = torch.randn(P, C, device=timer.device, requires_grad=True)
+        labels = torch.randint(0, K, (P,), device=timer.device)
+        centers = torch.randn(K, C, device=timer.device)
+        upstream = torch.randn(P, K, device=timer.device)
+
+        def floor(features=features, centers=centers, upstream=upstream):
+            data = features.detach()
+            data.sum(), data.sum()
+            (features @ centers.t()).backward(upstream)
+            features.grad = None  # at the end, so that the gradient counts in the peak
+
+        def one_hot(features=features, labels=labels, K=K):
+            _car_by_one_hot(features, labels, K).backward()
+            features.grad = None
+
+        def ours(losses, features=features, labels=labels, K=K):
+            sum(fused_class_aware(features, labels, K, losses).values()).backward()
+            features.grad = None
+
+        forms = {'floor': floor, 'one-hot': one_hot}
+        for formulation in ('paper', 'released'):
+            losses = [MODELS.build(dict(type=kind, formulation=formulation)) for kind in CAR_LOSSES]
+            forms[f'{formulation}, fused'] = lambda losses=losses, ours=ours: ours(losses)
+        measured = timer(forms)
+        for name, values in measured.items():
+            results.append(dict(
+                classes=K, form=name, **values, ratio=values['ms'] / measured['floor']['ms'],
+                memory=values['peak_mib'] / measured['one-hot']['peak_mib']))
+    print_table(
+        f'Losses of CAR, forward and backward, {B}x{C}x{h}x{w} features\n'
+        'floor: two passes over the features, one [P, C] x [C, K] product and its backward; '
+        'one-hot: the paper\'s formulas with a one-hot matrix and a map of distributed centres',
+        ['form', 'K', 'ms', 'x floor', 'peak MiB', 'x memory of one-hot'],
+        [[r['form'], r['classes'], r['ms'], r['ratio'], r['peak_mib'], r['memory']]
+         for r in results])
+    return results
+
+
+def _car_by_one_hot(features, labels, K):
+    """Sum of the three losses as the equations are written (CAR, eq. 1 to 14)."""
+    one_hot = F.one_hot(labels, K).to(features)
+    centers = one_hot.t() @ features / one_hot.sum(dim=0).clamp(min=1)[:, None]
+    fixed, scale = centers.detach(), features.shape[1] ** -0.5
+    distributed = one_hot @ fixed
+    intra = (distributed - features).abs().square().mean()
+    similarity = (centers @ fixed.t() * scale).softmax(dim=1) * (1 - torch.eye(K).to(features))
+    c2c = (similarity - 0.5 / (K - 1)).clamp(min=0).sum(dim=1).square().mean()
+    products = features @ fixed.t() * (1 - one_hot) + one_hot * (fixed * fixed).sum(dim=1)
+    similarity = (products * scale).softmax(dim=1) * (1 - one_hot)
+    c2p = (similarity - 0.25 / (K - 1)).clamp(min=0).sum(dim=1).square().mean()
+    return intra + c2c + c2p
+
+
 def _head(kind, in_channels, channels, num_classes, **options):
     return MODELS.build(dict(
         type=kind, in_channels=in_channels, in_index=0, channels=channels,
@@ -244,8 +309,9 @@ def benchmark_complexity(timer, args):
         forms[name] = torch.no_grad()(lambda head=head: head([features]))
     measured = timer(forms)
     for name, head in heads.items():
+        # shapes are enough to count operations
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            head([features])
+            head.to('meta')([features.to('meta')])
         rows.append(dict(
             head=name, **measured[name], params_m=sum(p.numel() for p in head.parameters()) / 1e6,
             gmacs=counter.get_total_flops() / 2e9, paper=MCIBI_TABLE_3.get(name)))
@@ -254,14 +320,14 @@ def benchmark_complexity(timer, args):
     print_table(
         'Inference on a 1x2048x128x128 map; whole heads, with classifier, 512 channels, K=19.\n'
         '"paper" is MCIBI, table 3: context modules on a V100',
-        ['head', 'params M', 'GMACs', 'ms', 'peak MiB', 'paper: M', 'GMACs', 'ms'],
+        ['head', 'params M', 'GMACs', 'ms', 'peak MiB', 'paper: M', 'paper: GMACs', 'paper: ms'],
         [[r['head'], *(r.get(key, '') for key in ('params_m', 'gmacs', 'ms', 'peak_mib')),
           *(r['paper'] or ('', '', ''))] for r in rows])
     return rows
 
 
-SECTIONS = dict(consistency=benchmark_consistency, voting=benchmark_voting, head=benchmark_head,
-                complexity=benchmark_complexity)
+SECTIONS = dict(consistency=benchmark_consistency, car=benchmark_car, voting=benchmark_voting,
+                head=benchmark_head, complexity=benchmark_complexity)
 
 
 def parse_args():
@@ -276,6 +342,8 @@ def parse_args():
     parser.add_argument('--threads', type=int, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument('--classes', type=int, nargs='+', default=[19, 150, 171, 1000],
                         help='K of the section consistency (default: 19 150 171 1000)')
+    parser.add_argument('--car-classes', type=int, nargs='+', default=[19, 60, 171],
+                        help='K of the section car (default: 19 60 171)')
     parser.add_argument('--largest-plain', type=int, default=171, metavar='K',
                         help='largest K at which the plain losses are timed too (default: 171)')
     parser.add_argument('--head-size', type=int, default=64,

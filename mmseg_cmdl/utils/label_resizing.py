@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 
-def labels_at_feature_size(labels: Tensor, size: Tuple[int, int]) -> Tensor:
+def labels_at_feature_size(labels: Tensor, size: Tuple[int, int],
+                           mode: str = 'nearest') -> Tensor:
     """Nearest labels at feature size: row and column indices are rounded down after scaling.
 
     The index arithmetic is in integers. Float scale factors, as in `F.interpolate`, can land on
@@ -14,13 +15,16 @@ def labels_at_feature_size(labels: Tensor, size: Tuple[int, int]) -> Tensor:
     Args:
         labels (Tensor): Label maps [B, H, W], of any integer type.
         size (tuple[int, int]): Feature size (h, w).
+        mode (str): 'nearest' scales the index of a feature pixel, 'nearest-exact' its centre, as in
+            `F.interpolate`. Defaults to 'nearest'.
 
     Returns:
         Tensor: Labels [B, h, w], of the same type.
     """
     if labels.shape[-2:] == tuple(size):
         return labels
+    scale, shift = (1, 0) if mode == 'nearest' else (2, 1)
     rows, cols = (
-        torch.arange(n, device=labels.device) * full // n
+        (scale * torch.arange(n, device=labels.device) + shift) * full // (scale * n)
         for n, full in zip(size, labels.shape[-2:]))
     return labels[:, rows[:, None], cols]

@@ -1,8 +1,9 @@
-"""Run the scenarios in 1, 2 and 4 processes: ``python -m tests.distributed.launch FOLDER``.
+"""Run scenarios in 1, 2 and 4 processes: ``python -m tests.distributed.launch FOLDER [MODULE]``.
 
 One interpreter imports everything once and forks the ranks before it computes anything, so six
 ranks cost one import. Every rank writes FOLDER/<world size>_<rank>.pt, or its traceback.
 """
+import importlib
 import os
 import sys
 import traceback
@@ -13,13 +14,12 @@ import torch
 import torch.distributed as dist
 
 import mmseg_cmdl  # noqa: F401
-from tests.distributed import scenarios
 
 WORLD_SIZES = (1, 2, 4)
 TIMEOUT = timedelta(seconds=120)
 
 
-def _rank(folder, rank, world):
+def _rank(scenarios, folder, rank, world):
     torch.set_num_threads(1)
     try:
         dist.init_process_group('gloo', init_method=f'file://{folder}/store_{world}', rank=rank,
@@ -34,13 +34,14 @@ def _rank(folder, rank, world):
     return 0
 
 
-def main(folder):
+def main(folder, module='tests.distributed.scenarios'):
+    scenarios = importlib.import_module(module)
     for world in WORLD_SIZES:
         children = []
         for rank in range(world):
             pid = os.fork()
             if pid == 0:
-                os._exit(_rank(folder, rank, world))
+                os._exit(_rank(scenarios, folder, rank, world))
             children.append(pid)
         statuses = [os.waitpid(pid, 0)[1] for pid in children]
         if any(statuses):
@@ -49,4 +50,4 @@ def main(folder):
 
 
 if __name__ == '__main__':
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))

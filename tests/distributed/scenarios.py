@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmseg_cmdl.models.memory import DistributionBank
+from tests.distributed import mcibi_scenarios as mcibi
 from tests.models.decode_heads import tiny_head
 
 COLLECTIVES = ('all_reduce', 'broadcast', 'all_gather', 'all_gather_into_tensor', 'reduce',
@@ -169,15 +170,33 @@ class Step(nn.Module):
         return tiny_head.objective(losses), losses
 
 
+def _wrapped(head):
+    """The head as a model of one iteration, under DDP where there are ranks."""
+    model = Step(head)
+    if dist.is_initialized():
+        model = DistributedDataParallel(model, broadcast_buffers=False,
+                                        find_unused_parameters=False)
+    return model
+
+
+def mcibi_bank_steps(rank, world, name):
+    """Updates of FeatureBank, see mcibi_scenarios."""
+    return mcibi.feature_bank_steps([split[rank] for split in SPLITS[world]], logged_collectives,
+                                    *mcibi.BANKS[name])
+
+
+def mcibi_head_steps(rank, world, name):
+    """Training of MCIBIHead, see mcibi_scenarios."""
+    return mcibi.head_steps(rank, world, _wrapped, image_labels, logged_collectives,
+                            **mcibi.HEADS[name])
+
+
 def head_steps(rank, world, steps=3, wild_seed=False, dtype=torch.float64, **options):
     """Training under DDP: losses, gradients, weights, bank and collectives of each step."""
     head = tiny_head.freeze_norms(tiny_head.build(dtype, **options))
     if wild_seed:                        # every rank starts, or restarts, from a bank of its own
         head.bank.distributions.copy_(head.bank.distributions.roll(rank, 0))
-    model = Step(head)
-    if dist.is_initialized():
-        model = DistributedDataParallel(model, broadcast_buffers=False,
-                                        find_unused_parameters=False)
+    model = _wrapped(head)
     optimizer = torch.optim.SGD(head.parameters(), lr=.05, momentum=.9)
     out = dict(losses=[], grads=[], bank=[], log=[])
     per_rank = 4 // world
@@ -242,4 +261,8 @@ def run_all(rank, world):
         out[f'head_{name}'] = head_steps(rank, world, **options)
     out['head_wild_seed'] = head_steps(rank, world, wild_seed=True)
     out['head_float32'] = head_steps(rank, world, dtype=torch.float32)
+    for name in mcibi.BANKS:
+        out[name] = mcibi_bank_steps(rank, world, name)
+    for name in mcibi.HEADS:
+        out[name] = mcibi_head_steps(rank, world, name)
     return out

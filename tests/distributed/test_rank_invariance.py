@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from tests.distributed import scenarios
+from tests.distributed import mcibi_scenarios, scenarios
 from tests.models.decode_heads import tiny_head
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or os.name != 'posix',
@@ -101,6 +101,9 @@ def one_process():
 
     def get(name):
         if name not in seen:
+            if name in mcibi_scenarios.HEADS:
+                seen[name] = scenarios.mcibi_head_steps(0, 1, name)
+                return seen[name]
             options = {'wild_seed': dict(wild_seed=True), 'float32': dict(dtype=torch.float32)}
             seen[name] = scenarios.head_steps(
                 0, 1, **{**options, **scenarios.HEADS}[name.removeprefix('head_')])
@@ -158,6 +161,58 @@ def test_prediction_on_one_rank_alone_needs_nobody(results, world):
     for rank in results[world]:
         assert rank['fresh_prediction']['log'] == []
         assert all(rank[name]['log_of_prediction'] == [] for name in HEADS)
+
+
+@pytest.mark.parametrize('world', [1, *WORLDS])
+@pytest.mark.parametrize('name', mcibi_scenarios.BANKS)
+def test_feature_bank_is_that_of_one_process(results, name, world):
+    """Also where a class is first seen by one rank alone, and where a rank has no images."""
+    expected = scenarios.mcibi_bank_steps(0, 1, name)
+    ranks = [rank[name] for rank in results[world]]
+    for rank in ranks:
+        assert torch.equal(rank['bank'], ranks[0]['bank'])
+        assert torch.equal(rank['filled'], expected['filled'])
+        _close(rank['bank'], expected['bank'])
+        _close(rank['counts'], expected['counts'])
+        assert rank['log'] == ranks[0]['log']
+        # one packed sum, whatever the labels are
+        assert [[call for call, _ in step] for step in rank['log']] == [
+            ['all_reduce'] * (world > 1)] * 5
+    assert (expected['bank'].diff(dim=0).abs().amax((1, 2)) > 1e-2).all()
+    assert expected['filled'][:, 2].tolist() == [False] + [True] * 4
+    assert not expected['filled'][:, 5].any()
+    assert (expected['counts'][:, 1] > 0).tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize('world', [1, *WORLDS])
+@pytest.mark.parametrize('name', mcibi_scenarios.HEADS)
+def test_training_of_mcibi_is_that_of_one_process(results, one_process, name, world):
+    """Losses, gradients and memory over DDP steps, the momentum annealed."""
+    expected, ranks = one_process(name), [rank[name] for rank in results[world]]
+    for step in range(4):
+        for rank in ranks:
+            assert torch.equal(rank['bank'][step], ranks[0]['bank'][step])
+            assert torch.equal(rank['filled'][step], expected['filled'][step])
+            for key, grad in rank['grads'][step].items():
+                _close(grad, expected['grads'][step][key], 1e-9)
+        _close(ranks[0]['bank'][step], expected['bank'][step], 1e-9)
+        for key, value in expected['losses'][step].items():
+            if key.startswith(('memory_', 'acc_memory', 'stat_')):               # global numbers
+                for rank in ranks:
+                    _close(rank['losses'][step][key], value, 1e-8)
+            elif 'loss' in key:                          # the host's: each rank's own images
+                mean = sum(rank['losses'][step][key] for rank in ranks) / world
+                _close(mean, value, 1e-9)
+    logs = [rank['log'] for rank in ranks]
+    assert all(log == logs[0] for log in logs)
+    first, *others = logs[0]
+    assert [call for call, _ in first[:3]] == ['broadcast'] * 3 * (world > 1)
+    assert all([call for call, _ in log] == ['all_reduce'] * (world > 1) for log in others)
+    assert expected['filled'][1].tolist() == [True, True, False, True, True]
+    assert expected['filled'][2].all()
+    momenta = [losses['stat_memory_momentum'].item() for losses in expected['losses']]
+    assert momenta == sorted(momenta, reverse=True)
+    assert len(set(momenta)) == 4
 
 
 def test_scenarios_hold_what_they_promise():

@@ -1,4 +1,5 @@
 from .dataset_context_head import DatasetContextHead
+from .mcibi_head import MCIBIHead
 from .mdrl_head import MDRLHead
 
-__all__ = ['DatasetContextHead', 'MDRLHead']
+__all__ = ['DatasetContextHead', 'MCIBIHead', 'MDRLHead']

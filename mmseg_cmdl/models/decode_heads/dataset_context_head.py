@@ -52,8 +52,9 @@ class DatasetContextHead(BaseDecodeHead):
 
     From the feature map that `in_index` selects: pixel representations R (3x3 conv), coarse class
     weights (H1 and softmax), memory context R_m (:meth:`read_memory`), relation to R (attention),
-    fusion with R and with an optional single-image context, classifier. A subclass says what the
-    memory gives (:meth:`read_memory`) and which losses train it (:meth:`memory_losses`).
+    fusion with R and with an optional single-image context, classifier. A subclass builds the
+    memory (`bank`), says what it gives (:meth:`read_memory`) and which losses train it
+    (:meth:`memory_losses`).
 
     Args:
         in_channels (int): Channels of the selected feature map.
@@ -81,6 +82,8 @@ class DatasetContextHead(BaseDecodeHead):
 
     # what `fold_` takes off
     training_parts = ('bank', 'consistency', 'loss_decode', 'loss_coarse')
+    # layers between the backbone's feature maps and what the memory stores
+    embedding_layers = ('bottleneck', )
 
     def __init__(self,
                  in_channels: Union[int, List[int]],
@@ -145,6 +148,39 @@ class DatasetContextHead(BaseDecodeHead):
 
         losses = loss_coarse if isinstance(loss_coarse, (list, tuple)) else [loss_coarse]
         self.loss_coarse = nn.ModuleList(MODELS.build(loss) for loss in losses)
+
+    def init_weights(self) -> None:
+        """See the base class. A bank that starts from a file brings the layers that made it.
+
+        Raises:
+            ValueError: The layers in the file aren't this head's.
+        """
+        done = getattr(self, '_is_init', False)
+        super().init_weights()
+        state = {} if done else self.bank.take_initial_()
+        if state:
+            try:
+                unexpected = self.load_state_dict(state, strict=False).unexpected_keys
+            except RuntimeError as error:  # shapes
+                unexpected = str(error).splitlines()[1:]
+            if unexpected:
+                raise ValueError(
+                    f'{type(self).__name__}: {self.bank.initial_path} was made by layers that this '
+                    f'head has not ({unexpected[0].strip()}); write it anew with '
+                    'tools/init_memory.py and the config of this model')
+
+    def embedding_state(self) -> Dict[str, Tensor]:
+        """State of the layers that make, from feature maps, what the memory stores."""
+        return {key: value.detach().cpu().clone() for key, value in self.state_dict().items()
+                if key.split('.')[0] in self.embedding_layers}
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """R [B, C, h, w] to what the memory stores of it, [B, h, w, C]."""
+        return pixels.permute(0, 2, 3, 1)
+
+    def memory_vectors(self, inputs: List[Tensor]) -> Tensor:
+        """What the memory stores of each pixel, [B, h, w, C or Z], from the backbone's maps."""
+        return self.embed(self.bottleneck(self._transform_inputs(inputs)))
 
     @abstractmethod
     def read_memory(self, weights: Tensor) -> Tensor:
@@ -246,7 +282,9 @@ class DatasetContextHead(BaseDecodeHead):
 
     def loss(self, inputs: List[Tensor], batch_data_samples: SampleList,
              train_cfg: ConfigType) -> Dict[str, Tensor]:
-        """All losses of one iteration (eq. 18), and scalars to log.
+        """All losses of one iteration (MDRL, eq. 18; MCIBI, eq. 19), and scalars to log.
+
+        In training, every rank first takes rank 0's bank, once.
 
         Args:
             inputs (list[Tensor]): Feature maps of the backbone.
@@ -260,6 +298,8 @@ class DatasetContextHead(BaseDecodeHead):
         if self.folded_memory is not None:
             raise RuntimeError(f'{type(self).__name__} has been folded for inference; it can not be '
                                'trained any more')
+        if self.training:
+            self.bank.synchronize_()
         labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
         self.label_check(labels, batch_data_samples)
         pixels, coarse_logits, augmented = self.forward_features(inputs)

@@ -131,6 +131,7 @@ class MDRLHead(DatasetContextHead):
     """
 
     training_parts = (*DatasetContextHead.training_parts, 'projection', 'fuse_memory')
+    embedding_layers = ('bottleneck', 'projection')
 
     def __init__(self,
                  *args,
@@ -239,12 +240,6 @@ class MDRLHead(DatasetContextHead):
             losses['acc_distribution'] = 100 * correct / labelled.clamp(min=1)
             losses['stat_left_out_pixels'] = left_out
         return losses
-
-    def loss(self, *args, **kwargs) -> Dict[str, Tensor]:
-        """See the base class. In training, every rank first takes rank 0's bank, once."""
-        if self.training and self.bank is not None:
-            self.bank.synchronize_()
-        return super().loss(*args, **kwargs)
 
     def _update_bank(self, module: nn.Module, inputs: tuple,
                      output: ConsistencyOutput) -> Optional[ConsistencyOutput]:

@@ -1,5 +1,9 @@
 from .distribution_bank import BankUpdate, DistributionBank
+from .feature_bank import FeatureBank, FeatureUpdate
+from .initial_memory import InitialMemory
 from .memory_bank import MemoryBank
 from .sinkhorn import sinkhorn
 
-__all__ = ['BankUpdate', 'DistributionBank', 'MemoryBank', 'sinkhorn']
+__all__ = ['BankUpdate', 'DistributionBank', 'FeatureBank', 'FeatureUpdate', 'InitialMemory',
+           'MemoryBank', 'sinkhorn']
+

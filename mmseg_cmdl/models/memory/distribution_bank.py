@@ -2,7 +2,7 @@
 
 Source: MDRL, sections 3.2 and 3.3, eq. 6 to 9.
 """
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Union
 
 import mmengine.dist as dist
 import torch
@@ -11,6 +11,7 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from ...utils import all_reduce_sum_
+from .initial_memory import InitialMemory
 from .memory_bank import MemoryBank, float32_island
 from .seeded_noise import gumbel_noise
 from .sinkhorn import sinkhorn
@@ -24,6 +25,15 @@ class BankUpdate(NamedTuple):
     labelled: Tensor  # pixels with a class
     correct: Tensor  # of these, pixels whose nearest distribution is of their own class
     left_out: Tensor  # of these, pixels whose embedding isn't finite; they never reach the bank
+
+
+def _pixels_of_lower_ranks(classes: Tensor) -> Union[Tensor, int]:
+    """Where this rank's pixels begin among those of all ranks, whose batches may differ in size."""
+    if dist.get_world_size() == 1:
+        return 0
+    counts = classes.new_zeros(dist.get_world_size())
+    counts[dist.get_rank()] = len(classes)
+    return all_reduce_sum_(counts)[:dist.get_rank()].sum()
 
 
 @MODELS.register_module()
@@ -48,6 +58,9 @@ class DistributionBank(MemoryBank):
             whose nearest distribution of all classes is of their own class; 'all' by every
             labelled pixel (paper). All labelled pixels take part in the assignment either way.
         seed (int): Seed of the 'gumbel' draws. Defaults to 0.
+        init (str): 'random', or the path of a file that tools/init_memory.py has written with
+            N centres a class, read when the head's weights are initialised. Rows that the file
+            doesn't have start at random. Defaults to 'random'.
 
     Attributes:
         distributions (Tensor): Buffer [K, N, Z] of unit rows; at the start truncated normal with
@@ -69,8 +82,9 @@ class DistributionBank(MemoryBank):
                  iterations: int = 3,
                  assignment: str = 'argmax',
                  update_pixels: str = 'correct',
-                 seed: int = 0):
-        super().__init__()
+                 seed: int = 0,
+                 init: str = 'random'):
+        super().__init__(None if init == 'random' else init)
         for name, size in (('num_classes', num_classes), ('num_distributions', num_distributions),
                            ('channels', channels), ('iterations', iterations)):
             if size < 1:
@@ -101,6 +115,12 @@ class DistributionBank(MemoryBank):
         self.register_buffer('distributions', F.normalize(start, dim=-1))
         self.register_buffer('num_updates', torch.zeros((), dtype=torch.int64))
 
+    def _set_initial(self, memory: InitialMemory) -> None:
+        memory.check(self.num_classes, self.num_distributions, self.channels)
+        rows = F.normalize(memory.centers.to(self.distributions), dim=-1)
+        taken = memory.filled.to(rows.device)[..., None] & (rows.norm(dim=-1, keepdim=True) > 0)
+        self.distributions.copy_(torch.where(taken, rows, self.distributions))
+
     def similarity(self, embeddings: Tensor) -> Tensor:
         """Dot product with every distribution; for unit vectors minus the distance of eq. 12.
 
@@ -112,24 +132,6 @@ class DistributionBank(MemoryBank):
         """
         flat = self.read().flatten(0, 1).to(embeddings.dtype)
         return F.linear(embeddings, flat).unflatten(-1, self.distributions.shape[:2])
-
-    def vote(self, weights: Tensor, kernel: Optional[Tensor] = None) -> Tensor:
-        """Feature voting (eq. 9): class weights times the bank, one distribution index at a time.
-
-        A 1x1 convolution that follows is linear in the bank, so ``kernel`` is applied to the bank
-        first: a [K, out] matrix instead of N maps of Z channels, N times fewer operations.
-
-        Args:
-            weights (Tensor): Class weights [B, K, h, w].
-            kernel (Tensor, optional): Weight [out, N * Z, 1, 1] of the 1x1 convolution.
-
-        Returns:
-            Tensor: [B, N * Z, h, w], channels of distribution 0 first; or [B, out, h, w].
-        """
-        stacked = self.read().flatten(1).to(weights.dtype)  # [K, N * Z]
-        if kernel is not None:
-            stacked = stacked @ kernel.to(weights.dtype).flatten(1).t()  # [K, out]
-        return F.conv2d(weights, stacked.t()[:, :, None, None])
 
     def update_(self,
                 embeddings: Tensor,
@@ -154,11 +156,6 @@ class DistributionBank(MemoryBank):
             if correct is None:
                 correct = own_scores.amax(dim=1) >= best
         return self.update_from_scores_(embeddings, labels, own_scores, correct, ignore_index)
-
-    @property
-    def _update_dtype(self) -> torch.dtype:
-        """float32 even where the bank is stored in half precision."""
-        return torch.promote_types(self.distributions.dtype, torch.float32)
 
     def _compare(self, embeddings: Tensor, labels: Tensor):
         """Scores [P, N] against the own class, and the best score [P] against any class."""
@@ -221,7 +218,7 @@ class DistributionBank(MemoryBank):
                               all_reduce_sum_)
         if self.assignment == 'gumbel':
             positions = torch.arange(len(classes), device=classes.device)
-            positions += dist.get_rank() * len(classes)
+            positions += _pixels_of_lower_ranks(classes)
             assignment = assignment + gumbel_noise(
                 positions, self.num_distributions, self.seed, self.num_updates)
         return assignment.max(dim=1).indices  # as argmax, several times faster on a CPU

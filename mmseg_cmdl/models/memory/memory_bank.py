@@ -1,11 +1,16 @@
 """What every memory bank of this package has in common: how it is read, shared and restored."""
 import logging
+from abc import abstractmethod
 from contextlib import contextmanager
+from typing import Dict, Optional
 
 import mmengine.dist as dist
 import torch
+import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
+
+from .initial_memory import InitialMemory
 
 
 def in_backward() -> bool:
@@ -29,30 +34,59 @@ class MemoryBank(nn.Module):
       activation checkpointing, which recomputes the forward pass after the bank has moved on.
     - :meth:`synchronize_` gives every rank the bank of rank 0, before its first use in training
       and after a load. mmengine wraps models with `broadcast_buffers=False`, so nobody else does.
+
+    Args:
+        init (str, optional): Path of a file that tools/init_memory.py has written. It is read by
+            :meth:`take_initial_` and by nothing else, so prediction doesn't need it.
     """
 
     memory_name: str
     memory_sizes = ('num_classes', 'num_distributions', 'channels')
 
-    def __init__(self):
+    def __init__(self, init: Optional[str] = None):
         super().__init__()
+        self.initial_path = init
         self._synchronized = False
         self._before_update = None
 
-    def read(self, copy: bool = True) -> Tensor:
-        """The memory as the current iteration sees it, without gradient.
+    def read(self, copy: bool = True, name: Optional[str] = None) -> Tensor:
+        """The memory, or the buffer `name`, as the current iteration sees it, without gradient.
 
         In training it is a copy, so that the in-place update doesn't reach into a graph that is
         still to be differentiated; `copy=False` is for readers whose graph doesn't hold it. While
-        autograd recomputes a checkpointed forward pass, it is the memory from before this
-        iteration's update.
+        autograd recomputes a checkpointed forward pass, it is what it was before this iteration's
+        update.
         """
-        memory = getattr(self, self.memory_name)
+        name = name or self.memory_name
+        buffer = getattr(self, name)
         if not self.training:
-            return memory
+            return buffer
         if self._before_update is not None and in_backward():
-            return self._before_update
-        return memory.clone() if copy else memory
+            return self._before_update[name]
+        return buffer.clone() if copy else buffer
+
+    def vote(self, weights: Tensor, kernel: Optional[Tensor] = None) -> Tensor:
+        """Class weights times the memory: MDRL, eq. 9, and with one vector a class MCIBI, eq. 12.
+
+        A 1x1 convolution that follows is linear in the bank, so ``kernel`` is applied to the bank
+        first: a [K, out] matrix instead of N maps of Z channels, N times fewer operations.
+
+        Args:
+            weights (Tensor): Class weights [B, K, h, w].
+            kernel (Tensor, optional): Weight [out, N * Z, 1, 1] of the 1x1 convolution.
+
+        Returns:
+            Tensor: [B, N * Z, h, w], channels of distribution 0 first; or [B, out, h, w].
+        """
+        stacked = self.read().flatten(1).to(weights.dtype)  # [K, N * Z]
+        if kernel is not None:
+            stacked = stacked @ kernel.to(weights.dtype).flatten(1).t()  # [K, out]
+        return F.conv2d(weights, stacked.t()[:, :, None, None])
+
+    @property
+    def _update_dtype(self) -> torch.dtype:
+        """float32 even where the bank is stored in half precision."""
+        return torch.promote_types(getattr(self, self.memory_name).dtype, torch.float32)
 
     def begin_update(self) -> bool:
         """Keeps the memory that this iteration's forward pass has read.
@@ -62,8 +96,31 @@ class MemoryBank(nn.Module):
         """
         if in_backward():
             return False
-        self._before_update = getattr(self, self.memory_name).clone()
+        self._before_update = {name: buffer.clone() for name, buffer in self.named_buffers()}
         return True
+
+    @torch.no_grad()
+    def take_initial_(self) -> Dict[str, Tensor]:
+        """Start values from the file named by `init`, if one is named.
+
+        Returns:
+            dict[str, Tensor]: State of the layers of the head that made these vectors, empty where
+            no file is named. The vectors mean something only to a head that has it.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is something else, or of another shape than the bank.
+        """
+        if self.initial_path is None:
+            return {}
+        memory = InitialMemory.load(self.initial_path)
+        self._set_initial(memory)
+        self._synchronized = False
+        return memory.embedding
+
+    @abstractmethod
+    def _set_initial(self, memory: InitialMemory) -> None:
+        """Checks the shape of `memory` and takes its vectors."""
 
     @torch.no_grad()
     def synchronize_(self) -> None:

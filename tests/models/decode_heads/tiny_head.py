@@ -32,6 +32,16 @@ def build(dtype=torch.float64, seed=0, **options):
     return MODELS.build(config).to(dtype).train()
 
 
+def build_mcibi(dtype=torch.float64, seed=0, **options):
+    """MCIBIHead on the last of four maps, as :func:`build` makes MDRLHead."""
+    torch.manual_seed(seed)
+    config = dict(
+        type='MCIBIHead', in_channels=CHANNELS[-1], in_index=3, channels=8,
+        num_classes=NUM_CLASSES, dropout_ratio=0., norm_cfg=dict(type='BN'), align_corners=False)
+    config.update(options)
+    return MODELS.build(config).to(dtype).train()
+
+
 def freeze_norms(head):
     """Norms with their running values: no sum over a rank's own images remains."""
     for module in head.modules():

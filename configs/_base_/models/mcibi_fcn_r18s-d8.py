@@ -1,0 +1,17 @@
+_base_ = './fcn_r18s-d8.py'
+norm_cfg = dict(type='BN', requires_grad=True)
+model = dict(
+    decode_head=dict(
+        _delete_=True,
+        type='MCIBIHead',
+        in_channels=128,
+        in_index=3,
+        channels=64,
+        dropout_ratio=0.1,
+        num_classes=19,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        bank=dict(type='FeatureBank', strategy='cosine', init='first_seen'),
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+        loss_coarse=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+        loss_memory=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)))

@@ -1,0 +1,7 @@
+_base_ = './nonlocal_r50-d8_4xb4-30k_pascal-context-59-480x480.py'
+model = dict(
+    type='CAREncoderDecoder',
+    losses=[
+        dict(type='IntraClassCenterToPixelLoss'),
+        dict(type='InterClassCenterToCenterLoss'),
+    ])

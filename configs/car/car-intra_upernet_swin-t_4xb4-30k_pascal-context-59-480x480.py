@@ -1,0 +1,7 @@
+_base_ = './upernet_swin-t_4xb4-30k_pascal-context-59-480x480.py'
+model = dict(
+    type='CAREncoderDecoder',
+    pointwise=['fpn_bottleneck'],
+    losses=[
+        dict(type='IntraClassCenterToPixelLoss'),
+    ])

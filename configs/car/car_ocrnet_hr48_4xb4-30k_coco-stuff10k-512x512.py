@@ -1,0 +1,2 @@
+_base_ = './ocrnet_hr48_4xb4-30k_coco-stuff10k-512x512.py'
+model = dict(type='CARCascadeEncoderDecoder')

@@ -1,0 +1,13 @@
+_base_ = [
+    '../_base_/models/deeplabv3_r50-d8.py',
+    '../_base_/datasets/pascal_context_59.py',
+    '../_base_/default_runtime.py',
+    '../_base_/schedules/schedule_30k.py',
+]
+crop_size = (480, 480)
+data_preprocessor = dict(size=crop_size)
+model = dict(
+    data_preprocessor=data_preprocessor,
+    decode_head=dict(num_classes=59),
+    # the paper has auxiliary losses for OCR only
+    auxiliary_head=None)

@@ -1,0 +1,10 @@
+_base_ = [
+    '../_base_/models/ocrnet_hr48.py',
+    '../_base_/datasets/coco-stuff10k.py',
+    '../_base_/default_runtime.py',
+    '../_base_/schedules/schedule_30k.py',
+]
+crop_size = (512, 512)
+data_preprocessor = dict(size=crop_size)
+decode_head = [dict(head, num_classes=171) for head in _base_.model.decode_head]
+model = dict(data_preprocessor=data_preprocessor, decode_head=decode_head)

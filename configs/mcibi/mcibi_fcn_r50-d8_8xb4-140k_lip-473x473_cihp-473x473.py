@@ -1,0 +1,3 @@
+_base_ = './mcibi_fcn_r50-d8_8xb4-140k_lip-473x473.py'
+# trained on LIP, tested on CIHP val
+test_dataloader = dict(dataset=dict(type='CIHPDataset', data_root='data/cihp/'))

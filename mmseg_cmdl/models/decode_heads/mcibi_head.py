@@ -1,0 +1,214 @@
+"""MCIBIHead: one running feature per class, mixed into every pixel (MCIBI)."""
+from contextlib import contextmanager
+from typing import Dict, List, NamedTuple, Optional, Union
+
+import torch
+from mmengine.logging import MessageHub
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...utils import labels_at_feature_size
+from ..memory import FeatureUpdate
+from .dataset_context_head import DatasetContextHead
+
+
+class AnnealedMomentum:
+    """Momentum of the memory (MCIBI, eq. 7): the weight of what is new.
+
+    ``m_t = (1 - t / T)^power (m_0 - m_0 / 100) + m_0 / 100``, with the iteration t and the number
+    of iterations T of the runner that trains; m_0 where none does. A function of t alone, so
+    resuming needs no state.
+
+    Args:
+        start (float): m_0.
+        power (float): 0 keeps the momentum at m_0.
+    """
+
+    def __init__(self, start: float, power: float):
+        if not 0 <= start <= 1:
+            raise ValueError('MCIBIHead: momentum is the weight of the new features and must be in '
+                             f'[0, 1], got {start}')
+        if power < 0:
+            raise ValueError(f'MCIBIHead: momentum_power must be at least 0, got {power}')
+        self.start = start
+        self.power = power
+
+    def at(self, iteration: int, num_iterations: int) -> float:
+        """m_t."""
+        left = max(0., 1 - iteration / num_iterations)
+        return left**self.power * (self.start - self.start / 100) + self.start / 100
+
+    def now(self) -> float:
+        """m_t at the runner's iteration, or m_0."""
+        hub = MessageHub.get_current_instance()
+        num_iterations = hub.get_info('max_iters')
+        # a runner that is done leaves its iteration behind, but not its stage
+        if hub.get_info('loop_stage') is None or not num_iterations:
+            return self.start
+        return self.at(hub.get_info('iter'), num_iterations)
+
+
+class MemoryOutput(NamedTuple):
+    """What the memory losses give, and what the memory is updated from."""
+    losses: Dict[str, Tensor]
+    pixels: Tensor  # R [B, C, h, w]
+    labels: Tensor  # [B, H, W]
+    update: Optional[FeatureUpdate] = None  # filled in by the hook that updates the bank
+
+
+class RepresentationConsistency(nn.Module):
+    """Representation consistent learning: the classifier also learns the memory (eq. 15 and 17).
+
+    Args:
+        losses (nn.ModuleList): Each called as `loss(logits [K, K, 1, 1], labels [K, 1, 1],
+            weight=..., ignore_index=...)`, with weights that make its mean the one over the
+            classes in memory.
+        start (int): Number of updates of the bank before the losses begin.
+    """
+
+    def __init__(self, losses: nn.ModuleList, start: int):
+        super().__init__()
+        self.losses = losses
+        self.start = start
+
+    def forward(self, logits: Optional[Tensor], filled: Tensor, num_updates: Tensor,
+                pixels: Tensor, labels: Tensor, ignore_index: int) -> MemoryOutput:
+        """
+        Args:
+            logits (Tensor, optional): Of the K vectors of the memory, [K, K, 1, 1].
+            filled (Tensor): Bool [K], the classes in memory.
+            num_updates (Tensor): Scalar, how often the memory has been updated.
+            pixels (Tensor): R [B, C, h, w], what the memory is updated from afterwards.
+            labels (Tensor): [B, H, W].
+            ignore_index (int): Label that doesn't count.
+
+        Returns:
+            MemoryOutput: Losses by name, and the pixels for the update.
+        """
+        losses = {}
+        if len(self.losses):
+            classes = torch.arange(len(filled), device=logits.device)[:, None, None]
+            counted = filled & (num_updates >= self.start)
+            weight = counted.to(logits.dtype) * (len(filled) / counted.sum().clamp(min=1))
+            for loss in self.losses:
+                value = loss(logits, classes, weight=weight[:, None, None].to(logits.dtype),
+                             ignore_index=ignore_index)
+                name = f'memory_{loss.loss_name}'
+                losses[name] = losses[name] + value if name in losses else value
+        return MemoryOutput(losses, pixels.detach(), labels)
+
+
+@contextmanager
+def _running_statistics(module: nn.Module):
+    """Norms inside use their running statistics, and leave them."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+    for norm in norms:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training = True
+
+
+@MODELS.register_module()
+class MCIBIHead(DatasetContextHead):
+    """Mining contextual information beyond image (MCIBI).
+
+    Args:
+        bank (dict): Config of the memory; `num_classes` and `channels` are filled in.
+            Defaults to `dict(type='FeatureBank')`.
+        loss_memory (dict | list[dict], optional): Losses of the classifier on the memory itself,
+            over the classes in memory (L_M, eq. 17); None for none. Defaults to cross entropy with
+            weight 1.
+        memory_loss_start (int): Number of training iterations before `loss_memory` begins.
+            Defaults to 0.
+        momentum (float): m_0, weight of the new features in the memory. Defaults to 0.9.
+        momentum_power (float): p in eq. 7; 0 keeps the momentum constant. Defaults to 0.9.
+        update_size (str): 'label' updates the memory from the features at the size of the labels
+            (eq. 8); 'feature' from the labels at the size of the features. Defaults to 'label'.
+        **kwargs: Options of :class:`DatasetContextHead`: `context`, `fusion`, `hard_aggregate`, ...
+
+    The classifier sees the memory with the running statistics of its batch norm. As a batch of
+    their own, the K vectors (with zeros for classes not seen yet) would be normalised by
+    statistics that no pixel is classified with, and would leave them in the running ones.
+
+    :meth:`loss` also logs `acc_memory`, the percentage of the classes in memory whose vector is
+    classified right, `stat_filled_classes`, how many there are, `stat_memory_momentum`, and
+    `stat_left_out_pixels`, the number of labelled pixels of all ranks whose features aren't finite
+    and were kept from the memory.
+    """
+
+    def __init__(self,
+                 *args,
+                 bank: dict = dict(type='FeatureBank'),
+                 loss_memory: Union[dict, List[dict], None] = dict(
+                     type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+                 memory_loss_start: int = 0,
+                 momentum: float = 0.9,
+                 momentum_power: float = 0.9,
+                 update_size: str = 'label',
+                 **kwargs):
+        super().__init__(*args, **kwargs)
+        if update_size not in ('label', 'feature'):
+            raise ValueError(
+                f"MCIBIHead: update_size must be 'label' or 'feature', got {update_size!r}")
+        if memory_loss_start < 0:
+            raise ValueError('MCIBIHead: memory_loss_start is a number of iterations, got '
+                             f'{memory_loss_start}')
+        bank = {'channels': self.channels, **bank, 'num_classes': self.num_classes}
+        if bank['channels'] != self.channels:
+            raise ValueError("MCIBIHead: the memory stores the head's own channels; bank channels="
+                             f'{bank["channels"]} must equal channels={self.channels}')
+        self.update_size = update_size
+        self.momentum = AnnealedMomentum(momentum, momentum_power)
+        self.bank = MODELS.build(bank)
+        losses = loss_memory or []
+        losses = [losses] if isinstance(losses, dict) else losses
+        self.consistency = RepresentationConsistency(
+            nn.ModuleList(MODELS.build(loss) for loss in losses), memory_loss_start)
+        self.consistency.register_forward_hook(self._update_bank)
+
+    def read_memory(self, weights: Tensor) -> Tensor:
+        """Dataset-level representations (eq. 12): [B, K, h, w] to C'_bi [B, C, h, w]."""
+        return self.bank.vote(weights)
+
+    def classify_memory(self) -> Tensor:
+        """Logits [K, K, 1, 1] of the vectors in memory (eq. 15)."""
+        vectors = self.bank.read()[:, :, None, None].to(self.conv_seg.weight.dtype)
+        with _running_statistics(self.final_conv):
+            return self.cls_seg(vectors)
+
+    def memory_losses(self, pixels: Tensor, labels: Tensor) -> Dict[str, Tensor]:
+        """See the base class; the bank is updated by a forward hook on `consistency`."""
+        logits = self.classify_memory() if len(self.consistency.losses) else None
+        filled = self.bank.read(name='filled')
+        output = self.consistency(
+            logits, filled, self.bank.read(name='num_updates'), pixels, labels, self.ignore_index)
+        losses = dict(output.losses)
+        num_filled = filled.sum()
+        if logits is not None:
+            right = logits.detach().flatten(1).argmax(dim=1) == torch.arange(
+                self.num_classes, device=logits.device)
+            losses['acc_memory'] = 100 * (right & filled).sum() / num_filled.clamp(min=1)
+        losses['stat_filled_classes'] = num_filled.to(pixels.dtype)
+        if output.update is not None:
+            losses['stat_memory_momentum'] = pixels.new_full((), self.momentum.now())
+            losses['stat_left_out_pixels'] = output.update.left_out
+        return losses
+
+    def _update_bank(self, module: nn.Module, inputs: tuple,
+                     output: MemoryOutput) -> Optional[MemoryOutput]:
+        """Forward hook: moves the bank after this iteration's losses have seen it."""
+        if not self.training:
+            return None
+        momentum = self.momentum.now()
+        if self.update_size == 'label':
+            update = self.bank.update_at_label_size_(
+                output.pixels, output.labels, momentum, self.ignore_index, self.align_corners)
+        else:
+            labels = labels_at_feature_size(output.labels, output.pixels.shape[2:])
+            update = self.bank.update_(self.embed(output.pixels).flatten(0, 2),
+                                       labels.flatten(), momentum, self.ignore_index)
+        return output._replace(update=update)

@@ -1,0 +1,180 @@
+"""What CAR adds to a segmentor: a 1x1 conv before the classifier and losses on its output.
+
+Source: CAR, section 3.1 and fig. 3.
+"""
+import inspect
+from contextlib import contextmanager
+from typing import Dict, Optional, Sequence
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmseg.registry import MODELS
+
+from ...utils import labels_at_feature_size
+from ..losses import can_fuse_class_aware, class_centers, fused_class_aware
+
+DEFAULT_LOSSES = (
+    dict(type='IntraClassCenterToPixelLoss'),
+    dict(type='InterClassCenterToCenterLoss'),
+    dict(type='InterClassCenterToPixelLoss'),
+)
+LABEL_RESIZING = ('nearest', 'nearest-exact')
+
+
+def classifier_of(head: nn.Module) -> nn.Conv2d:
+    """`conv_seg` of a decode head.
+
+    Raises:
+        ValueError: The head has none; says what CAR needs it for.
+    """
+    classifier = getattr(head, 'conv_seg', None)
+    if not isinstance(classifier, nn.Conv2d):
+        raise ValueError(
+            f'{type(head).__name__} has no conv_seg, the conv that classifies pixels: CAR regularises '
+            'the features that enter it. Use a head that ends in conv_seg, as FCNHead, ASPPHead, '
+            'PSPHead, NLHead, CCHead, DAHead, OCRHead, UPerHead and SegformerHead do')
+    return classifier
+
+
+class ClassAwareRegularization(BaseModule):
+    """The linear conv before `conv_seg`, and the losses on what enters `conv_seg`.
+
+    A forward pre-hook of `conv_seg` puts the conv in and, inside :meth:`capture`, keeps its output.
+    The conv starts as the identity where its channels match, and as random orthonormal directions
+    where it has fewer channels out than in; then `conv_seg` of the head is replaced by one that fits.
+
+    Args:
+        head (nn.Module): The decode head whose `conv_seg` this is for. It isn't kept.
+        losses (Sequence[dict]): Each called as `loss(features [P, C], labels [P], centers [K, C],
+            counts [K], ignore_index=...)`; see :func:`mmseg_cmdl.models.losses.class_centers`.
+        formulation (str): Of the losses that don't say theirs.
+        linear (bool): Whether there is a conv.
+        max_channels (int): Most channels that leave it.
+        label_resize (str): 'nearest' or 'nearest-exact', as in `F.interpolate`.
+        fuse_losses (bool): Take the known losses together; same numbers, fewer passes.
+    """
+
+    def __init__(self, head: nn.Module, losses: Sequence[dict], formulation: str, linear: bool,
+                 max_channels: int, label_resize: str, fuse_losses: bool):
+        super().__init__()
+        classifier = classifier_of(head)
+        if label_resize not in LABEL_RESIZING:
+            raise ValueError(f'label_resize must be one of {LABEL_RESIZING}, got {label_resize!r}')
+        if max_channels < 1:
+            raise ValueError(f'max_channels must be at least 1, got {max_channels}')
+        self.num_classes, self.ignore_index = head.num_classes, head.ignore_index
+        self.head_name = type(head).__name__
+        self.label_resize = label_resize
+        self.fuse_losses = fuse_losses
+        self.losses = nn.ModuleList(_build_loss(loss, formulation) for loss in losses)
+        self.linear = None
+        if linear:
+            # with the random state put back, the rest of the model starts as it would without CAR
+            with torch.random.fork_rng(devices=[]):
+                classifier = self._build_linear(head, max_channels)
+        # a bound method: copies of the model (EMA) get a hook to their own conv
+        classifier.register_forward_pre_hook(self._enter_classifier)
+        self._capturing, self._features = False, None
+
+    @torch.no_grad()
+    def _build_linear(self, head: nn.Module, max_channels: int) -> nn.Conv2d:
+        """Make the conv, and a smaller `conv_seg` where it needs one; returns `conv_seg`."""
+        classifier = head.conv_seg
+        channels = classifier.in_channels
+        self.linear = nn.Conv2d(channels, min(channels, max_channels), 1, bias=False)
+        if channels <= max_channels:
+            nn.init.dirac_(self.linear.weight)
+            return classifier
+        nn.init.orthogonal_(self.linear.weight)
+        head.conv_seg = nn.Conv2d(
+            max_channels, classifier.out_channels, classifier.kernel_size,
+            padding=classifier.padding, bias=classifier.bias is not None)
+        return head.conv_seg
+
+    def _enter_classifier(self, classifier: nn.Module, inputs: tuple) -> tuple:
+        features = inputs[0] if self.linear is None else self.linear(inputs[0])
+        if self._capturing:
+            self._features = features
+        return (features, *inputs[1:])
+
+    @contextmanager
+    def capture(self):
+        """Keep what enters `conv_seg` for :meth:`loss`; the last, if it is entered several times."""
+        self._capturing, self._features = True, None
+        try:
+            yield
+        finally:
+            self._capturing = False
+
+    def loss(self, labels: Tensor) -> Dict[str, Tensor]:
+        """All losses on the captured features, which are let go.
+
+        Args:
+            labels (Tensor): [B, H, W], any size.
+
+        Returns:
+            dict[str, Tensor]: Scalars by `loss_name`.
+        """
+        features, self._features = self._features, None
+        if not self.losses:
+            return {}
+        if features is None:
+            raise RuntimeError(
+                f'{self.head_name} did not call its conv_seg during the forward pass of training, '
+                'so CAR has no features to regularise; it can not be used with this head')
+        labels = labels_at_feature_size(labels, features.shape[2:], self.label_resize).flatten()
+        features = features.permute(0, 2, 3, 1).flatten(0, 2)
+        ignore_index = -1 if self.ignore_index is None else self.ignore_index
+        with torch.autocast(features.device.type, enabled=False):
+            if self.fuse_losses and can_fuse_class_aware(self.losses):
+                return fused_class_aware(features, labels, self.num_classes, self.losses,
+                                         ignore_index)
+            features = features.to(torch.promote_types(features.dtype, torch.float32))
+            centers, counts = class_centers(features, labels, self.num_classes, ignore_index)
+            results = {}
+            for loss in self.losses:
+                value = loss(features, labels, centers, counts, ignore_index=ignore_index)
+                name = loss.loss_name
+                results[name] = results[name] + value if name in results else value
+        return results
+
+    @torch.no_grad()
+    def folded(self, weight: Tensor) -> Tensor:
+        """Kernel of `conv_seg` [K, C', ...] with the linear conv merged into it, [K, C, ...]."""
+        if self.linear is None:
+            return weight
+        linear = self.linear.weight.flatten(1).double()
+        return torch.einsum('kd...,dc->kc...', weight.double(), linear).to(weight)
+
+    @torch.no_grad()
+    def unfolded(self, weight: Tensor) -> Dict[str, Tensor]:
+        """The linear conv with which a plain `conv_seg` [K, C, ...] predicts the same under CAR.
+
+        Returns:
+            dict[str, Tensor]: `linear` [C', C, 1, 1] and `conv_seg` [K, C', ...]: the identity and
+            the kernel itself, or where C' < C an orthonormal basis of C' directions that holds all
+            K rows of the kernel, and the kernel in that basis.
+        """
+        into, out_of = self.linear.in_channels, self.linear.out_channels
+        if into == out_of:
+            return dict(linear=torch.eye(into).to(weight)[..., None, None], conv_seg=weight)
+        rows = weight.flatten(2).transpose(1, 2).flatten(0, 1).double()
+        if len(rows) > out_of:
+            raise ValueError(
+                f'{self.head_name}: the {len(rows)} rows of a plain conv_seg need not lie in '
+                f'{out_of} directions; set max_channels to at least {min(into, len(rows))}')
+        fill = torch.randn(into, out_of - len(rows), dtype=torch.float64,
+                           generator=torch.Generator().manual_seed(0)).to(rows.device)
+        basis = torch.linalg.qr(torch.cat([rows.t(), fill], dim=1))[0].t()  # [C', C]
+        return dict(linear=basis.to(weight)[..., None, None],
+                    conv_seg=torch.einsum('kc...,dc->kd...', weight.double(), basis).to(weight))
+
+
+def _build_loss(cfg: dict, formulation: Optional[str]) -> nn.Module:
+    """A loss that has a formulation and doesn't say which takes the segmentor's."""
+    loss = MODELS.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
+    if loss is not None and 'formulation' in inspect.signature(loss).parameters:
+        cfg = {'formulation': formulation, **cfg}
+    return MODELS.build(cfg)

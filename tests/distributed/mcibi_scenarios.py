@@ -1,0 +1,93 @@
+"""MCIBI's part of the scenarios: what every rank runs of one global batch, and what comes of it."""
+import math
+
+import torch
+from mmengine.logging import MessageHub
+
+from mmseg_cmdl.models.memory import FeatureBank
+from tests.models.decode_heads import tiny_head
+
+
+def _bank_batch(step):
+    """Four images [4, C, h, w] and their labels at label size.
+
+    Class 2 is first seen at step 1, on the last image alone; class 4 has a single pixel, on image
+    0; class 5 is nowhere; image 1 is all ignored; at step 2 a cell of image 3 isn't finite.
+    """
+    g = torch.Generator().manual_seed(step)
+    features = torch.randn(4, 8, 5, 6, generator=g, dtype=torch.float64)
+    features += torch.arange(8)[:, None, None] * .2
+    labels = torch.tensor([0, 1, 3])[torch.randint(3, (4, 13, 17), generator=g)]
+    labels[torch.rand(labels.shape, generator=g) < .1] = 255
+    labels[1] = 255
+    labels[0, 3, 4] = 4
+    if step >= 1:
+        labels[3, :6, :9] = 2
+    if step == 2:
+        features[3, 0, 1, 1] = math.nan
+    return features, labels
+
+
+def feature_bank_steps(shares, logged_collectives, dtype, strategy, at_label_size):
+    """Five updates: memory, filled classes, counts and collectives of each.
+
+    Args:
+        shares: For each step, the images of this rank; there may be none.
+    """
+    bank = FeatureBank(6, 8, strategy=strategy).to(dtype)
+    out = dict(bank=[], filled=[], counts=[], log=[])
+    for step, images in enumerate(shares):
+        features, labels = (x[list(images)] for x in _bank_batch(step))
+        features = features.to(dtype)
+        with logged_collectives() as calls:
+            if at_label_size:
+                counted = bank.update_at_label_size_(features, labels, .3)
+            else:
+                counted = bank.update_(features.permute(0, 2, 3, 1).flatten(0, 2),
+                                       labels[:, ::3, ::3].flatten(), .3)
+        out['log'].append(calls)
+        out['bank'].append(bank.features.clone())
+        out['filled'].append(bank.filled.clone())
+        out['counts'].append(torch.stack([value.double() for value in counted]))
+    return {key: value if key == 'log' else torch.stack(value) for key, value in out.items()}
+
+
+def head_steps(rank, world, wrap, image_labels, logged_collectives, steps=4, **options):
+    """Training under DDP, the momentum annealed: losses, gradients, memory and collectives.
+
+    Class 2, which the other scenarios have nowhere, is first seen at step 2 on the last rank.
+    """
+    hub = MessageHub.get_current_instance()
+    head = tiny_head.freeze_norms(tiny_head.build_mcibi(**options))
+    model = wrap(head)
+    optimizer = torch.optim.SGD(head.parameters(), lr=.05, momentum=.9)
+    out = dict(losses=[], grads=[], bank=[], filled=[], log=[])
+    part = slice(rank * 4 // world, (rank + 1) * 4 // world)
+    for step in range(steps):
+        hub.update_info_dict(dict(iter=step, max_iters=steps, loop_stage='train'))
+        labels = image_labels(step)
+        if step >= 2:
+            labels[3, 12:, 12:] = 2
+        inputs = [x[part] for x in tiny_head.features(step, batch=4)]
+        optimizer.zero_grad()
+        with logged_collectives() as log:
+            total, losses = model(inputs, tiny_head.samples(labels[part]))
+            total.backward()
+        optimizer.step()
+        out['losses'].append({key: value.detach() for key, value in losses.items()})
+        out['grads'].append({name: p.grad.clone() for name, p in head.named_parameters()})
+        out['bank'].append(head.bank.features.clone())
+        out['filled'].append(head.bank.filled.clone())
+        out['log'].append(list(log))
+    hub.pop_info('loop_stage')
+    return out
+
+
+BANKS = {f'features_{strategy}_{size}_{str(dtype)[6:]}': (dtype, strategy, size == 'label')
+         for strategy in ('cosine', 'mean') for size in ('label', 'feature')
+         for dtype in (torch.float64, torch.float32)}
+HEADS = {
+    'mcibi_label': dict(),
+    'mcibi_feature_context': dict(update_size='feature', context=dict(type='PSPHead'),
+                                  fusion='weighted_add', memory_loss_start=2),
+}

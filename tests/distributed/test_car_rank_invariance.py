@@ -1,0 +1,104 @@
+"""Centres, losses, gradients and training of CAR in 1, 2 and 4 gloo processes."""
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.distributed import car_scenarios
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or os.name != 'posix',
+                                reason='needs gloo and fork')
+WORLDS = [1, 2, 4]
+SPLITS = ['even', 'empty']
+NAMES = ['centers', *(f'{name}_{path}' for name in car_scenarios.LOSSES
+                      for path in ('plain', 'fused'))]
+
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory):
+    """World size -> list of every rank's results."""
+    folder = tmp_path_factory.mktemp('car_ranks')
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'tests.distributed.launch', str(folder),
+         'tests.distributed.car_scenarios'],
+        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True)
+    try:
+        output, _ = process.communicate(timeout=400)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output = process.communicate()[0] + '\nno answer: a collective that some rank never enters?'
+    errors = [f'{path.stem}: {path.read_text()}' for path in sorted(folder.glob('*.error'))]
+    if process.returncode or errors:
+        pytest.fail('\n'.join([output[-3000:], *errors]), pytrace=False)
+    return {world: [torch.load(folder / f'{world}_{rank}.pt') for rank in range(world)]
+            for world in WORLDS}
+
+
+@pytest.fixture(scope='module')
+def expected():
+    """One process without a process group."""
+    return car_scenarios.centers_and_losses(0, 1, 'even')
+
+
+def _close(got, want):
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('world', WORLDS)
+@pytest.mark.parametrize('split', SPLITS)
+@pytest.mark.parametrize('name', NAMES)
+def test_value_and_feature_gradient_are_those_of_the_whole_batch(results, expected, name, split,
+                                                                 world):
+    ranks = [rank[split][name] for rank in results[world]]
+    for rank in ranks:
+        _close(rank['value'], expected[name]['value'])
+        assert torch.equal(rank['value'], ranks[0]['value'])
+    # the pixels of each rank, put back into the order of the whole batch
+    sizes = [len(features) for features, _ in car_scenarios.blocks()]
+    grads = {}
+    for which, rank in zip(car_scenarios.SPLITS[world][split], ranks):
+        grads.update(zip(which, rank['grad'].split([sizes[i] for i in which])))
+    grad = torch.cat([grads[i] for i in range(4)])
+    _close(grad, expected[name]['grad'])
+    assert expected[name]['grad'].abs().max() > 1e-5
+
+
+@pytest.mark.parametrize('world', WORLDS)
+@pytest.mark.parametrize('split', SPLITS)
+@pytest.mark.parametrize('name', NAMES)
+def test_collectives_are_few_and_equal_on_all_ranks(results, name, split, world):
+    logs = [rank[split][name]['log'] for rank in results[world]]
+    assert all(log == logs[0] for log in logs)
+    assert {call for call, _ in logs[0]} <= {'all_reduce'}
+    assert len(logs[0]) == (0 if world == 1 else 1 if name == 'centers' or 'c2c' in name else 2)
+
+
+@pytest.mark.parametrize('world', WORLDS)
+@pytest.mark.parametrize('name', car_scenarios.TRAININGS)
+def test_training_is_that_of_one_process(results, name, world):
+    want = car_scenarios.train(0, 1, **car_scenarios.TRAININGS[name])
+    ranks = [rank[f'train_{name}'] for rank in results[world]]
+    for rank in ranks:
+        assert rank['log'] == ranks[0]['log']
+        for got, losses in zip(rank['losses'], want['losses']):
+            assert got.keys() == losses.keys()
+            assert len(got) == 3
+            for key in losses:
+                torch.testing.assert_close(got[key], losses[key], rtol=0, atol=1e-9)
+        for key, weight in want['weights'].items():
+            torch.testing.assert_close(rank['weights'][key], weight, rtol=0, atol=1e-9)
+    assert not torch.equal(want['weights']['car.linear.weight'][..., 0, 0], torch.eye(8).double())
+
+
+def test_blocks_hold_what_they_promise():
+    labels = [set(labels.tolist()) - {255} for _, labels in car_scenarios.blocks()]
+    assert labels[1] == set()
+    assert labels[2] == {2}
+    assert all(2 not in labels[i] for i in (0, 1, 3))
+    assert not any(4 in x for x in labels)
+    assert sum((block == 5).sum() for _, block in car_scenarios.blocks()) == 1

@@ -1,0 +1,587 @@
+import math
+import pickle
+from contextlib import contextmanager
+
+import pytest
+import torch
+from mmcv.cnn import ConvModule
+from mmengine.logging import MessageHub
+from mmseg.registry import MODELS
+from torch.utils.checkpoint import checkpoint
+
+from mmseg_cmdl.models.memory import InitialMemory
+from tests.models.decode_heads import tiny_head
+from tests.reference import golden, mcibi, mdrl
+from tests.reference.dispatch import CountOps
+
+CONTEXTS = {
+    'PSPHead': dict(pool_scales=(1, 2, 3)),
+    'ASPPHead': dict(dilations=(1, 2, 3)),
+    'OCRHead': dict(ocr_channels=4),
+    'UPerHead': dict(in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3],
+                     pool_scales=(1, 2)),
+}
+
+
+@contextmanager
+def runner_at(iteration, num_iterations):
+    """The message hub as a training runner leaves it in an iteration."""
+    hub = MessageHub.get_current_instance()
+    values = dict(iter=iteration, max_iters=num_iterations, loop_stage='train')
+    before = {key: hub.get_info(key) for key in values}
+    hub.update_info_dict(values)
+    try:
+        yield hub
+    finally:
+        hub.update_info_dict(before)
+
+
+def _fill(head, seed=0, empty=()):
+    """A head whose memory holds something for all classes but the empty ones."""
+    g = torch.Generator().manual_seed(seed)
+    bank = head.bank
+    bank.features.copy_(torch.randn(bank.features.shape, generator=g, dtype=torch.float64))
+    bank.filled.fill_(True)
+    for c in empty:
+        bank.features[c], bank.filled[c] = 0, False
+    return head
+
+
+def _record_pixels(head):
+    seen = []
+    head.bottleneck.register_forward_hook(lambda m, args, out: seen.append(out.detach().clone()))
+    return seen
+
+
+# ---- recorded numbers ----
+
+def _golden_head(name, dtype):
+    """The head with a release's settings and weights, its parts under their names here."""
+    data = golden.load(name, dtype)
+    num_classes, _, channels = data['sd.memory'].shape
+    context = dict(type='FCNHead', num_convs=1) if data['use_context_within_image'] else None
+    head = tiny_head.build_mcibi(
+        dtype, num_classes=num_classes, channels=channels, context=context,
+        transform_channels=data['transform_channels'], hard_aggregate=data['use_hard_aggregate'])
+    out_channels = data['output'].shape[1]
+    if out_channels != channels:
+        head.fuse_pixels = ConvModule(2 * channels, out_channels, 3, padding=1,
+                                      norm_cfg=dict(type='BN')).to(dtype)
+    parts = {'self_attention': head.relation, 'bottleneck': head.fuse_pixels}
+    if context:
+        parts.update(self_attention_ms=head.context_relation, bottleneck_ms=head.fuse_context)
+    loaded = {'memory'}
+    for part, module in parts.items():
+        state = golden.to_conv_modules(golden.weights(data, f'{part}.'))
+        missing, unexpected = module.load_state_dict(state, strict=False)
+        assert not unexpected
+        assert all('num_batches_tracked' in key for key in missing)
+        loaded.add(part)
+    assert loaded == {key.split('.')[0] for key in golden.weights(data)}
+    head.bank.features.copy_(data['sd.memory'].squeeze(1))
+    return head.eval(), data
+
+
+@pytest.mark.parametrize('name', golden.names('mcibi_forward_*'))
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+def test_golden_aggregate(name, dtype):
+    head, data = _golden_head(name, dtype)
+    leaves = {key: data[key].requires_grad_() for key in ('feats', 'preds', 'feats_ms')
+              if key in data}
+    output = head.aggregate(leaves['feats'], leaves['preds'], leaves.get('feats_ms'))
+    atol = 1e-9 if dtype == torch.float64 else 1e-5 * data['output'].abs().max().item()
+    torch.testing.assert_close(output, data['output'], rtol=0, atol=atol)
+    grads = torch.autograd.grad(golden.probe(output), list(leaves.values()), allow_unused=True)
+    for grad, key in zip(grads, leaves):
+        expected = data[f'probe_grad_{key}']
+        if grad is None:                              # a hard choice passes no gradient on
+            assert data['use_hard_aggregate']
+            assert key == 'preds'
+            assert not expected.any()
+            continue
+        atol = 1e-9 if dtype == torch.float64 else 1e-4 * expected.abs().max().item()
+        torch.testing.assert_close(grad, expected, rtol=0, atol=atol)
+
+
+# ---- reading, against the naive form and against MDRL ----
+
+@pytest.mark.parametrize('hard', [False, True])
+@pytest.mark.parametrize('context', [None, dict(type='PSPHead', channels=6)])
+@pytest.mark.parametrize('training', [False, True])
+def test_aggregate_equals_the_naive_form(hard, context, training):
+    head = _fill(tiny_head.build_mcibi(context=context, hard_aggregate=hard), empty=(1,))
+    head.train(training)
+    pixels = torch.randn(2, 8, 3, 4, dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True)
+    within = torch.randn(2, 6, 3, 4, dtype=torch.float64) if context else None
+    output = head.aggregate(pixels, logits, within)
+    expected = mcibi.aggregate(head, pixels, logits, within, hard)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-11)
+    for got, want in zip(
+            torch.autograd.grad(golden.probe(output), (pixels, logits), allow_unused=True),
+            torch.autograd.grad(golden.probe(expected), (pixels, logits), allow_unused=True)):
+        if want is None:
+            assert got is None or not got.any()
+        else:
+            torch.testing.assert_close(got, want, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize('fusion', ['concat', 'add', 'weighted_add'])
+@pytest.mark.parametrize('hard', [False, True])
+def test_reads_as_mdrl_does_with_one_distribution(fusion, hard):
+    """With N = 1, the same vectors and no fusion of groups to do."""
+    options = dict(fusion=fusion, hard_aggregate=hard, context=dict(type='PSPHead'))
+    ours = _fill(tiny_head.build_mcibi(**options)).eval()
+    theirs = tiny_head.build(
+        bank=dict(type='DistributionBank', num_distributions=1), embedding='pixel', **options)
+    theirs.bank.distributions.copy_(ours.bank.features[:, None])
+    theirs.fuse_memory = ConvModule(8, 8, 1, norm_cfg=None, act_cfg=None, bias=False).double()
+    theirs.fuse_memory.conv.weight.data.copy_(torch.eye(8)[..., None, None])
+    state = {key: value for key, value in ours.state_dict().items() if not key.startswith('bank.')}
+    missing, unexpected = theirs.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert {key.split('.')[0] for key in missing} == {'bank', 'fuse_memory'}
+    theirs.eval()
+    inputs = tiny_head.features()
+    torch.testing.assert_close(ours(inputs), theirs(inputs), rtol=0, atol=1e-11)
+    assert not torch.allclose(ours(inputs), _fill(ours, seed=1)(inputs), atol=1e-4)
+
+
+# ---- training ----
+
+@pytest.mark.parametrize('align_corners', [False, True])
+@pytest.mark.parametrize('strategy', ['cosine', 'mean'])
+@pytest.mark.parametrize('update_size', ['label', 'feature'])
+def test_losses_see_the_memory_of_before_and_then_it_moves(update_size, strategy, align_corners):
+    head = tiny_head.build_mcibi(
+        update_size=update_size, bank=dict(type='FeatureBank', strategy=strategy), momentum=.3,
+        align_corners=align_corners)
+    seen = _record_pixels(head)
+    for iteration in range(3):
+        before, filled = head.bank.features.clone(), head.bank.filled.clone()
+        losses, _ = tiny_head.step(head, seed=iteration)
+        pixels, labels = seen[-1], tiny_head.label_maps(iteration)
+
+        assert losses['stat_filled_classes'] == filled.sum()
+        assert losses['stat_left_out_pixels'] == 0
+        assert losses['stat_memory_momentum'].item() == pytest.approx(.3)
+        logits = _classify(head.state_dict(), before)
+        assert losses['memory_loss_ce'].item() == pytest.approx(
+            mcibi.memory_loss(logits, filled).item(), rel=1e-6)   # the host weighs in float32
+        right = (logits.argmax(1) == torch.arange(5)) & filled
+        assert losses['acc_memory'].item() == pytest.approx(
+            100 * right.sum().item() / max(1, filled.sum().item()))
+
+        if update_size == 'label':
+            pixels = mcibi.resize(pixels, labels.shape[1:], align_corners)
+        else:
+            labels = mdrl.nearest_labels(labels, pixels.shape[2:])
+        expected, now_filled = mcibi.update(
+            before, filled, pixels.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten(), .3,
+            strategy)
+        torch.testing.assert_close(head.bank.features, expected, rtol=0, atol=1e-11)
+        assert torch.equal(head.bank.filled, now_filled)
+        assert now_filled.tolist() == [True, True, False, True, True]      # class 2 is absent
+
+
+def _classify(state, vectors):
+    """Eq. 15: H2 on the memory, norm by its running statistics, those of this step included."""
+    x = vectors @ state['final_conv.conv.weight'][:, :, 0, 0].T
+    x = ((x - state['final_conv.bn.running_mean'])
+         / (state['final_conv.bn.running_var'] + 1e-5).sqrt() * state['final_conv.bn.weight']
+         + state['final_conv.bn.bias'])
+    return x.clamp(min=0) @ state['conv_seg.weight'][:, :, 0, 0].T + state['conv_seg.bias']
+
+
+def test_memory_loss_trains_the_classifier_and_only_it():
+    head = _fill(tiny_head.build_mcibi(), empty=(2,))
+    losses = head.loss(tiny_head.features(), tiny_head.samples(tiny_head.label_maps()), None)
+    losses['memory_loss_ce'].backward()
+    touched = {name for name, p in head.named_parameters() if p.grad is not None and p.grad.any()}
+    assert {name.split('.')[0] for name in touched} == {'final_conv', 'conv_seg'}
+    assert 'final_conv.conv.weight' in touched
+
+
+def test_memory_leaves_the_running_statistics_of_the_pixels():
+    heads = [_fill(tiny_head.build_mcibi(loss_memory=loss)) for loss in (None, MEMORY_LOSS)]
+    for head in heads:
+        head.bank.features.mul_(100)
+        tiny_head.step(head)
+    assert torch.equal(heads[0].final_conv.bn.running_var, heads[1].final_conv.bn.running_var)
+    assert heads[1].final_conv.bn.training
+    assert heads[1].final_conv.bn.num_batches_tracked == 1
+
+
+MEMORY_LOSS = dict(type='CrossEntropyLoss', loss_weight=1.)
+
+
+@pytest.mark.parametrize('start', [0, 1, 3])
+def test_memory_loss_starts(start):
+    head = _fill(tiny_head.build_mcibi(memory_loss_start=start))
+    values = [tiny_head.step(head, seed)[0]['memory_loss_ce'].item() for seed in range(5)]
+    assert [value > 0 for value in values] == [iteration >= start for iteration in range(5)]
+    assert all(value == 0 for value in values[:start])
+
+
+def test_empty_classes_count_nowhere_in_the_memory_loss():
+    """Unfilled rows have no share in value or gradient, and the mean is over the others."""
+    head, twin = (_fill(tiny_head.freeze_norms(tiny_head.build_mcibi()), empty=(0, 3))
+                  for _ in range(2))
+    twin.bank.features[0] = 50.                              # whatever the row holds
+    results = [tiny_head.step(h) for h in (head, twin)]
+    assert results[0][0]['memory_loss_ce'].item() == pytest.approx(
+        results[1][0]['memory_loss_ce'].item(), rel=1e-12)
+
+
+def test_several_memory_losses_and_none():
+    both = _fill(tiny_head.build_mcibi(loss_memory=[
+        dict(type='CrossEntropyLoss', loss_weight=2.),
+        dict(type='CrossEntropyLoss', loss_weight=1., loss_name='loss_again')]))
+    one, none = _fill(tiny_head.build_mcibi()), _fill(tiny_head.build_mcibi(loss_memory=None))
+    losses, _ = tiny_head.step(both)
+    single, _ = tiny_head.step(one)
+    assert losses['memory_loss_ce'].item() == pytest.approx(2 * single['memory_loss_ce'].item())
+    assert losses['memory_loss_again'].item() == pytest.approx(single['memory_loss_ce'].item())
+    before = none.bank.features.clone()
+    losses, grads = tiny_head.step(none)
+    assert not any(key.startswith('memory_') for key in losses)
+    assert 'acc_memory' not in losses
+    assert not torch.equal(none.bank.features, before)
+    assert all(grad is not None for grad in grads.values())
+
+
+def test_total_is_eq_19():
+    """0.4 L_W + 1.0 L_M + L_O and nothing else enters the objective."""
+    torch.manual_seed(0)
+    head = _fill(MODELS.build(dict(
+        type='MCIBIHead', in_channels=10, in_index=3, channels=8, num_classes=5, dropout_ratio=0.,
+        norm_cfg=dict(type='BN'))).double())
+    ones = _fill(tiny_head.build_mcibi(loss_coarse=dict(type='CrossEntropyLoss', loss_weight=1.)))
+    losses, _ = tiny_head.step(head)
+    unit, _ = tiny_head.step(ones)
+    total = .4 * unit['coarse_loss_ce'] + unit['loss_ce'] + unit['memory_loss_ce']
+    assert tiny_head.objective(losses).item() == pytest.approx(total.item(), rel=1e-9)
+    assert {key for key in losses if 'loss' in key} == {
+        'loss_ce', 'coarse_loss_ce', 'memory_loss_ce'}
+    assert head.bank.strategy == 'cosine'
+    assert (head.momentum.start, head.momentum.power) == (.9, .9)
+    assert head.update_size == 'label'
+    assert head.fusion == 'concat'
+
+
+@pytest.mark.parametrize('name', CONTEXTS)
+@pytest.mark.parametrize('fusion', ['concat', 'weighted_add'])
+def test_context_trains_every_parameter_and_predicts(name, fusion):
+    head = tiny_head.build_mcibi(torch.float32, context=dict(type=name, **CONTEXTS[name]),
+                                 fusion=fusion)
+    for seed in range(2):
+        losses, grads = tiny_head.step(head, seed)
+        assert all(value.isfinite().all() for value in losses.values())
+        assert not [key for key, grad in grads.items() if grad is None]
+    head.eval()
+    with torch.no_grad():
+        logits = head.predict(tiny_head.features(dtype=torch.float32), tiny_head.metas(), None)
+    assert logits.shape == (2, 5, *tiny_head.LABEL_SIZE)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize('update_size', ['label', 'feature'])
+def test_all_ignored_batch(update_size):
+    head = _fill(tiny_head.build_mcibi(update_size=update_size), empty=(1,))
+    before = head.bank.features.clone()
+    losses, grads = tiny_head.step(head, ignored=2.)
+    assert all(value.isfinite() for value in losses.values())
+    assert losses['loss_ce'] == losses['coarse_loss_ce'] == 0
+    assert torch.equal(head.bank.features, before)
+    assert not head.bank.filled[1]
+    assert all(grad is not None for grad in grads.values())
+
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf])
+@pytest.mark.parametrize('update_size', ['label', 'feature'])
+def test_non_finite_features_never_reach_the_memory(bad, update_size):
+    head = _fill(tiny_head.build_mcibi(update_size=update_size))
+    calls = []
+
+    def poison(module, inputs, out):
+        out = out.clone()
+        out[0, 1, 2, 3] = bad
+        calls.append(1)
+        return out
+
+    handle = head.bottleneck.register_forward_hook(poison)
+    losses = head.loss(tiny_head.features(),
+                       tiny_head.samples(tiny_head.label_maps(ignored=0.)), None)
+    assert calls
+    shares = torch.zeros(1, 1, 5, 6)
+    shares[..., 2, 3] = 1
+    expected = (mcibi.resize(shares, tiny_head.LABEL_SIZE) > 0).sum()
+    assert losses['stat_left_out_pixels'] == (1 if update_size == 'feature' else expected)
+    assert expected > 40
+    assert head.bank.features.isfinite().all()
+    handle.remove()
+
+
+# ---- momentum ----
+
+def test_momentum_is_eq_7():
+    head = tiny_head.build_mcibi(momentum=.8, momentum_power=.5)
+    for iteration in (0, 1, 500, 999, 1000, 1500):
+        with runner_at(iteration, 1000):
+            expected = mcibi.momentum(min(iteration, 1000), 1000, .8, .5)
+            assert head.momentum.now() == pytest.approx(expected, rel=1e-12)
+    assert mcibi.momentum(0, 10) == pytest.approx(.9)
+    assert mcibi.momentum(10, 10) == pytest.approx(.009)
+
+
+def test_momentum_reaches_the_memory():
+    for iteration, expected in ((0, .9), (50, mcibi.momentum(50, 100))):
+        head = _fill(tiny_head.build_mcibi(bank=dict(type='FeatureBank', strategy='mean')))
+        seen, before = _record_pixels(head), head.bank.features.clone()
+        with runner_at(iteration, 100):
+            losses, _ = tiny_head.step(head)
+        assert losses['stat_memory_momentum'].item() == pytest.approx(expected)
+        pixels = mcibi.resize(seen[0], tiny_head.LABEL_SIZE).permute(0, 2, 3, 1).flatten(0, 2)
+        after, _ = mcibi.update(before, torch.ones(5).bool(), pixels,
+                                tiny_head.label_maps().flatten(), expected, 'mean')
+        torch.testing.assert_close(head.bank.features, after, rtol=0, atol=1e-11)
+
+
+def test_momentum_is_constant_without_a_runner_or_with_power_0():
+    head = tiny_head.build_mcibi()
+    assert head.momentum.now() == .9
+    with runner_at(70, 100) as hub:
+        assert head.momentum.now() < .5
+        assert tiny_head.build_mcibi(momentum_power=0.).momentum.now() == pytest.approx(.9)
+        hub.update_info('loop_stage', None)          # as a runner that is done leaves it
+        assert head.momentum.now() == .9
+
+
+# ---- state, precision, cost ----
+
+def test_resumed_equals_uninterrupted():
+    """Memory, momentum and weights to the bit after 2 + 3 iterations instead of 5."""
+    def fresh(seed):
+        head = tiny_head.build_mcibi(torch.float32, seed, memory_loss_start=3)
+        return head, torch.optim.SGD(head.parameters(), lr=.05, momentum=.9)
+
+    def advance(head, optimizer, iterations):
+        momenta = []
+        for iteration in iterations:
+            with runner_at(iteration, 5):
+                losses, _ = tiny_head.step(head, iteration)
+            momenta.append(losses['stat_memory_momentum'].item())
+            optimizer.step()
+        return momenta
+
+    whole, whole_optimizer = fresh(0)
+    momenta = advance(whole, whole_optimizer, range(5))
+    first, first_optimizer = fresh(0)
+    advance(first, first_optimizer, range(2))
+    saved = pickle.dumps((first.state_dict(), first_optimizer.state_dict()))
+    second, second_optimizer = fresh(7)
+    state, optimizer_state = pickle.loads(saved)
+    second.load_state_dict(state)
+    second_optimizer.load_state_dict(optimizer_state)
+    assert advance(second, second_optimizer, range(2, 5)) == momenta[2:]
+    assert len(set(momenta)) == 5
+    for key, value in whole.state_dict().items():
+        assert torch.equal(second.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_prediction_changes_nothing(training):
+    head = _fill(tiny_head.freeze_norms(tiny_head.build_mcibi()), empty=(1,))
+    if not training:
+        head.eval()
+    before = {key: value.clone() for key, value in head.state_dict().items()}
+    with torch.no_grad():
+        head.predict(tiny_head.features(), tiny_head.metas(), None)
+        if not training:                             # not even losses of a head in eval mode
+            head.loss(tiny_head.features(), tiny_head.samples(tiny_head.label_maps()), None)
+    for key, value in head.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_activation_checkpointing_recomputes_the_same():
+    """One update, and the gradient of a pass without checkpointing."""
+    results = []
+    for wrap in (False, True):
+        head = _fill(tiny_head.freeze_norms(tiny_head.build_mcibi()), empty=(3,))
+        inputs = [x.requires_grad_() for x in tiny_head.features()]
+        samples = tiny_head.samples(tiny_head.label_maps())
+
+        def total(*inputs, head=head, samples=samples):
+            return tiny_head.objective(head.loss(list(inputs), samples, None))
+
+        value = checkpoint(total, *inputs, use_reentrant=False) if wrap else total(*inputs)
+        value.backward()
+        assert head.bank.num_updates == 1
+        results.append((head.bank.features, {n: p.grad for n, p in head.named_parameters()}))
+    assert torch.equal(results[0][0], results[1][0])
+    tiny_head.assert_same_grads(results[0][1], results[1][1], atol=1e-12)
+
+
+def test_autocast_keeps_the_memory_in_full_precision():
+    head = _fill(tiny_head.build_mcibi(torch.float32))
+    seen, before = _record_pixels(head), head.bank.features.clone()
+    with torch.autocast('cpu', torch.bfloat16):
+        losses = head.loss(tiny_head.features(dtype=torch.float32),
+                           tiny_head.samples(tiny_head.label_maps()), None)
+    tiny_head.objective(losses).backward()
+    pixels = mcibi.resize(seen[0].double(), tiny_head.LABEL_SIZE)
+    expected, _ = mcibi.update(before, torch.ones(5).bool(),
+                               pixels.permute(0, 2, 3, 1).flatten(0, 2),
+                               tiny_head.label_maps().flatten(), .9)
+    assert head.bank.features.dtype == torch.float32
+    torch.testing.assert_close(head.bank.features, expected.float(), rtol=0, atol=1e-5)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+
+
+@pytest.mark.parametrize('update_size', ['label', 'feature'])
+def test_training_step_has_no_loop_and_no_host_synchronisation(update_size, monkeypatch):
+    """The host's own accuracy indexes with a mask, so it is taken out first."""
+    for module in ('mmseg.models.decode_heads.decode_head',
+                   'mmseg_cmdl.models.decode_heads.dataset_context_head'):
+        monkeypatch.setattr(f'{module}.accuracy', lambda *args, **kwargs: torch.zeros(()))
+    counts = []
+    for num_classes in (4, 9):
+        head = tiny_head.build_mcibi(
+            num_classes=num_classes, check_labels='off', update_size=update_size)
+        inputs = tiny_head.features()
+        samples = tiny_head.samples(tiny_head.label_maps(num_classes=num_classes))
+        tiny_head.objective(head.loss(inputs, samples, None)).backward()      # grads exist
+        with CountOps() as ops:
+            tiny_head.objective(head.loss(inputs, samples, None)).backward()
+        assert not ops.synchronising
+        counts.append(ops.total)
+    assert counts[0] == counts[1]
+
+
+def test_exports():
+    """torch.export of the forward pass with a dynamic size; the memory is a constant."""
+    head = _fill(tiny_head.build_mcibi(torch.float32)).eval()
+
+    class Forward(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = head
+
+        def forward(self, x):
+            return self.head([x])
+
+    head.in_index = 0
+    dims = {0: torch.export.Dim('batch', min=1, max=16), 2: torch.export.Dim('h', min=4, max=64)}
+    program = torch.export.export(Forward(), (torch.randn(2, 10, 8, 9),), dynamic_shapes=(dims,))
+    assert not program.graph_signature.buffers_to_mutate
+    x = torch.randn(1, 10, 13, 9)
+    torch.testing.assert_close(program.module()(x), head([x]))
+
+
+# ---- starting from a file ----
+
+def _initial(head, num_classes=5, num=1, channels=8, **options):
+    g = torch.Generator().manual_seed(3)
+    filled = torch.ones(num_classes, num, dtype=torch.bool)
+    filled[1] = False
+    centers = torch.randn(num_classes, num, channels, generator=g) * filled[..., None]
+    state = {key: value.float() + 1 for key, value in head.state_dict().items()
+             if key.startswith(('bottleneck.', 'projection.'))}
+    return InitialMemory(centers, filled, torch.full((num_classes,), 7),
+                         [str(c) for c in range(num_classes)],
+                         **{'embedding': state, **options})
+
+
+@pytest.mark.parametrize('kind', ['MCIBIHead', 'MDRLHead'])
+def test_memory_starts_from_a_file(kind, tmp_path):
+    """Vectors, and the layers that made them; classes that the file has not as ever."""
+    build, key, num = {'MCIBIHead': (tiny_head.build_mcibi, 'features', 1),
+                       'MDRLHead': (tiny_head.build, 'distributions', 3)}[kind]
+    path = str(tmp_path / 'memory.pth')
+    memory = _initial(build(torch.float32), num=num)
+    memory.save(path)
+    kind = dict(MCIBIHead=dict(type='FeatureBank'), MDRLHead=tiny_head.BANK)[kind]
+    head = build(torch.float32, seed=5, bank=dict(kind, init=path))
+    start = getattr(head.bank, key).clone()
+    head.init_weights()
+    rows = getattr(head.bank, key)
+    for name, value in memory.embedding.items():
+        assert torch.equal(head.state_dict()[name], value.to(head.state_dict()[name])), name
+    assert torch.equal(rows[1], start[1])
+    if num == 1:
+        assert torch.equal(rows, memory.centers[:, 0])
+        assert head.bank.filled.tolist() == [True, False, True, True, True]
+    else:
+        torch.testing.assert_close(rows[[0, 2]], mdrl.unit(memory.centers[[0, 2]]))
+    losses, _ = tiny_head.step(head)
+    assert all(value.isfinite().all() for value in losses.values())
+    head.bank.features = None
+    moved = {name: value.clone() for name, value in head.state_dict().items()}
+    head.init_weights()                              # a second time changes nothing
+    assert all(torch.equal(value, moved[name]) for name, value in head.state_dict().items())
+
+
+def test_a_head_that_predicts_does_not_need_the_file():
+    head = tiny_head.build_mcibi(bank=dict(type='FeatureBank', init='gone.pth'))
+    other = _fill(tiny_head.build_mcibi())
+    head.load_state_dict(other.state_dict())
+    torch.testing.assert_close(head.eval()(tiny_head.features()),
+                               other.eval()(tiny_head.features()))
+    with pytest.raises(FileNotFoundError, match=r'gone\.pth.*init_memory\.py'):
+        head.init_weights()
+
+
+def test_wrong_files_are_named(tmp_path):
+    path = str(tmp_path / 'memory.pth')
+
+    def fails(words, **options):
+        with pytest.raises(ValueError, match=r'memory\.pth') as error:
+            tiny_head.build_mcibi(bank=dict(type='FeatureBank', init=path),
+                                  **options).init_weights()
+        for word in words:
+            assert word in str(error.value)
+
+    (tmp_path / 'memory.pth').write_text('nothing')
+    fails(['tools/init_memory.py'])
+    torch.save(dict(state_dict={}), path)
+    fails(['tools/init_memory.py'])
+    plain = tiny_head.build_mcibi()
+    _initial(plain, num_classes=4).save(path)
+    fails(['4x1x8', '5x1x8'])
+    _initial(plain, num=3).save(path)
+    fails(['5x3x8', '--centers 1'])
+    _initial(plain, embedding={'projection.norm.weight': torch.ones(8)}).save(path)
+    fails(['projection.norm.weight'])
+    _initial(plain, embedding={'bottleneck.conv.weight': torch.ones(8)}).save(path)
+    fails(['bottleneck.conv.weight'])
+
+
+# ---- construction ----
+
+@pytest.mark.parametrize(('options', 'words'), [
+    (dict(update_size='image'), ('update_size', "'image'")),
+    (dict(momentum=1.5), ('momentum', '1.5')),
+    (dict(momentum_power=-1), ('momentum_power', '-1')),
+    (dict(memory_loss_start=-3), ('memory_loss_start', '-3')),
+    (dict(bank=dict(type='FeatureBank', channels=5)), ('channels=5', 'channels=8')),
+    (dict(bank=dict(type='FeatureBank', strategy='x')), ('strategy', "'x'")),
+    (dict(fusion='sum'), ('MCIBIHead', 'fusion')),
+])
+def test_refusals(options, words):
+    with pytest.raises(ValueError, match=r'MCIBIHead|FeatureBank') as error:
+        tiny_head.build_mcibi(**options)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_one_class_and_one_pixel():
+    head = tiny_head.build_mcibi(num_classes=1)
+    losses = head.loss(tiny_head.features(), tiny_head.samples(
+        torch.zeros(2, *tiny_head.LABEL_SIZE, dtype=torch.long)), None)
+    assert all(value.isfinite().all() for value in losses.values())
+    head = tiny_head.freeze_norms(tiny_head.build_mcibi())
+    for _ in range(2):
+        losses = head.loss(tiny_head.features(batch=1, sizes=[(1, 1)] * 4),
+                           tiny_head.samples(torch.zeros(1, 1, 1, dtype=torch.long)), None)
+        assert all(value.isfinite().all() for value in losses.values())
+    assert head.bank.filled.tolist() == [True] + [False] * 4

@@ -1,0 +1,318 @@
+import copy
+
+import pytest
+import torch
+from mmengine.model import ExponentialMovingAverage
+from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
+from mmseg.registry import MODELS
+from torch import nn
+
+from mmseg_cmdl.models.segmentors import CARCascadeEncoderDecoder, CAREncoderDecoder
+from mmseg_cmdl.utils import labels_at_feature_size
+from tests.models.decode_heads import tiny_head
+from tests.models.segmentors import tiny_segmentor
+from tests.models.segmentors.test_every_head import _build as build_with
+from tests.reference import car
+
+head, build = tiny_segmentor.head, tiny_segmentor.build
+K = tiny_segmentor.K
+
+
+def captured(model, images):
+    """What enters conv_seg, [B, C, h, w], by a hook of the test's own."""
+    seen = []
+    handle = model.regularized_head.conv_seg.register_forward_hook(
+        lambda module, inputs, output: seen.append(inputs[0]))
+    model.loss(images, tiny_segmentor.samples())
+    handle.remove()
+    return seen[-1]
+
+
+@pytest.mark.parametrize('formulation', ['paper', 'released'])
+@pytest.mark.parametrize('name', ['FCNHead', 'DAHead', 'OCRHead', 'SegformerHead'])
+def test_losses_are_those_of_the_equations(name, formulation):
+    model = build_with(name, formulation=formulation).double().train()
+    tiny_segmentor.train_step(model)         # so that the conv isn't the identity any more
+    for module in model.modules():
+        if isinstance(module, nn.Dropout2d):
+            module.p = 0
+    images = tiny_segmentor.images(3).double()
+    losses = model.loss(images, tiny_segmentor.samples())
+    maps = captured(model, images)
+    features = maps.permute(0, 2, 3, 1).flatten(0, 2)
+    labels = torch.stack([s.gt_sem_seg.data[0] for s in tiny_segmentor.samples()])
+    small = torch.stack([torch.stack([torch.stack([
+        labels[b, y * labels.shape[1] // maps.shape[2], x * labels.shape[2] // maps.shape[3]]
+        for x in range(maps.shape[3])]) for y in range(maps.shape[2])]) for b in range(len(maps))])
+    mu, counts = car.centers(features, small.flatten(), K)
+    expected = {
+        'intra_c2p': car.intra_c2p(features, small.flatten(), mu, formulation),
+        'inter_c2c': car.inter_c2c(mu, counts, formulation=formulation),
+        'inter_c2p': car.inter_c2p(features, small.flatten(), mu, counts, formulation=formulation),
+    }
+    for key, value in expected.items():
+        assert losses[f'car.loss_{key}'].item() == pytest.approx(value.item(), rel=1e-9), key
+
+
+def test_the_classifier_sees_what_the_losses_see():
+    model = build(head(dropout_ratio=0.)).double().train()
+    tiny_segmentor.train_step(model)
+    images = tiny_segmentor.images(3).double()
+    inputs = []
+    model.car.linear.register_forward_hook(lambda m, x, y: inputs.append((x[0], y)))
+    features = captured(model, images)
+    before, after = inputs[-1]
+    assert torch.equal(features, after)
+    expected = torch.einsum('dc,bchw->bdhw', model.car.linear.weight[:, :, 0, 0], before)
+    torch.testing.assert_close(after, expected)
+    assert not torch.allclose(before, after)
+
+
+# ---- the linear conv ----
+
+def test_starts_as_the_identity_and_one_line_is_enough():
+    """The same seed: the plain segmentor's weights and predictions, and one key more."""
+    plain, model = build(head(), 'EncoderDecoder'), build(head())
+    state = model.state_dict()
+    assert state.keys() - plain.state_dict().keys() == {'car.linear.weight'}
+    assert torch.equal(state['car.linear.weight'][..., 0, 0], torch.eye(8))
+    assert torch.equal(tiny_segmentor.logits(model), tiny_segmentor.logits(plain))
+    assert isinstance(model, EncoderDecoder)
+    names = [type(loss).__name__ for loss in model.car.losses]
+    assert names == ['IntraClassCenterToPixelLoss', 'InterClassCenterToCenterLoss',
+                     'InterClassCenterToPixelLoss']
+    assert [loss.threshold for loss in model.car.losses[1:]] == [0.5, 0.25]
+
+
+def test_without_the_linear_conv():
+    model = build(head(), linear=False).double()
+    plain = build(head(), 'EncoderDecoder', seed=4).double()
+    losses = tiny_segmentor.train_step(model)
+    assert losses['car.loss_intra_c2p'] > 0
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    plain.load_state_dict(model.folded_state_dict())
+    assert torch.equal(tiny_segmentor.logits(plain), tiny_segmentor.logits(model))
+
+
+@pytest.mark.parametrize('max_channels', [5, 7, 8, 512])
+def test_fewer_channels_out(max_channels):
+    """Folded exactly, and a plain checkpoint still predicts the same where K directions fit."""
+    model = build(head(), max_channels=max_channels).double()
+    channels = min(8, max_channels)
+    assert model.car.linear.weight.shape == (channels, 8, 1, 1)
+    assert model.decode_head.conv_seg.weight.shape == (K, channels, 1, 1)
+    rows = model.car.linear.weight[:, :, 0, 0]
+    torch.testing.assert_close(rows @ rows.t(), torch.eye(channels).double(), rtol=0, atol=1e-6)
+    tiny_segmentor.train_step(model)
+    plain = build(head(), 'EncoderDecoder', seed=4).double()
+    plain.load_state_dict(model.folded_state_dict())
+    torch.testing.assert_close(tiny_segmentor.logits(plain), tiny_segmentor.logits(model),
+                               rtol=0, atol=1e-12)
+    other = build(head(), 'EncoderDecoder', seed=6).double()
+    model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(tiny_segmentor.logits(model), tiny_segmentor.logits(other),
+                               rtol=0, atol=1e-12)
+    losses = tiny_segmentor.train_step(model)
+    assert losses['car.loss_intra_c2p'].isfinite()
+
+
+def test_a_plain_checkpoint_with_too_few_directions_is_refused():
+    model = build(head(), max_channels=4)
+    with pytest.raises(ValueError, match='max_channels to at least 5'):
+        model.load_state_dict(build(head(), 'EncoderDecoder').state_dict())
+
+
+def test_a_checkpoint_of_its_own_loads_unchanged():
+    model, other = build(head()), build(head(), seed=5)
+    tiny_segmentor.train_step(model)
+    state = copy.deepcopy(model.state_dict())
+    other.load_state_dict(model.state_dict())
+    assert all(torch.equal(value, state[key]) for key, value in other.state_dict().items())
+    assert torch.equal(tiny_segmentor.logits(model), tiny_segmentor.logits(other))
+
+
+# ---- options ----
+
+def test_losses_with_weights_thresholds_and_formulations_of_their_own():
+    losses = [dict(type='InterClassCenterToPixelLoss', threshold=.1, loss_weight=2.),
+              dict(type='IntraClassCenterToPixelLoss', formulation='paper')]
+    model = build(head(), losses=losses, formulation='released')
+    c2p, intra = model.car.losses
+    assert (c2p.threshold, c2p.loss_weight, c2p.formulation) == (.1, 2., 'released')
+    assert intra.formulation == 'paper'
+    got = {key for key in tiny_segmentor.train_step(model) if key.startswith('car')}
+    assert got == {'car.loss_inter_c2p', 'car.loss_intra_c2p'}
+    single = build(head(), losses=losses[1])
+    assert len(single.car.losses) == 1
+
+
+def test_no_losses_leave_the_architecture_alone():
+    """Row R2 of table 1: 1x1 convs and nothing else."""
+    model = build(head(), losses=[], linear=False, pointwise=['convs'])
+    assert not any(key.startswith('car') for key in tiny_segmentor.train_step(model))
+
+
+def test_a_loss_of_ones_own_is_called_with_features_labels_and_centers():
+    @MODELS.register_module()
+    class MyCenterLoss(nn.Module):
+        loss_name = 'loss_mine'
+
+        def forward(self, features, labels, centers, counts, ignore_index=255):
+            assert features.shape[1] == centers.shape[1] == 8
+            assert len(features) == len(labels)
+            assert counts.sum() == (labels != ignore_index).sum()
+            return centers.square().sum()
+
+    try:
+        model = build(head(), losses=[dict(type='MyCenterLoss'),
+                                      dict(type='IntraClassCenterToPixelLoss')])
+        losses = tiny_segmentor.train_step(model)
+        assert {'car.loss_mine', 'car.loss_intra_c2p'} <= set(losses)
+        assert model.car.linear.weight.grad.abs().sum() > 0
+    finally:
+        MODELS.module_dict.pop('MyCenterLoss')
+
+
+@pytest.mark.parametrize('formulation', ['paper', 'released'])
+def test_fused_and_plain_train_alike(formulation):
+    models = [build(head(dropout_ratio=0.), formulation=formulation, fuse_losses=fuse).double()
+              for fuse in (True, False)]
+    for step in range(3):
+        losses = [tiny_segmentor.train_step(model, step) for model in models]
+        for key in losses[0]:
+            torch.testing.assert_close(losses[0][key], losses[1][key], rtol=0, atol=1e-10)
+    for key, value in models[0].state_dict().items():
+        torch.testing.assert_close(value, models[1].state_dict()[key], rtol=0, atol=1e-9)
+
+
+def test_label_resize():
+    labels = torch.arange(7 * 9).reshape(1, 7, 9)
+    for mode in ('nearest', 'nearest-exact'):
+        for size in ((3, 4), (7, 9), (2, 2), (14, 5)):
+            expected = nn.functional.interpolate(labels[:, None].double(), size, mode=mode)[:, 0]
+            assert torch.equal(labels_at_feature_size(labels, size, mode), expected.long())
+    values = [tiny_segmentor.train_step(build(head(), label_resize=mode))['car.loss_inter_c2p']
+              for mode in ('nearest', 'nearest-exact')]
+    assert values[0] != values[1]
+
+
+@pytest.mark.parametrize(('kind', 'names', 'convs'), [
+    ('NLHead', ['convs.1', 'conv_cat'], ['convs.1.conv', 'conv_cat.conv']),
+    ('UPerHead', ['fpn_bottleneck'], ['fpn_bottleneck.conv']),
+    ('FCNHead', 'convs', ['convs.0.conv', 'convs.1.conv']),
+    ('DAHead', ['pam_out_conv', 'cam_out_conv'], ['pam_out_conv.conv', 'cam_out_conv.conv']),
+    ('OCRHead', ['bottleneck'], ['bottleneck.conv']),
+])
+def test_pointwise(kind, names, convs):
+    model = build_with(kind, pointwise=names).double()
+    found = [key for key in convs
+             if model.regularized_head.get_submodule(key).kernel_size == (1, 1)]
+    assert found == convs
+    sizes = {key: m.kernel_size for key, m in model.regularized_head.named_modules()
+             if isinstance(m, nn.Conv2d) and key not in convs}
+    plain = build_with(kind, 'plain', seed=1).double()
+    assert sizes == {key: m.kernel_size for key, m in plain.decode_head.named_modules()
+                     if key in sizes} or kind == 'OCRHead'
+    tiny_segmentor.train_step(model)
+    plain.load_state_dict(model.folded_state_dict())
+    torch.testing.assert_close(tiny_segmentor.logits(plain), tiny_segmentor.logits(model),
+                               rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(('options', 'words'), [
+    (dict(pointwise=['convs.7']), r"no sub-module 'convs.7'; its convs larger than 1x1 are "
+                                  r"\['convs.0.conv', 'convs.1.conv', 'conv_cat.conv'\]"),
+    (dict(pointwise=['conv_seg']), "'conv_seg' of FCNHead has no conv larger than 1x1"),
+    (dict(label_resize='bilinear'), "label_resize must be one of .* got 'bilinear'"),
+    (dict(max_channels=0), 'max_channels must be at least 1, got 0'),
+    (dict(formulation='papers'), "formulation must be 'paper' or 'released', got 'papers'"),
+    (dict(check_labels='maybe'), "check_labels must be .* got 'maybe'"),
+])
+def test_refusals_say_what_to_do(options, words):
+    with pytest.raises(ValueError, match=words):
+        build(head(), **options)
+
+
+def test_a_conv_that_changes_the_size_cannot_become_pointwise():
+    model = build(head(), 'EncoderDecoder')
+    model.decode_head.convs[0].conv.padding = (0, 0)
+    from mmseg_cmdl.models.segmentors.pointwise import make_pointwise_
+    with pytest.raises(ValueError, match='changes the size of the map'):
+        make_pointwise_(model.decode_head, ['convs.0'])
+
+
+# ---- training, and nothing else ----
+
+def test_labels_out_of_range_are_named():
+    model = build(head()).train()
+    samples = tiny_segmentor.samples()
+    samples[1].gt_sem_seg.data[0, 5, 5] = 7
+    with pytest.raises(ValueError, match=r'labels \[7\] of labels.png .*num_classes=5'):
+        model.loss(tiny_segmentor.images(), samples)
+
+
+def test_prediction_captures_nothing_and_uses_the_linear_conv():
+    model = build(head())
+    expected = tiny_segmentor.logits(model)
+    assert model.car._features is None
+    with torch.no_grad():
+        model.car.linear.weight.mul_(2)
+    bias = model.decode_head.conv_seg.bias.detach()[:, None, None]
+    torch.testing.assert_close(tiny_segmentor.logits(model) - bias, 2 * (expected - bias))
+    tiny_segmentor.train_step(model)
+    assert model.car._features is None       # let go after the step
+
+
+def test_a_copy_has_hooks_of_its_own():
+    """As EMAHook and others make copies of the whole model."""
+    model = build(head())
+    other = ExponentialMovingAverage(model).module
+    with torch.no_grad():
+        other.car.linear.weight.zero_()
+    assert tiny_segmentor.logits(model).std() > 0
+    assert (tiny_segmentor.logits(other) - other.decode_head.conv_seg.bias[:, None, None]
+            ).abs().max() < 1e-6
+
+
+def test_exports_like_the_plain_head():
+    model = build(head()).eval()
+    image = tiny_segmentor.images(1, 1)
+    with torch.no_grad():
+        exported = torch.export.export(model, (image,), dict(mode='tensor'), strict=False).module()
+        torch.testing.assert_close(exported(image, mode='tensor'), model(image, mode='tensor'))
+
+
+def test_float16_features_are_taken_in_float32():
+    model = build(head()).train()
+    with torch.autocast('cpu', torch.bfloat16):
+        losses = model.loss(tiny_segmentor.images(), tiny_segmentor.samples())
+    assert losses['car.loss_intra_c2p'].dtype == torch.float32
+    sum(value for key, value in losses.items() if 'loss' in key).backward()
+    assert all(p.grad.isfinite().all() for p in model.car.parameters())
+
+
+def test_cascade_regularizes_the_last_head():
+    model = build_with('OCRHead')
+    assert isinstance(model, CARCascadeEncoderDecoder)
+    assert isinstance(model, CascadeEncoderDecoder)
+    assert not isinstance(model, CAREncoderDecoder)
+    assert type(model.regularized_head).__name__ == 'OCRHead'
+    losses = tiny_segmentor.train_step(model)
+    assert {'decode_0.loss_ce', 'decode_1.loss_ce', 'car.loss_intra_c2p'} <= set(losses)
+    assert model.car.linear.weight.grad.abs().sum() > 0
+
+
+def test_trains_with_the_loss_going_down():
+    """The three losses by themselves, on one batch."""
+    model = build(head(dropout_ratio=0.)).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=.5)
+    history = []
+    for _ in range(40):
+        losses = model.loss(tiny_segmentor.images(), tiny_segmentor.samples())
+        total = sum(value for key, value in losses.items() if key.startswith('car.loss'))
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        history.append(total.item())
+    assert history[-1] < .8 * history[0]
+    assert tiny_head.NUM_CLASSES == K

@@ -1,0 +1,223 @@
+"""Configs of CAR: tables 1 and 2 of the paper."""
+import copy
+import re
+from functools import cache
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS, MODELS
+
+from mmseg_cmdl.models.segmentors.car_encoder_decoder import CAR_OPTIONS
+from tests import car_figures
+from tests.models.conftest import one_thread  # noqa: F401
+from tests.test_configs import CONFIGS, MMSEG_CONFIGS, tiny_batch, tiny_model, train_step
+
+PATHS = {path.stem: path for path in sorted((CONFIGS / 'car').glob('*.py'))}
+PASCAL = car_figures.SETTINGS['pascal']
+HEADS = dict(fcn='FCNHead', deeplabv3='ASPPHead', nonlocal_='NLHead', ccnet='CCHead',
+             danet='DAHead', ocrnet='OCRHead', upernet='UPerHead')
+LOSSES = ['IntraClassCenterToPixelLoss', 'InterClassCenterToCenterLoss',
+          'InterClassCenterToPixelLoss']
+NAME = re.compile(r'(?:(pointwise|car[a-z0-9-]*)_)?([a-z0-9]+)_([a-z0-9-]+)_4xb4-30k_'
+                  r'(pascal-context-59-480x480|coco-stuff10k-512x512)')
+
+every_config = pytest.mark.parametrize('name', PATHS)
+
+
+@cache
+def _loaded(name):
+    return Config.fromfile(PATHS[name])
+
+
+def load(name):
+    cfg = copy.deepcopy(_loaded(name))
+    init_default_scope('mmseg')
+    cfg.model.pretrained = None
+    cfg.model.backbone.pop('init_cfg', None)
+    return cfg
+
+
+def parts(name):
+    return NAME.fullmatch(name).groups()
+
+
+def plain_name(name):
+    return name if parts(name)[0] is None else name.partition('_')[2]
+
+
+def last_head(cfg):
+    heads = cfg.model.decode_head
+    return heads[-1] if isinstance(heads, list) else heads
+
+
+def build(cfg):
+    """Without memory where the backbone allows it."""
+    if cfg.model.backbone.type == 'SwinTransformer':
+        cfg.model.backbone.depths = [1, 1, 1, 1]
+        return MODELS.build(cfg.model)
+    with torch.device('meta'):
+        return MODELS.build(cfg.model)
+
+
+def test_every_row_of_both_tables_has_a_config():
+    assert set(PATHS) == set(car_figures.PAPER)
+
+
+@every_config
+def test_config_does_what_its_name_and_the_paper_say(name):
+    method, head, backbone, data = parts(name)
+    cfg = load(name)
+    assert cfg.custom_imports == dict(imports=['mmseg_cmdl'], allow_failed_imports=False)
+    assert cfg.default_scope == 'mmseg'
+    assert last_head(cfg).type == HEADS[{'nonlocal': 'nonlocal_'}.get(head, head)]
+    if backbone.startswith('r'):
+        assert f'r{cfg.model.backbone.depth}-d8' == backbone
+        assert _loaded(name).model.pretrained == f'open-mmlab://resnet{cfg.model.backbone.depth}_v1c'
+        assert cfg.model.backbone.strides == (1, 2, 1, 1)
+    elif backbone.startswith('swin'):
+        assert cfg.model.backbone.embed_dims == {'swin-t': 96, 'swin-l': 192}[backbone]
+        assert backbone[:6].replace('-', '_') in _loaded(name).model.backbone.init_cfg.checkpoint
+    classes = DATASETS.get(cfg.train_dataloader.dataset.type).METAINFO['classes']
+    assert len(classes) == {'p': 59, 'c': 171}[data[0]]
+    heads = cfg.model.decode_head if head == 'ocrnet' else [cfg.model.decode_head]
+    assert {h.num_classes for h in heads} == {len(classes)}
+    assert cfg.model.get('auxiliary_head') is None
+    size = tuple(map(int, data.rpartition('-')[2].split('x')))
+    assert tuple(cfg.model.data_preprocessor.size) == size
+    crops = [tuple(step.crop_size) for step in cfg.train_dataloader.dataset.pipeline
+             if step.type == 'RandomCrop']
+    assert crops == [size]
+
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr) == ('SGD', 0.01)
+    assert optimizer.weight_decay == 0.001
+    assert cfg.train_cfg.max_iters == cfg.param_scheduler[0].end == 30000
+    assert 4 * cfg.train_dataloader.batch_size == 16
+
+
+@every_config
+def test_only_what_car_adds_differs_from_the_plain_config(name):
+    cfg, plain = _loaded(name).to_dict(), _loaded(plain_name(name)).to_dict()
+    model = cfg['model']
+    for key in CAR_OPTIONS:
+        model.pop(key, None)
+    if name != plain_name(name):
+        assert model.pop('type') == 'CAR' + plain['model'].pop('type')
+    assert cfg == plain
+
+
+@every_config
+def test_builds_with_the_losses_and_convs_of_its_row(name):
+    method, head, backbone, data = parts(name)
+    model = build(load(name))
+    if method is None:
+        assert not hasattr(model, 'car')
+        return
+    wanted = LOSSES[:0 if method == 'pointwise' else 1 if method.startswith('car-intra') else 3]
+    if 'intra-c2c' in method:
+        wanted = LOSSES[:2]
+    assert [type(loss).__name__ for loss in model.car.losses] == wanted
+    assert all(loss.loss_weight == 1 and loss.formulation == 'paper' for loss in model.car.losses)
+    reduced = data.startswith('coco') and (head, backbone) in car_figures.REDUCED
+    for loss in model.car.losses[1:]:
+        expected = .25 if reduced or type(loss).__name__ == LOSSES[2] else .5
+        assert loss.threshold == expected
+    assert (model.car.linear is None) == (method == 'pointwise')
+    if head != 'ocrnet':
+        assert bool(model._pointwise_keys) == ('3x3' not in method)
+    # between what relates pixels to one another and the classifier, convs are 1x1
+    last = {'FCNHead': 'conv_cat.conv', 'NLHead': 'conv_cat.conv', 'CCHead': 'conv_cat.conv',
+            'ASPPHead': 'bottleneck.conv', 'DAHead': 'pam_out_conv.conv',
+            'UPerHead': 'fpn_bottleneck.conv', 'OCRHead': 'object_context_block.bottleneck.conv'}
+    conv = model.regularized_head.get_submodule(last[type(model.regularized_head).__name__])
+    assert conv.kernel_size == ((3, 3) if '3x3' in method else (1, 1))
+
+
+@pytest.mark.parametrize('name', [
+    *(f'car_{head}_{backbone}_{PASCAL}' for head, backbone in [
+        ('nonlocal', 'r50-d8'), ('ocrnet', 'hr48'), ('upernet', 'swin-t')]),
+    f'pointwise_nonlocal_r50-d8_{PASCAL}'])
+def test_trains_one_step_and_predicts(name):
+    cfg = load(name)
+    if 'depth' in cfg.model.backbone:
+        cfg.model.backbone.update(depth=18, base_channels=16)
+        cfg.model.decode_head.update(in_channels=128, channels=32)
+    elif 'depths' in cfg.model.backbone:
+        cfg.model.backbone.depths = [1, 1, 1, 1]
+        cfg.model.decode_head.channels = 32
+    else:
+        for stage in cfg.model.backbone.extra.values():
+            stage.update(num_modules=1, num_blocks=[1] * stage.num_branches)
+    model = tiny_model(cfg)
+    log, norms = train_step(model, cfg)
+    assert np.isfinite(list(log.values())).all(), log
+    terms = {key for key in log if key.startswith('car.')}
+    assert len(terms) == (0 if name.startswith('pointwise') else 3)
+    assert log['loss'] == pytest.approx(
+        sum(value for key, value in log.items() if 'loss' in key and key != 'loss'), rel=1e-4)
+    if terms:
+        assert norms['car.linear.weight'] > 0
+    model.eval()
+    result, = model.test_step(tiny_batch(model.num_classes, images=1))
+    assert result.seg_logits.data.shape[0] == 59
+
+
+@pytest.mark.parametrize('name', [f'car_fcn_r50-d8_{PASCAL}', f'car_ocrnet_hr48_{PASCAL}'])
+def test_a_dumped_config_rebuilds_the_model(name, tmp_path):
+    cfg = load(name)
+    cfg.dump(tmp_path / 'dumped.py')
+    dumped = Config.fromfile(tmp_path / 'dumped.py')
+    shapes = [{key: value.shape for key, value in build(c).state_dict().items()}
+              for c in (cfg, dumped)]
+    assert shapes[0] == shapes[1]
+
+
+def test_datasets_are_as_in_mmsegmentation():
+    """But for the scales of the multi-scale test, which are of the single-scale size."""
+    for file in ('pascal_context_59.py', 'coco-stuff10k.py'):
+        ours = Config.fromfile(CONFIGS / '_base_' / 'datasets' / file)
+        stock = Config.fromfile(MMSEG_CONFIGS / '_base_' / 'datasets' / file)
+        ours.pop('tta_pipeline')
+        stock.pop('tta_pipeline')
+        assert ours.to_dict() == stock.to_dict()
+
+
+@pytest.mark.parametrize('name', [f'fcn_r50-d8_{setting}'
+                                  for setting in car_figures.SETTINGS.values()])
+def test_pipelines_run(name, tmp_path):
+    cfg = load(name)
+    num_classes = cfg.model.decode_head.num_classes
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        dataset = loader.dataset
+        dataset.data_root = str(tmp_path)
+        labels = np.tile(np.arange(num_classes + 1, dtype=np.uint8), (90, 1))   # 0 is left out
+        image = np.random.default_rng(0).integers(0, 256, (*labels.shape, 3), dtype=np.uint8)
+        suffix = '_labelTrainIds.png' if 'coco' in name else '.png'
+        for key, array, end in (('img_path', image, '.jpg'), ('seg_map_path', labels, suffix)):
+            folder = tmp_path / dataset.data_prefix[key]
+            folder.mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(folder / f'one{end}'), array)
+        if dataset.get('ann_file'):
+            (tmp_path / dataset.ann_file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / dataset.ann_file).write_text('one\n')
+        sample = DATASETS.build(dataset)[0]['data_samples']
+        values = set(sample.gt_sem_seg.data.unique().tolist()) - {255}
+        assert values
+        assert values <= set(range(num_classes))
+    assert values == set(range(num_classes))
+
+
+def test_readme_has_the_papers_figures():
+    rows = {}
+    for line in (CONFIGS / 'car' / 'README.md').read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip('|').split('|')]
+        link = re.fullmatch(r'\[([\w-]+)\]\(\1\.py\)', cells[0])
+        if link:
+            rows.setdefault(link[1], []).append(cells[-2])
+    assert rows.keys() == car_figures.PAPER.keys()
+    for name, figures in rows.items():
+        assert set(figures) == {car_figures.PAPER[name]}, name

@@ -1,0 +1,77 @@
+"""tools/benchmark.py: every section runs, and the numbers that don't depend on the machine."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+import torch
+
+from tests.paths import TOOLS
+
+
+@pytest.fixture(scope='module')
+def benchmark():
+    spec = importlib.util.spec_from_file_location('benchmark_tool', TOOLS / 'benchmark.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(benchmark, monkeypatch, tmp_path, *arguments):
+    options = ['--device', 'cpu', '--repeats', '1', '--warmup', '0', '--threads', '1']
+    monkeypatch.setattr(
+        sys, 'argv', ['benchmark.py', *arguments, *options, '--json', str(tmp_path / 'x.json')]
+    )
+    benchmark.main()
+    return json.loads((tmp_path / 'x.json').read_text())
+
+
+def test_fused_losses_hold_no_similarity_map(benchmark, monkeypatch, tmp_path):
+    rows = run(benchmark, monkeypatch, tmp_path, 'consistency', '--classes', '60')['consistency']
+    by_form = {row['form']: row for row in rows}
+    assert set(by_form) == {'floor', 'paper, fused', 'paper, plain', 'released, fused',
+                            'released, plain'}  # fmt: skip
+    assert by_form['floor']['ratio'] == 1
+    assert rows[0]['similarity_mib'] == 8192 * 60 * 9 * 4 / 2**20
+    # the gradient of the embeddings is 16 MiB; the map, its exponents and so on come on top
+    assert by_form['paper, fused']['peak_mib'] < 16 + rows[0]['similarity_mib']
+    assert by_form['paper, plain']['peak_mib'] > 16 + 3 * rows[0]['similarity_mib']
+
+
+def test_other_sections_measure_all_their_forms(benchmark, monkeypatch, tmp_path, capsys):
+    results = run(benchmark, monkeypatch, tmp_path, 'voting', 'head', '--head-size', '8')
+    assert [row['form'] for row in results['voting']] == ['naive', 'collapsed']
+    # 9 maps of 512 channels against one
+    assert results['voting'][0]['peak_mib'] > 8 * results['voting'][1]['peak_mib']
+    assert [(row['mode'], row['head']) for row in results['head']] == [
+        ('training step', 'FCNHead'), ('training step', 'MDRLHead'),
+        ('inference', 'FCNHead'), ('inference', 'MDRLHead')]  # fmt: skip
+    assert all(row['ms'] > 0 for section in ('voting', 'head') for row in results[section])
+    shown = capsys.readouterr().out
+    assert 'Feature voting + fusion, K=150' in shown
+    assert 'Heads, 2x2048x8x8 features' in shown
+
+
+def test_complexity_counts_parameters_and_operations(benchmark, capsys):
+    class NoTime:
+        device = torch.device('cpu')
+
+        def __call__(self, forms):
+            return {name: dict(ms=0.0, peak_mib=0.0) for name in forms}
+
+    rows = {row['head']: row for row in benchmark.benchmark_complexity(NoTime(), None)}
+    # FCN: two 3x3 convs, a 3x3 conv on [x, convs(x)], batch norms, classifier
+    convs = 9 * 512 * (2048 + 512 + 2048 + 512)
+    assert rows['FCN']['params_m'] * 1e6 == convs + 3 * 2 * 512 + 19 * 512 + 19
+    assert rows['FCN']['gmacs'] * 1e9 == pytest.approx((convs + 19 * 512) * 128 * 128)
+    # the paper's ASPP without classifier: within a few percent of ours with one
+    assert rows['ASPP']['params_m'] == pytest.approx(rows['ASPP']['paper'][0], rel=0.05)
+    assert rows['MDRL']['gmacs'] < rows['PPM+MDRL']['gmacs']
+    assert 'MCIBI, table 3' in capsys.readouterr().out
+
+
+def test_unknown_section_is_named(benchmark, monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(benchmark, monkeypatch, tmp_path, 'votting')
+    assert 'unknown section votting: choose from consistency, voting' in capsys.readouterr().err
