@@ -140,7 +140,6 @@ def build(name=None, seed=0, dtype=torch.float32, **options):
     """The segmentor of a case in training mode."""
     torch.manual_seed(seed)
     model = from_config(model_config(name, **options))
-    model.init_weights()
     return model.to(dtype).train()
 
 
