@@ -1,5 +1,6 @@
 """Tables 1 and 2 of the CAR paper: mIoU in percent by config name."""
-SETTINGS = {'pascal': '4xb4-30k_pascal-context-59-480x480', 'coco': '4xb4-30k_coco-stuff10k-512x512'}
+SETTINGS = {'pascal': '4xb4-30k_pascal-context-59-480x480',
+            'coco': '4xb4-30k_coco-stuff10k-512x512'}
 
 # (head, backbone): Pascal Context plain and with CAR, COCO-Stuff 10k plain and with CAR
 TABLE_2 = {

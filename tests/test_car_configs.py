@@ -69,7 +69,7 @@ def test_every_row_of_both_tables_has_a_config():
 
 @every_config
 def test_config_does_what_its_name_and_the_paper_say(name):
-    method, head, backbone, data = parts(name)
+    _, head, backbone, data = parts(name)
     cfg = load(name)
     assert cfg.custom_imports == dict(imports=['mmseg_cmdl'], allow_failed_imports=False)
     assert cfg.default_scope == 'mmseg'

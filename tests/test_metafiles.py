@@ -75,9 +75,22 @@ ABLATIONS = {
 CLASSES = {'Cityscapes': 'CityscapesDataset', 'ADE20K': 'ADE20KDataset', 'CamVid': 'CamVidDataset',
            'COCO-Stuff 164k': 'COCOStuffDataset', 'Synthetic scenes': 'SyntheticScenesDataset',
            'LIP': 'LIPDataset', 'CIHP': 'CIHPDataset',
-           'Pascal Context 59': 'PascalContextDataset59', 'COCO-Stuff 10k': 'COCOStuffDataset'}
+           'Pascal Context 59': 'PascalContextDataset59', 'COCO-Stuff 10k': 'COCOStuffDataset',
+           'Pascal Context': 'PascalContextDataset'}
 FIGURES = {**PAPER, **MCIBI_PAPER,
            **{name: (None, single, None) for name, single in car_figures.PAPER.items()}}
+# DGCW, tables 1 and 3 to 6: (context and backbone, setting): metrics
+DGCW = {
+    ('fcn_r101-d8', '4xb2-80k_cityscapes-769x769'): {SINGLE: 77.81},
+    ('pspnet_r101-d8', '4xb2-80k_cityscapes-769x769'): {SINGLE: 79.60},
+    ('deeplabv3_r101-d8', '4xb2-80k_cityscapes-769x769'): {SINGLE: 80.43},
+    ('deeplabv3_r101-d8-ohem', '4xb2-80k_cityscapes-769x769'): {SINGLE: 80.86, MULTI: 81.80},
+    ('deeplabv3_r101-d8-ohem', '4xb2-80k_cityscapes-trainval-769x769'): {
+        'mIoU (paper, test set, ms+flip)': 81.6},
+    ('deeplabv3_r101-d8', '4xb4-80k_pascal-context-513x513'): {SINGLE: 53.9},
+    ('deeplabv3_r101-d8', '4xb4-160k_ade20k-513x513'): {SINGLE: 45.51},
+}
+DGCW = {f'dgcw_{network}_{setting}': metrics for (network, setting), metrics in DGCW.items()}
 
 
 def models():
@@ -110,14 +123,16 @@ def test_entry_agrees_with_its_config(name):
     data = entry['Metadata']
     assert data['Batch Size'] == gpus * per_gpu == gpus * cfg.train_dataloader.batch_size
     assert CLASSES[entry['Results']['Dataset']] == cfg.test_dataloader.dataset.type
-    assert CLASSES[data['Training Data']] == cfg.train_dataloader.dataset.type
+    trained_on = cfg.train_dataloader.dataset
+    for dataset in trained_on.get('datasets', [trained_on]):
+        assert CLASSES[data['Training Data']] == dataset.type
     collection, = (item for item in yaml.safe_load(metafile.read_text())['Collections']
                    if item['Name'] == entry['In Collection'])
     assert data['Training Data'] in collection['Metadata']['Training Data']
     assert (ROOT / collection['README']).parent == metafile.parent
     heads = cfg.model.decode_head
     head = heads[-1] if isinstance(heads, list) else heads
-    for method in ('MDRL', 'MCIBI'):
+    for method in ('MDRL', 'MCIBI', 'DGCW'):
         assert (entry['In Collection'] == method) == (head.type == f'{method}Head')
     assert (entry['In Collection'] == 'CAR') == (
         cfg.model.type.startswith('CAR') and cfg.model.get('losses') != [])
@@ -136,6 +151,7 @@ def test_figures_say_whose_they_are():
         _, single, multi = FIGURES.get(name, (None, None, None))
         expected = {key: float(figure) for key, figure in {SINGLE: single, MULTI: multi}.items()
                     if figure}
+        expected.update(DGCW.get(name, {}))
         metrics = dict(entry['Results']['Metrics'])
         measured = metrics.pop(MEASURED, None)
         assert metrics == expected, name

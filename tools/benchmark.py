@@ -1,4 +1,4 @@
-"""Speed and memory of MDRL's parts, as ratios measured in one run.
+"""Speed and memory of the parts of all methods, as ratios measured in one run.
 
 Each section times its forms in turn, round after round, so that whatever else the machine does
 falls on all of them alike; it prints medians and the ratio to the section's reference form.
@@ -9,8 +9,10 @@ falls on all of them alike; it prints medians and the ratio to the section's ref
 import argparse
 import json
 import platform
+import re
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from prettytable import PrettyTable
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmseg_cmdl
+from mmseg_cmdl.models.layers.channel_weighting import NORMS, channel_weights
 from mmseg_cmdl.models.losses import fused_class_aware
 
 # Inference on a 1 x 2048 x 128 x 128 map, MCIBI, table 3 (V100): parameters in millions,
@@ -220,7 +223,7 @@ def benchmark_car(timer, args):
     print_table(
         f'Losses of CAR, forward and backward, {B}x{C}x{h}x{w} features\n'
         'floor: two passes over the features, one [P, C] x [C, K] product and its backward; '
-        'one-hot: the paper\'s formulas with a one-hot matrix and a map of distributed centres',
+        'one-hot: the equations with a one-hot matrix and a map of distributed centres',
         ['form', 'K', 'ms', 'x floor', 'peak MiB', 'x memory of one-hot'],
         [[r['form'], r['classes'], r['ms'], r['ratio'], r['peak_mib'], r['memory']]
          for r in results])
@@ -240,6 +243,65 @@ def _car_by_one_hot(features, labels, K):
     similarity = (products * scale).softmax(dim=1) * (1 - one_hot)
     c2p = (similarity - 0.25 / (K - 1)).clamp(min=0).sum(dim=1).square().mean()
     return intra + c2c + c2p
+
+
+def benchmark_update(timer, args):
+    """MCIBI's memory update at label size: ours, features materialised at that size, a loop.
+
+    All three give the same memory. The loop, over the classes of the batch with a gather by a mask
+    each, is the shape of the released code.
+    """
+    B, K, C, size = args.update_images, 150, 512, 64
+    torch.manual_seed(0)
+    features = torch.randn(B, C, size, size, device=timer.device).relu()
+    blocks = torch.randint(0, K, (B, 16, 16), device=timer.device)
+    labels = blocks.repeat_interleave(32, 1).repeat_interleave(32, 2)
+    labels[torch.rand(labels.shape, device=timer.device) < 0.05] = 255
+    start = torch.rand(K, C, device=timer.device)
+    bank = MODELS.build(dict(type='FeatureBank', num_classes=K, channels=C)).to(timer.device)
+    bank.filled.fill_(True)
+    after = {}
+
+    @torch.no_grad()
+    def ours():
+        bank.features.copy_(start)
+        bank.update_at_label_size_(features, labels, 0.5)
+        after['ours'] = bank.features.clone()
+
+    def resized():
+        full = F.interpolate(features, labels.shape[1:], mode='bilinear', align_corners=False)
+        return full.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten()
+
+    @torch.no_grad()
+    def materialised():
+        bank.features.copy_(start)
+        bank.update_(*resized(), 0.5)
+        after['materialised'] = bank.features.clone()
+
+    @torch.no_grad()
+    def loop():
+        memory = start.clone()
+        pixels, classes = resized()
+        for c in classes.unique().tolist():
+            if c == 255:
+                continue
+            own = pixels[classes == c]
+            weights = 1 - F.cosine_similarity(own, start[c][None], dim=1)
+            memory[c] = 0.5 * start[c] + 0.5 * (weights / weights.sum()) @ own
+        after['loop over classes'] = memory
+
+    measured = timer({'ours': ours, 'materialised': materialised, 'loop over classes': loop})
+    rows = [dict(form=name, **values, times=values['ms'] / measured['ours']['ms'],
+                 times_memory=values['peak_mib'] / measured['ours']['peak_mib'],
+                 difference=float((after[name] - after['ours']).abs().max()))
+            for name, values in measured.items()]
+    print_table(
+        f'MCIBI memory update, K={K}, {B}x{C}x{size}x{size} features, {B}x512x512 labels;\n'
+        'difference: largest to the memory that ours gives',
+        ['form', 'ms', 'x time', 'peak MiB', 'x memory', 'difference'],
+        [[r['form'], r['ms'], r['times'], r['peak_mib'], r['times_memory'],
+          f'{r["difference"]:.1e}'] for r in rows])
+    return rows
 
 
 def _head(kind, in_channels, channels, num_classes, **options):
@@ -326,8 +388,79 @@ def benchmark_complexity(timer, args):
     return rows
 
 
-SECTIONS = dict(consistency=benchmark_consistency, car=benchmark_car, voting=benchmark_voting,
-                head=benchmark_head, complexity=benchmark_complexity)
+def _naive_channel_weighting(layer, x):
+    """DGCW's eq. 1 to 5 as they are written: [C, hw, hw] tensors, g applied to every pair."""
+    pixels = x.flatten(2).transpose(1, 2)
+    query, key, value, g1, g2 = (
+        lambda rows, conv=conv: F.linear(rows, conv.weight.flatten(1), conv.bias)
+        for conv in (layer.query, layer.key, layer.value, layer.g1, layer.g2))
+    weights = channel_weights(query(pixels), key(pixels), layer.norm)
+    relations = g2(g1(weights * value(pixels).unsqueeze(2)).relu())
+    return x + relations.sum(dim=2).transpose(1, 2).reshape(x.shape)
+
+
+def _free_gib(device):
+    """Memory that a benchmark may ask of the device."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0] / 2**30
+    try:
+        line, = re.findall(r'MemAvailable: *(\d+) kB', Path('/proc/meminfo').read_text())
+    except (OSError, ValueError):
+        return 8.
+    return int(line) / 2**20
+
+
+def benchmark_channel_weighting(timer, args):
+    """DGCW's layer against the naive form, and how both grow with the number of pixels."""
+    C, rows = 128, []
+    limit = 0.9 * _free_gib(timer.device) if args.naive_gib is None else args.naive_gib
+    for mode in ('training', 'inference'):
+        for h, w in args.map_sizes:
+            torch.manual_seed(0)
+            layer = MODELS.build(dict(type='ChannelWeighting', channels=C, norm=args.norm))
+            layer.to(timer.device).train(mode == 'training')
+            x = torch.randn(1, C, h, w, device=timer.device, requires_grad=mode == 'training')
+
+            def run(form, x=x, layer=layer, mode=mode):
+                layer.zero_grad(set_to_none=True)
+                x.grad = None
+                with torch.set_grad_enabled(mode == 'training'):
+                    out = form(x)
+                if mode == 'training':
+                    out.sum().backward()
+
+            forms = {'ours': partial(run, layer)}
+            pairs_gib = (h * w)**2 * C * 4 / 2**30
+            if pairs_gib * (9 if mode == 'training' else 4) <= limit:
+                forms['naive'] = partial(run, partial(_naive_channel_weighting, layer))
+            measured = timer(forms)
+            naive = measured.get('naive', {})
+            for name, values in measured.items():
+                rows.append(dict(
+                    mode=mode, size=f'{h}x{w}', form=name, **values,
+                    ns_per_pair=1e6 * values['ms'] / (h * w)**2,
+                    speedup=naive['ms'] / values['ms'] if naive else '',
+                    memory_ratio=naive['peak_mib'] / values['peak_mib'] if naive else ''))
+    print_table(
+        f'DGCW, 1x{C} maps, norm {args.norm}; the naive form where it needs at most {limit:.0f} '
+        'GiB',
+        ['form', 'mode', 'map', 'ms', 'peak MiB', 'ns a pair', 'times faster', 'times smaller'],
+        [[r['form'], r['mode'], r['size'], r['ms'], r['peak_mib'], r['ns_per_pair'], r['speedup'],
+          r['memory_ratio']] for r in rows])
+    return rows
+
+
+def _map_size(text):
+    """'24x32' to (24, 32)."""
+    found = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
+    if not found:
+        raise argparse.ArgumentTypeError(f'{text!r} is no HEIGHTxWIDTH, such as 24x24')
+    return int(found[1]), int(found[2])
+
+
+SECTIONS = dict(consistency=benchmark_consistency, car=benchmark_car,
+                channel_weighting=benchmark_channel_weighting, voting=benchmark_voting,
+                update=benchmark_update, head=benchmark_head, complexity=benchmark_complexity)
 
 
 def parse_args():
@@ -348,6 +481,18 @@ def parse_args():
                         help='largest K at which the plain losses are timed too (default: 171)')
     parser.add_argument('--head-size', type=int, default=64,
                         help='feature size of the section head (default: 64)')
+    parser.add_argument('--map-sizes', type=_map_size, nargs='+', metavar='HxW',
+                        default=[(12, 24), (24, 24), (32, 32), (32, 64)],
+                        help='maps of the section channel_weighting '
+                        '(default: 12x24 24x24 32x32 32x64)')
+    parser.add_argument('--norm', choices=NORMS, default='sum',
+                        help='normalisation in the section channel_weighting (default: sum)')
+    parser.add_argument('--naive-gib', type=float, metavar='GIB',
+                        help='memory up to which that section times the naive form too '
+                        '(default: nine tenths of what is free)')
+    parser.add_argument('--update-images', type=int, default=8, metavar='B',
+                        help='images of the section update; 0.5 GiB for each of them in the '
+                        'materialised forms (default: 8)')
     parser.add_argument('--json', type=Path, help='write all numbers there')
     args = parser.parse_args()
     unknown = set(args.sections) - set(SECTIONS)

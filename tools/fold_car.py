@@ -1,4 +1,4 @@
-"""Fold a checkpoint trained with CAR into one for the plain segmentor: same predictions, no extra conv.
+"""Fold a checkpoint trained with CAR into one for the plain segmentor, which predicts the same.
 
     python tools/fold_car.py CONFIG CHECKPOINT OUT [--check] [--out-config PLAIN.py]
 
@@ -87,8 +87,8 @@ def read_state(path):
 def load(model, state, path):
     """Put a checkpoint's state into the model with CAR; every key must fit."""
     if model.car.linear is not None and 'car.linear.weight' not in state:
-        raise SystemExit(f'error: {path} has no car.linear.weight: it is a plain checkpoint, there is '
-                         'nothing to fold')
+        raise SystemExit(f'error: {path} has no car.linear.weight: it is a plain checkpoint, there '
+                         'is nothing to fold')
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -123,8 +123,8 @@ def main(argv=None):
         difference, scale = largest_difference(model, plain, args.size)
         print(f'largest difference of the logits: {difference:.3g}, largest logit: {scale:.3g}')
         if not difference <= TOLERANCE * max(1.0, scale):
-            raise SystemExit(f'error: the folded model does not predict the same, so {args.out} was '
-                             'not written')
+            raise SystemExit(f'error: the folded model does not predict the same, so {args.out} '
+                             'was not written')
     args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(dict(meta=checkpoint.get('meta', {}), state_dict=folded), args.out)
     print(f'{args.out}: checkpoint for {plain_model.type}')

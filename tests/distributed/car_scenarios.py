@@ -7,9 +7,13 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from mmseg_cmdl.models.losses import (InterClassCenterToCenterLoss, InterClassCenterToPixelLoss,
-                                      IntraClassCenterToPixelLoss, class_centers,
-                                      fused_class_aware)
+from mmseg_cmdl.models.losses import (
+    InterClassCenterToCenterLoss,
+    InterClassCenterToPixelLoss,
+    IntraClassCenterToPixelLoss,
+    class_centers,
+    fused_class_aware,
+)
 from tests.distributed.scenarios import image_labels, logged_collectives
 from tests.models.decode_heads import tiny_head
 from tests.models.segmentors import tiny_segmentor

@@ -3,8 +3,8 @@ import math
 
 import pytest
 import torch
-from mmengine.registry import init_default_scope
 from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 
 from mmseg_cmdl.evaluation import ClassCompactness, measure_compactness
@@ -29,7 +29,7 @@ def test_equals_loops():
                 label = int(labels[b, 2 * y, 2 * x])
                 if label != 255:
                     pixels[label].append(features[b, :, y, x].double())
-    every = sum(pixels.values(), [])
+    every = [row for rows in pixels.values() for row in rows]
     means = {label: sum(rows) / len(rows) for label, rows in pixels.items()}
     within = sum(((row - means[label])**2).sum() for label, rows in pixels.items() for row in rows)
     mean = sum(every) / len(every)

@@ -1,5 +1,5 @@
 _base_ = './upernet_swin-t.py'
-checkpoint_file = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/swin/swin_large_patch4_window7_224_22k_20220412-aeecf2aa.pth'  # noqa
+checkpoint_file = 'https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/swin/swin_large_patch4_window7_224_22k_20220412-aeecf2aa.pth'
 model = dict(
     backbone=dict(
         init_cfg=dict(checkpoint=checkpoint_file),

@@ -1,5 +1,6 @@
 from .dataset_context_head import DatasetContextHead
+from .dgcw_head import DGCWHead
 from .mcibi_head import MCIBIHead
 from .mdrl_head import MDRLHead
 
-__all__ = ['DatasetContextHead', 'MCIBIHead', 'MDRLHead']
+__all__ = ['DGCWHead', 'DatasetContextHead', 'MCIBIHead', 'MDRLHead']

@@ -7,9 +7,8 @@ import math
 from typing import Optional, Tuple, Union
 
 import torch
-from torch import Tensor
-
 from mmseg.registry import MODELS
+from torch import Tensor
 
 from ...utils import global_mean, global_sum
 from .class_consistency_loss import ClassConsistencyLoss, at_least_float32
@@ -63,9 +62,9 @@ def class_centers(features: Tensor, labels: Tensor, num_classes: int,
 def check_pixels(features: Tensor, labels: Tensor) -> None:
     """Refuse shapes other than [P, C] and [P]."""
     if features.dim() != 2 or labels.shape != features.shape[:1]:
-        raise ValueError(f'features [P, C] and one label for each of the P pixels are expected, got '
-                         f'{list(features.shape)} and {list(labels.shape)}. A map [B, C, h, w] is '
-                         'features.permute(0, 2, 3, 1).flatten(0, 2)')
+        raise ValueError('features [P, C] and one label for each of the P pixels are expected, '
+                         f'got {list(features.shape)} and {list(labels.shape)}. A map '
+                         '[B, C, h, w] is features.permute(0, 2, 3, 1).flatten(0, 2)')
 
 
 @MODELS.register_module()

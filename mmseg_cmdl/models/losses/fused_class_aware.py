@@ -15,9 +15,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ...utils import all_reduce_sum_
-from .class_aware_loss import (_SUM_RANGE, InterClassCenterToCenterLoss,
-                               InterClassCenterToPixelLoss, IntraClassCenterToPixelLoss,
-                               check_pixels, class_rows, class_sums)
+from .class_aware_loss import (
+    _SUM_RANGE,
+    InterClassCenterToCenterLoss,
+    InterClassCenterToPixelLoss,
+    IntraClassCenterToPixelLoss,
+    check_pixels,
+    class_rows,
+    class_sums,
+)
 from .class_consistency_loss import at_least_float32
 
 # Size of a chunk of features: about the L2 cache of a core, or enough work for a GPU.

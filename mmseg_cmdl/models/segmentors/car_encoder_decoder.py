@@ -2,11 +2,10 @@
 from typing import List, Sequence
 
 import torch
-from torch import Tensor, nn
-
 from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.utils import SampleList, add_prefix
+from torch import Tensor, nn
 
 from ..decode_heads.label_check import LabelCheck
 from .class_aware_regularization import DEFAULT_LOSSES, ClassAwareRegularization, classifier_of
@@ -138,6 +137,6 @@ class CAREncoderDecoder(_CAR, EncoderDecoder):
 
 @MODELS.register_module()
 class CARCascadeEncoderDecoder(_CAR, CascadeEncoderDecoder):
-    """CascadeEncoderDecoder with CAR on the last decode head; options of :class:`CAREncoderDecoder`."""
+    """CascadeEncoderDecoder with CAR on the last decode head, as :class:`CAREncoderDecoder`."""
 
     plain_type = 'CascadeEncoderDecoder'

@@ -8,9 +8,8 @@ from typing import Dict, Optional, Sequence
 
 import torch
 from mmengine.model import BaseModule
-from torch import Tensor, nn
-
 from mmseg.registry import MODELS
+from torch import Tensor, nn
 
 from ...utils import labels_at_feature_size
 from ..losses import can_fuse_class_aware, class_centers, fused_class_aware
@@ -32,9 +31,9 @@ def classifier_of(head: nn.Module) -> nn.Conv2d:
     classifier = getattr(head, 'conv_seg', None)
     if not isinstance(classifier, nn.Conv2d):
         raise ValueError(
-            f'{type(head).__name__} has no conv_seg, the conv that classifies pixels: CAR regularises '
-            'the features that enter it. Use a head that ends in conv_seg, as FCNHead, ASPPHead, '
-            'PSPHead, NLHead, CCHead, DAHead, OCRHead, UPerHead and SegformerHead do')
+            f'{type(head).__name__} has no conv_seg, the conv that classifies pixels: CAR '
+            'regularises the features that enter it. Use a head that ends in conv_seg, as FCNHead, '
+            'ASPPHead, PSPHead, NLHead, CCHead, DAHead, OCRHead, UPerHead and SegformerHead do')
     return classifier
 
 
@@ -43,7 +42,7 @@ class ClassAwareRegularization(BaseModule):
 
     A forward pre-hook of `conv_seg` puts the conv in and, inside :meth:`capture`, keeps its output.
     The conv starts as the identity where its channels match, and as random orthonormal directions
-    where it has fewer channels out than in; then `conv_seg` of the head is replaced by one that fits.
+    where it has fewer channels out than in; then the head gets a `conv_seg` that fits.
 
     Args:
         head (nn.Module): The decode head whose `conv_seg` this is for. It isn't kept.
@@ -101,7 +100,7 @@ class ClassAwareRegularization(BaseModule):
 
     @contextmanager
     def capture(self):
-        """Keep what enters `conv_seg` for :meth:`loss`; the last, if it is entered several times."""
+        """Keep what enters `conv_seg` for :meth:`loss`; of several times, the last."""
         self._capturing, self._features = True, None
         try:
             yield

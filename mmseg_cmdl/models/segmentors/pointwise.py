@@ -30,8 +30,8 @@ def make_pointwise_(head: nn.Module, names: Iterable[str]) -> None:
         found = [key for key, module in head.named_modules()
                  if (key == name or key.startswith(f'{name}.')) and _is_spatial(module)]
         if not found:
-            raise ValueError(f'pointwise: {name!r} of {type(head).__name__} has no conv larger than '
-                             '1x1')
+            raise ValueError(f'pointwise: {name!r} of {type(head).__name__} has no conv larger '
+                             'than 1x1')
         for key in found:
             _replace(head, key)
 

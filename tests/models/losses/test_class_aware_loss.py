@@ -2,9 +2,14 @@ import pytest
 import torch
 from mmseg.registry import MODELS
 
-from mmseg_cmdl.models.losses import (InterClassCenterToCenterLoss, InterClassCenterToPixelLoss,
-                                      IntraClassCenterToPixelLoss, can_fuse_class_aware,
-                                      class_centers, fused_class_aware)
+from mmseg_cmdl.models.losses import (
+    InterClassCenterToCenterLoss,
+    InterClassCenterToPixelLoss,
+    IntraClassCenterToPixelLoss,
+    can_fuse_class_aware,
+    class_centers,
+    fused_class_aware,
+)
 from tests.reference import car, golden
 from tests.reference.dispatch import CountOps
 
@@ -142,7 +147,7 @@ def test_by_hand():
     # the distances are 1 in two of eight numbers
     assert INTRA()(features, labels, centers, counts).item() == pytest.approx(2 / 8)
     assert INTRA('released')(features, labels, centers, counts).item() == pytest.approx((2 / 8)**2)
-    # off the diagonal e^(-2/sqrt 2) against e^(2/sqrt 2), far less than 0.5; nothing without a threshold
+    # off the diagonal e^(-2/sqrt 2) against e^(2/sqrt 2), far less than 0.5; no threshold, no limit
     assert C2C()(None, None, centers, counts).item() == 0
     other = 1 / (1 + torch.tensor(4 / 2**.5).double().exp().item())
     assert C2C(0)(None, None, centers, counts).item() == pytest.approx(other**2)

@@ -3,7 +3,6 @@ import inspect
 
 import mmseg.models.decode_heads as stock
 from mmengine.model import BaseModule
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 
 from tests.models.decode_heads import tiny_head

@@ -1,8 +1,8 @@
 """Segmentors around a decode head, small enough to train in a blink, for the tests of CAR."""
 import torch
 from mmengine.model import BaseModule
-from mmseg.registry import MODELS
 from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
 
 from tests.models.decode_heads import tiny_head
 

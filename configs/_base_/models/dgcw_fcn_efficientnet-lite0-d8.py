@@ -1,0 +1,18 @@
+_base_ = './fcn_efficientnet-lite0-d8.py'
+norm_cfg = dict(type='BN', requires_grad=True)
+model = dict(
+    decode_head=dict(
+        _delete_=True,
+        type='DGCWHead',
+        in_channels=320,
+        in_index=4,
+        channels=128,
+        layer=dict(type='ChannelWeighting'),
+        downsample=4,
+        # small crops leave a few pixels at a quarter of the size: too few to classify alone
+        concat_input=True,
+        dropout_ratio=0.1,
+        num_classes=19,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)))

@@ -1,0 +1,16 @@
+_base_ = [
+    '../_base_/models/dgcw_deeplabv3_r101-d8.py',
+    '../_base_/datasets/pascal-context_513x513.py',
+    '../_base_/default_runtime.py',
+    '../_base_/schedules/schedule_80k.py',
+]
+crop_size = (513, 513)
+data_preprocessor = dict(size=crop_size)
+model = dict(
+    data_preprocessor=data_preprocessor,
+    decode_head=dict(num_classes=60, align_corners=True),
+    auxiliary_head=dict(num_classes=60, align_corners=True),
+    # the sum over pixels is that of the training crops
+    test_cfg=dict(mode='slide', crop_size=crop_size, stride=(342, 342)))
+optimizer = dict(lr=0.005)
+optim_wrapper = dict(optimizer=optimizer)

@@ -1,0 +1,14 @@
+_base_ = [
+    '../_base_/models/dgcw_fcn_r18s-d8.py',
+    '../_base_/datasets/camvid_180x240.py',
+    '../_base_/default_runtime.py',
+    '../_base_/schedules/schedule_200it.py',
+]
+crop_size = (180, 240)
+data_preprocessor = dict(size=crop_size)
+model = dict(
+    data_preprocessor=data_preprocessor,
+    decode_head=dict(num_classes=11),
+    auxiliary_head=dict(num_classes=11),
+    # the sum over pixels is that of the training crops
+    test_cfg=dict(mode='slide', crop_size=crop_size, stride=(120, 160)))

@@ -1,0 +1,152 @@
+"""DGCWHead: distance guided channel weighting at a quarter of the feature size (DGCW)."""
+import inspect
+from typing import Dict, List, Optional, Union
+
+import torch
+from mmcv.cnn import ConvModule
+from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.utils import resize
+from mmseg.registry import MODELS
+from mmseg.utils import ConfigType, SampleList
+from torch import Tensor, nn
+
+from .dataset_context_head import _INHERITED, _place_leftovers
+from .label_check import LabelCheck
+from .single_image_context import SingleImageContext
+
+# Of each branch of PPM and ASPP (4.1).
+_CONTEXT_CHANNELS = 512
+
+
+def _build_layer(layer: dict, channels: int) -> nn.Module:
+    """Builds a layer whose channels are called `channels` or, in mmcv, `in_channels`."""
+    cls = layer['type']
+    cls = MODELS.get(cls) if isinstance(cls, str) else cls
+    names = () if cls is None else inspect.signature(cls.__init__).parameters
+    return MODELS.build({'in_channels' if 'in_channels' in names else 'channels': channels,
+                         **layer})
+
+
+@MODELS.register_module()
+class DGCWHead(BaseDecodeHead):
+    """Distance guided channel weighting network (DGCW, 3.1).
+
+    X, the feature map or what `context` makes of it, is reduced to `channels` by a 1x1 conv,
+    downsampled, related by `layer`, and classified. The logits are upsampled to the labels by the
+    loss, and to the image in prediction, as those of any head.
+
+    Args:
+        in_channels (int): Channels of the selected feature map.
+        channels (int): C, channels that X is reduced to, and that are classified. Defaults to 128,
+            as in the paper; cost grows with its square.
+        num_classes (int): K.
+        layer (dict): Any registered module [B, C, h, w] to the same; its `channels` (or
+            `in_channels`) is filled in. Defaults to `dict(type='ChannelWeighting')`. The contexts
+            of table 2: 'GlobalPoolingContext' and 'SqueezeExcitation', both with `downsample=1`,
+            `dict(type='NonLocal2d', reduction=1)` with `downsample=1` (NL-H) or 4 (NL-D); the
+            convs of table 1: 'PointwiseConvs'.
+        downsample (int): How many times smaller than X the map is that `layer` sees, in height
+            and in width; rounded up, so a 769 crop at stride 8, 97x97, gives 25x25, whose pixels
+            are every fourth one with `align_corners=True`. Defaults to 4.
+        context (dict, optional): Any registered decode head that ends in `conv_seg`, other than a
+            cascade, without its classifier; X is its last feature map. `dict(type='PSPHead')` for
+            PPM, `dict(type='ASPPHead', dilations=(1, 12, 24, 36))` for ASPP. It inherits what this
+            head has and it doesn't set, `channels` aside, which defaults to 512.
+        concat_input (bool): Upsample the related map to X, concatenate the two, 3x3 conv, and
+            classify that, at full resolution. The paper's text reads as False, the default.
+        check_labels (str): Look for labels outside 0..K-1 in the 'first' iterations, 'always', or
+            never ('off'); see :class:`LabelCheck`. Defaults to 'first'.
+        **kwargs: Options of :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`.
+
+    Raises:
+        ValueError: Options that don't fit together, or a label that is out of range.
+    """
+
+    def __init__(self,
+                 in_channels: Union[int, List[int]],
+                 channels: int = 128,
+                 *,
+                 num_classes: int,
+                 layer: dict = dict(type='ChannelWeighting'),
+                 downsample: int = 4,
+                 context: Optional[dict] = None,
+                 concat_input: bool = False,
+                 check_labels: str = 'first',
+                 **kwargs):
+        name = type(self).__name__
+        kwargs, context = _place_leftovers(name, kwargs, context)
+        super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
+        if isinstance(downsample, bool) or not isinstance(downsample, int) or downsample < 1:
+            raise ValueError(f'{name}: downsample must be an integer of at least 1, got '
+                             f'{downsample!r}')
+        if context is None and self.input_transform == 'multiple_select':
+            raise ValueError(f"{name}: input_transform='multiple_select' gives a list of maps; use "
+                             "'resize_concat', or one map with an integer in_index")
+        self.downsample = downsample
+        self.label_check = LabelCheck(check_labels, self.num_classes, self.ignore_index)
+        conv_options = dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
+
+        self.context, width = None, self.in_channels
+        if context is not None:
+            inherited = {key: getattr(self, key) for key in _INHERITED}
+            inherited.update(in_channels=in_channels, in_index=self.in_index,
+                             channels=_CONTEXT_CHANNELS, init_cfg=None)
+            if self.input_transform is not None:
+                inherited.update(input_transform=self.input_transform)
+            self.context = SingleImageContext(context, inherited)
+            if isinstance(self.context.head, BaseCascadeDecodeHead):
+                raise ValueError(f'{name}: context {context["type"]} needs the prediction of a '
+                                 'stage before it, which this head has not')
+            width = self.context.channels
+        self.reduction = ConvModule(width, self.channels, 1, **conv_options)
+        self.layer = _build_layer(layer, self.channels)
+        self.fusion = None
+        if concat_input:
+            self.fusion = ConvModule(width + self.channels, self.channels, 3, padding=1,
+                                     **conv_options)
+
+    def forward_features(self, inputs: List[Tensor]) -> Tensor:
+        """What :meth:`cls_seg` classifies.
+
+        Args:
+            inputs (list[Tensor]): Feature maps of the backbone.
+
+        Returns:
+            Tensor: [B, C, h', w'], `downsample` times smaller than X; [B, C, h, w] with
+            `concat_input`.
+        """
+        if self.context is None:
+            x = self._transform_inputs(inputs)
+        else:
+            x = self.context(inputs, None)
+        related = self.reduction(x)
+        if self.downsample > 1:
+            size = [(side + self.downsample - 1) // self.downsample for side in x.shape[2:]]
+            related = self._resize(related, size)
+        related = self.layer(related)
+        if self.fusion is not None:
+            related = self.fusion(torch.cat([x, self._resize(related, x.shape[2:])], dim=1))
+        return related
+
+    def _resize(self, x: Tensor, size) -> Tensor:
+        return resize(x, size, mode='bilinear', align_corners=self.align_corners, warning=False)
+
+    def forward(self, inputs: List[Tensor]) -> Tensor:
+        """Feature maps of the backbone to logits [B, K, h', w']."""
+        return self.cls_seg(self.forward_features(inputs))
+
+    def loss(self, inputs: List[Tensor], batch_data_samples: SampleList,
+             train_cfg: ConfigType) -> Dict[str, Tensor]:
+        """As in the base class (L_f of eq. 7), after the labels are checked.
+
+        Args:
+            inputs (list[Tensor]): Feature maps of the backbone.
+            batch_data_samples (list[SegDataSample]): Ground truth.
+            train_cfg (dict): Unused, as in the base class.
+
+        Returns:
+            dict[str, Tensor]: `loss_*` and `acc_seg`.
+        """
+        self.label_check(self._stack_batch_gt(batch_data_samples).squeeze(1), batch_data_samples)
+        return super().loss(inputs, batch_data_samples, train_cfg)

@@ -1,0 +1,250 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import NonLocal2d
+from mmseg.models.losses import CrossEntropyLoss
+from mmseg.registry import MODELS
+
+from tests.models.decode_heads import tiny_head
+from tests.reference import dgcw
+from tests.reference.dispatch import CountOps
+
+NORM = dict(type='BN')
+PPM = dict(type='PSPHead', pool_scales=(1, 2), channels=12)
+ASPP = dict(type='ASPPHead', dilations=(1, 2, 3), channels=12)
+UPER = dict(type='UPerHead', in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3],
+            pool_scales=(1, 2), channels=12)
+CONTEXTS = dict(none=None, PPM=PPM, ASPP=ASPP, UPer=UPER)
+COMPARED = {
+    'DGCW': (dict(type='ChannelWeighting'), 4),
+    'GAP': (dict(type='GlobalPoolingContext'), 1),
+    'SE': (dict(type='SqueezeExcitation'), 1),
+    'NL-H': (dict(type='NonLocal2d', reduction=1), 1),
+    'NL-D': (dict(type='NonLocal2d', reduction=1), 4),
+    'conv': (dict(type='PointwiseConvs'), 4),
+}
+
+
+def build(dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    config = dict(type='DGCWHead', in_channels=10, in_index=3, channels=8, dropout_ratio=0.,
+                  num_classes=tiny_head.NUM_CLASSES, norm_cfg=NORM, align_corners=False)
+    config.update(options)
+    return MODELS.build(config).to(dtype).train()
+
+
+def features(size=(9, 14), batch=2, dtype=torch.float64):
+    sizes = [(4 * size[0], 4 * size[1]), (2 * size[0], 2 * size[1]), size, size]
+    return tiny_head.features(batch=batch, dtype=dtype, sizes=sizes)
+
+
+def test_forward_is_reduction_downsampling_layer_and_classifier():
+    """9x14 to 3x4 (rounded up), bilinear; eq. 1-5 from the naive form; logits stay small."""
+    head, inputs = build().eval(), features()
+    torch.nn.init.normal_(head.conv_seg.weight)
+    x = F.relu(head.reduction.bn(F.conv2d(inputs[3], head.reduction.conv.weight)))
+    x = F.interpolate(x, size=(3, 4), mode='bilinear', align_corners=False)
+    x = dgcw.update(head.layer, x)
+    expected = F.conv2d(x, head.conv_seg.weight, head.conv_seg.bias)
+    logits = head(inputs)
+    assert logits.shape == (2, tiny_head.NUM_CLASSES, 3, 4)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
+
+
+def test_concat_input_joins_the_features_of_full_resolution():
+    head, inputs = build(concat_input=True).eval(), features()
+    related = dgcw.update(head.layer, F.interpolate(
+        head.reduction(inputs[3]), size=(3, 4), mode='bilinear', align_corners=False))
+    related = F.interpolate(related, size=(9, 14), mode='bilinear', align_corners=False)
+    expected = head.conv_seg(head.fusion(torch.cat([inputs[3], related], 1)))
+    logits = head(inputs)
+    assert logits.shape == (2, tiny_head.NUM_CLASSES, 9, 14)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
+
+
+def test_downsampling_takes_every_fourth_pixel_of_aligned_corners():
+    """97x97, a 769 crop at stride 8, to 25x25."""
+    head = build(align_corners=True, layer=dict(type='GlobalPoolingContext')).eval()
+    torch.nn.init.zeros_(head.layer.conv.weight)
+    torch.nn.init.zeros_(head.layer.conv.bias)
+    inputs = [None, None, None, torch.randn(1, 10, 97, 97, dtype=torch.float64)]
+    expected = head.reduction(inputs[3])[:, :, ::4, ::4]
+    torch.testing.assert_close(head.forward_features(inputs), expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 3), (4, 4), (5, 8)], ids=str)
+@pytest.mark.parametrize('downsample', [1, 3, 4])
+def test_any_size(size, downsample):
+    logits = build(downsample=downsample).eval()(features(size))
+    assert logits.shape[2:] == tuple(-(-side // downsample) for side in size)
+
+
+@pytest.mark.parametrize('context', CONTEXTS)
+@pytest.mark.parametrize('concat_input', [False, True])
+def test_trains_every_parameter_and_predicts(context, concat_input):
+    head = build(context=CONTEXTS[context], concat_input=concat_input)
+    losses = head.loss(features(), tiny_head.samples(tiny_head.label_maps()), None)
+    assert set(losses) == {'loss_ce', 'acc_seg'}
+    tiny_head.objective(losses).backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+    head.eval()
+    metas = tiny_head.metas()
+    prediction = head.predict(features(), metas, None)
+    assert prediction.shape == (2, tiny_head.NUM_CLASSES, *tiny_head.LABEL_SIZE)
+    one = head.predict([x[1:] for x in features()], metas[:1], None)
+    torch.testing.assert_close(one[0], prediction[1], rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(('context', 'kind'), [
+    (dict(type='PSPHead'), 'PSPHead'), (dict(type='ASPPHead', dilations=(1, 12)), 'ASPPHead')])
+def test_context_has_512_channels_a_branch_unless_told(context, kind):
+    head = build(context=context)
+    assert type(head.context.head).__name__ == kind
+    assert (head.context.head.in_channels, head.context.channels) == (10, 512)
+    assert head.context.head.norm_cfg == NORM
+    branches = (head.context.head.psp_modules if kind == 'PSPHead' else
+                [*head.context.head.aspp_modules, head.context.head.image_pool])
+    assert {module[1].out_channels if isinstance(module, torch.nn.Sequential)
+            else module.out_channels for module in branches} == {512}
+    assert head.reduction.in_channels == 512
+    assert build(context=PPM).reduction.in_channels == 12
+
+
+@pytest.mark.parametrize('name', COMPARED)
+def test_compared_contexts(name):
+    """Table 2, and 'conv' of table 1; the non-local layer starts as the identity."""
+    layer, downsample = COMPARED[name]
+    head = build(layer=layer, downsample=downsample, channels=16)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+    samples = tiny_head.samples(tiny_head.label_maps())
+    for _ in range(2):
+        optimizer.zero_grad()
+        tiny_head.objective(head.loss(features(), samples, None)).backward()
+        optimizer.step()
+    assert head(features()).shape[2:] == ((9, 14) if downsample == 1 else (3, 4))
+    for key, parameter in head.named_parameters():
+        assert parameter.grad.abs().sum() > 0, key
+    if name.startswith('NL'):
+        assert isinstance(head.layer, NonLocal2d)
+    convs = [module for module in head.layer.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert convs
+    assert {conv.out_channels for conv in convs} == {16}
+
+
+def test_default_width_is_the_papers():
+    head = MODELS.build(dict(type='DGCWHead', in_channels=16, num_classes=3))
+    assert head.reduction.out_channels == head.layer.channels == head.conv_seg.in_channels == 128
+    assert (head.layer.norm, head.downsample, head.fusion) == ('sum', 4, None)
+
+
+def test_loss_is_that_of_the_upsampled_logits():
+    head, labels = build(), tiny_head.label_maps()
+    loss = head.loss(features(), tiny_head.samples(labels), None)['loss_ce']
+    logits = F.interpolate(head(features()), size=tiny_head.LABEL_SIZE, mode='bilinear',
+                           align_corners=False)
+    expected = CrossEntropyLoss()(logits, labels, ignore_index=255)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-11)
+
+
+def test_ignored_pixels_have_no_gradient():
+    head, labels = build(), torch.full((2, *tiny_head.LABEL_SIZE), 255)
+    labels[0, :2, :2] = 1
+    inputs = features()
+    inputs[3].requires_grad_()
+    tiny_head.freeze_norms(head)
+    tiny_head.objective(head.loss(inputs, tiny_head.samples(labels), None)).backward()
+    assert inputs[3].grad[0].abs().sum() > 0
+    assert not inputs[3].grad[1].any()
+
+
+def test_hard_examples_are_mined():
+    """Table 3: the sampler leaves out pixels that are right and sure."""
+    sampler = dict(type='OHEMPixelSampler', thresh=0.7, min_kept=10)
+    plain, mined = build(), build(sampler=sampler)
+    samples = tiny_head.samples(tiny_head.label_maps())
+    for head in (plain, mined):
+        torch.nn.init.normal_(head.conv_seg.weight, std=3, generator=torch.manual_seed(1))
+    losses = [head.loss(features(), samples, None)['loss_ce'] for head in (plain, mined)]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize('half', [torch.bfloat16, torch.float16])
+def test_trains_under_autocast(half):
+    head = build(torch.float32, context=PPM)
+    with torch.autocast('cpu', dtype=half):
+        losses = head.loss([100 * x for x in features(dtype=torch.float32)],
+                           tiny_head.samples(tiny_head.label_maps()), None)
+    tiny_head.objective(losses).backward()
+    assert losses['loss_ce'].isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
+
+
+def test_labels_out_of_range_are_named():
+    labels = tiny_head.label_maps()
+    labels[1, 3, 3] = 7
+    with pytest.raises(ValueError, match=r'labels \[7\] of .*image_1.png.* outside 0..4'):
+        build().loss(features(), tiny_head.samples(labels), None)
+
+
+def test_training_step_never_waits_for_the_device():
+    """Label check and accuracy aside, which the host does too."""
+    head = build(torch.float32, check_labels='off')
+    inputs = features(dtype=torch.float32)
+    with CountOps() as ops:
+        head(inputs).sum().backward()
+    assert ops.total
+    assert not ops.synchronising
+
+
+@pytest.mark.parametrize('options', [dict(), dict(concat_input=True), dict(context=ASPP)], ids=str)
+def test_exports_with_dynamic_shapes_and_plain_operations(options):
+    head = build(torch.float32, in_index=0, **options).eval()
+
+    class Forward(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = head
+
+        def forward(self, x):
+            return self.head([x])
+
+    dims = {0: torch.export.Dim('batch', min=1, max=16), 2: torch.export.Dim('h', min=6, max=64),
+            3: torch.export.Dim('w', min=6, max=64)}
+    program = torch.export.export(Forward(), (torch.randn(2, 10, 12, 13),), dynamic_shapes=(dims,))
+    operations = {str(node.target) for node in program.graph.nodes if node.op == 'call_function'}
+    for word in ('einsum', 'nonzero', 'rand', 'dropout', 'index_put', 'copy_', 'item'):
+        assert not any(word in operation for operation in operations), (word, operations)
+    assert not program.graph_signature.buffers_to_mutate
+    for shape in [(2, 10, 12, 13), (1, 10, 17, 9)]:
+        x = torch.randn(shape)
+        torch.testing.assert_close(program.module()(x), head([x]))
+
+
+def test_takes_the_place_of_another_head():
+    """What only FCNHead has is dropped; what the context takes goes to it."""
+    head = build(num_convs=2, kernel_size=3, dilation=1)
+    assert not hasattr(head, 'num_convs')
+    head = build(context=dict(type='PSPHead', channels=12), pool_scales=(1, 3))
+    assert len(head.context.head.psp_modules) == 2
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (dict(downsample=0), 'downsample must be an integer of at least 1, got 0'),
+    (dict(downsample=1.5), 'downsample must be an integer of at least 1, got 1.5'),
+    (dict(in_channels=[8, 10], in_index=[2, 3], input_transform='multiple_select'),
+     'multiple_select'),
+    (dict(context=dict(type='OCRHead', ocr_channels=4)), 'OCRHead needs the prediction of a stage'),
+    (dict(context=dict(type='SegmenterMaskTransformerHead')), "can't be built"),
+    (dict(check_labels='sometimes'), 'check_labels'),
+])
+def test_refusals(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**options)
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(TypeError, match=r"DGCWHead has no option \['pool_scale'\]"):
+        build(pool_scale=2)

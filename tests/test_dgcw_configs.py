@@ -1,0 +1,231 @@
+"""DGCW's configs and README against the paper, and the small configs trained by the Runner."""
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from mmseg.registry import MODELS
+
+from tests.test_configs import CONFIGS, MMSEG_CONFIGS, PATHS, load, offline, tiny_model, train_step
+from tests.test_configs import plain as without_method
+from tests.test_metafiles import DGCW, MULTI, SINGLE, table_rows
+
+README = CONFIGS / 'dgcw' / 'README.md'
+NAMES = [name for name in PATHS if name.startswith('dgcw_')]
+BASE = 'dgcw_{}_r101-d8_4xb2-80k_cityscapes-769x769'
+OHEM = 'dgcw_deeplabv3_r101-d8-ohem_4xb2-80k_cityscapes-769x769'
+SYNTHETIC = 'dgcw_fcn_r18s-d8_1xb8-demo_synthetic-128x128'
+CAMVID = 'dgcw_fcn_r18s-d8_1xb8-200it_camvid-180x240'
+CONTEXTS = ('fcn', 'pspnet', 'deeplabv3')
+HEAD = 'model.decode_head'
+TYPE = f'{HEAD}.layer.type'
+# tables 1 and 2, by the options that make each row: R-101, PPM, ASPP
+ABLATIONS = {
+    f'{HEAD}.layer.norm=sum': ('77.81', '79.60', '80.43'),
+    f'{HEAD}.layer.norm=softmax': ('77.46', '79.19', '79.95'),
+    f'{HEAD}.layer.norm=tanh': ('77.44', '79.14', '79.92'),
+    f'{TYPE}=PointwiseConvs': ('75.90', '78.19', '78.75'),
+    f'{TYPE}=GlobalPoolingContext {HEAD}.downsample=1': ('76.01', '78.25', '78.78'),
+    f'{TYPE}=SqueezeExcitation {HEAD}.downsample=1': ('76.22', '78.41', '78.83'),
+    f'{TYPE}=NonLocal2d {HEAD}.layer.reduction=1 {HEAD}.downsample=1': ('77.34', '78.79', '79.60'),
+    f'{TYPE}=NonLocal2d {HEAD}.layer.reduction=1': ('76.85', '78.03', '78.97'),
+}
+PLAIN = dict(fcn='75.65', pspnet='77.88', deeplabv3='78.61')
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks this small take many times longer where threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def options_of(text):
+    """'a.b=1 a.c=x' as `--cfg-options` reads it."""
+    pairs = (option.split('=') for option in text.split())
+    values = {'True': True, 'False': False}
+    return {key: int(value) if value.isdigit() else values.get(value, value)
+            for key, value in pairs}
+
+
+def documented():
+    """Options in the README's tables and commands."""
+    text = README.read_text().replace('\\\n', ' ')
+    tables = [cell for line in text.splitlines() if line.startswith('|')
+              for cell in re.findall(r'`([^`]*)`', line)
+              if re.fullmatch(r'[\w.]+=\S+( [\w.]+=\S+)*', cell)]
+    commands = [' '.join(line.partition('--cfg-options ')[2].split())
+                for line in text.splitlines() if '--cfg-options ' in line]
+    return tables, [command for command in commands if '=' in command]
+
+
+TABLES, COMMANDS = documented()
+
+
+def test_readme_has_the_papers_figures():
+    rows = {row[0]: row[1:] for row in table_rows(README)}
+    for context in CONTEXTS:
+        name = BASE.format(context)
+        assert rows[f'[{name}]({name}.py)'][:3] == [
+            PLAIN[context], f'{DGCW[name][SINGLE]:.2f}', '-']
+    assert rows[f'[{OHEM}]({OHEM}.py)'][:3] == [
+        '-', f'{DGCW[OHEM][SINGLE]:.2f}', f'{DGCW[OHEM][MULTI]:.2f}']
+    for name, metrics in DGCW.items():
+        figure = list(metrics.values())[-1]
+        assert any(cell and cell.replace('.', '').isdigit() and float(cell) == figure
+                   for cell in rows[f'[{name}]({name}.py)']), name
+    found = {row[1].strip('`'): tuple(row[2:5]) for row in table_rows(README) if len(row) == 6
+             and '=' in row[1]}
+    assert found == ABLATIONS
+
+
+@pytest.mark.parametrize('options', TABLES)
+def test_documented_options_build(options):
+    """Every row of the ablations, on the plain network; what it names is what is built."""
+    given = options_of(options)
+    cfg = offline(load(BASE.format('fcn')))
+    cfg.merge_from_dict(given)
+    if list(given) == ['randomness.seed']:
+        return
+    with torch.device('meta'):
+        head = MODELS.build(cfg.model).decode_head
+    for key, value in given.items():
+        *_, part, attribute = key.split('.')
+        if attribute == 'type':
+            assert type(head.layer).__name__ == value
+        elif attribute == 'concat_input':
+            assert head.fusion.in_channels == 2048 + 128
+        else:
+            assert getattr(head.layer if part == 'layer' else head, attribute) == value
+    for module in head.layer.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            assert (module.in_channels, module.out_channels) == (128, 128)
+
+
+def test_documented_commands_merge():
+    command, = COMMANDS
+    cfg = load('dgcw_deeplabv3_r101-d8-ohem_4xb2-80k_cityscapes-trainval-769x769')
+    cfg.merge_from_dict(options_of(command))
+    assert cfg.test_dataloader.dataset.data_prefix == dict(
+        img_path='leftImg8bit/test', seg_map_path='gtFine/test')
+    assert cfg.test_evaluator.type == 'CityscapesMetric'
+    assert cfg.val_evaluator.type == 'IoUMetric'
+
+
+@pytest.mark.parametrize('context', CONTEXTS)
+def test_differs_from_mmsegmentations_own_in_nothing_but_the_head(context):
+    """Model, data and schedule; checkpoints, tests by scale and how a test is cut: ours."""
+    name = BASE.format(context)
+    stock, = MMSEG_CONFIGS.glob(f'*/{name.replace("dgcw_", "", 1)}.py')
+    drop = ('default_hooks', 'tta_pipeline', 'img_ratios')
+    stock = without_method(Config.fromfile(stock), drop)
+    if context == 'fcn':                                    # written with nothing in `size`
+        stock['model']['data_preprocessor'].setdefault('size', [769, 769])
+    assert without_method(load(name), (*drop, 'img_ratios')) == {
+        key: value for key, value in stock.items() if key != 'img_ratios'}
+
+
+@pytest.mark.parametrize('name', ['fcn_efficientnet-lite0-d8_1xb8-4k_camvid-240x320',
+                                  'fcn_r18s-d8_1xb8-demo_synthetic-128x128'])
+def test_small_configs_differ_from_their_baselines_in_head_and_window(name):
+    ours, baseline = without_method(load(f'dgcw_{name}')), without_method(load(name))
+    for cfg in (ours, baseline):
+        cfg['model'].pop('test_cfg')
+    assert json.dumps(ours, sort_keys=True) == json.dumps(baseline, sort_keys=True)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_settings_are_the_papers(name):
+    cfg = load(name)
+    head = cfg.model.decode_head
+    assert head.layer == dict(type='ChannelWeighting')
+    assert head.downsample == 4
+    assert head.get('concat_input', False) == ('r101' not in name)
+    assert cfg.model.auxiliary_head.in_index == head.in_index - 1
+    assert cfg.model.auxiliary_head.loss_decode.loss_weight == 0.4
+    crop = cfg.model.data_preprocessor.size
+    if name != SYNTHETIC:                                  # whose images are of the crop's size
+        assert cfg.model.test_cfg.mode == 'slide'
+        assert tuple(cfg.model.test_cfg.crop_size) == tuple(crop)
+        assert all(0 < step < side for step, side in zip(cfg.model.test_cfg.stride, crop))
+    if 'r101' not in name:
+        return
+    assert head.channels == 128
+    assert head.align_corners
+    assert cfg.model.auxiliary_head.align_corners
+    assert cfg.img_ratios == [0.75, 1.0, 1.25, 1.5]
+    context = head.get('context')
+    if 'pspnet' in name:
+        assert context == dict(type='PSPHead', channels=512, pool_scales=(1, 2, 3, 6))
+    elif 'deeplabv3' in name:
+        assert context == dict(type='ASPPHead', channels=512, dilations=(1, 12, 24, 36))
+    else:
+        assert context is None
+    if 'ohem' in name:
+        assert head.sampler.thresh == 0.7
+        assert head.sampler.min_kept * cfg.train_dataloader.batch_size == 100000
+
+
+def test_train_and_val_together():
+    cfg = load('dgcw_deeplabv3_r101-d8-ohem_4xb2-80k_cityscapes-trainval-769x769')
+    prefixes = [part.data_prefix for part in cfg.train_dataloader.dataset.datasets]
+    assert prefixes == [dict(img_path=f'leftImg8bit/{split}', seg_map_path=f'gtFine/{split}')
+                        for split in ('train', 'val')]
+    train = load(OHEM)
+    assert cfg.model == train.model
+    assert [part.pipeline for part in cfg.train_dataloader.dataset.datasets] == [
+        train.train_pipeline] * 2
+
+
+def test_trains_every_parameter_of_every_compared_context():
+    """Two steps, as the non-local layer starts as the identity."""
+    for options in ABLATIONS:
+        cfg = offline(load(SYNTHETIC))
+        cfg.merge_from_dict(options_of(options))
+        model = tiny_model(cfg)
+        for _ in range(2):
+            log, norms = train_step(model, cfg)
+        assert np.isfinite(log['loss']), options
+        assert all(norm > 0 for key, norm in norms.items() if 'decode_head' in key), options
+
+
+def run(cfg, folder, iterations):
+    """Trains and validates through the Runner; the loss of every iteration, and mIoU."""
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.update(num_workers=0, persistent_workers=False)
+    cfg.merge_from_dict({
+        'work_dir': str(folder), 'train_cfg.max_iters': iterations,
+        'train_cfg.val_interval': iterations, 'param_scheduler.0.end': iterations,
+        'default_hooks.checkpoint.interval': iterations, 'default_hooks.logger.interval': 1,
+        'train_dataloader.batch_size': 4, 'randomness': dict(seed=0)})
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    losses, _ = runner.message_hub.get_scalar('train/decode.loss_ce').data
+    return losses, runner.message_hub.get_scalar('val/mIoU').current()
+
+
+def test_learns_the_synthetic_scenes(tmp_path):
+    cfg = load(SYNTHETIC)
+    cfg.train_dataloader.dataset.length = cfg.val_dataloader.dataset.length = 4
+    losses, mean_iou = run(cfg, tmp_path, 40)
+    assert len(losses) == 40
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-10:]) < 0.93 * np.mean(losses[:10])
+    assert 0 < mean_iou < 100
+
+
+def test_learns_camvid(tmp_path, camvid_root):
+    """With its own crops and sliding windows."""
+    cfg = load(CAMVID)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.data_root = str(camvid_root)
+        loader.dataset.indices = [0, 30, 60, 90]
+    losses, mean_iou = run(cfg, tmp_path, 20)
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-4:]) < 0.93 * np.mean(losses[:4])
+    assert 0 < mean_iou < 100
