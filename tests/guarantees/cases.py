@@ -4,6 +4,7 @@
 """
 
 import torch
+from mmengine.config import Config
 from mmengine.model import BaseModule
 from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
@@ -133,7 +134,7 @@ def model_config(
 
 def from_config(config):
     with DefaultScope.overwrite_default_scope('mmseg'):
-        return MODELS.build(config)
+        return MODELS.build(Config(dict(model=config)).model)
 
 
 def build(name=None, seed=0, dtype=torch.float32, **options):

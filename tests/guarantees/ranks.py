@@ -27,6 +27,7 @@ IMAGES = 6
 # processes rank 1 has none, and the only pixels of class 4 are in the last image.
 SHARES = {1: (6,), 2: (4, 2), 3: (1, 3, 2), 4: (1, 1, 3, 1)}
 SIZE = (16, 20)
+LONG = (*cases.METHODS, 'mdrl_pixel_gumbel')
 
 
 @MODELS.register_module(force=True)
@@ -109,7 +110,8 @@ def train(name, rank, world, dtype=torch.float64, broadcast_buffers=False, steps
 
 
 SCENARIOS = {
-    **{name: dict(name=name) for name in cases.CASES},
+    # the full length where a method or its arithmetic is another, a few steps for the contexts
+    **{name: dict(name=name, steps=STEPS if name in LONG else 4) for name in cases.CASES},
     **{f'{name}_float32': dict(name=name, dtype=torch.float32) for name in cases.METHODS},
     **{f'{name}_broadcast': dict(name=name, broadcast_buffers=True) for name in cases.METHODS},
 }

@@ -113,7 +113,7 @@ def test_copies_go_on_alone(name, way):
     assert_same(everything(twin), everything(model))
 
 
-def test_time_inputs(sizes, flips=(False, True)):
+def views(sizes, flips=(False, True)):
     """What TestTimeAug gives: for each view the images and samples that know how they were made."""
     inputs, samples = [], []
     for size in sizes:
@@ -128,9 +128,6 @@ def test_time_inputs(sizes, flips=(False, True)):
     return inputs, samples
 
 
-test_time_inputs.__test__ = False
-
-
 @ALL
 def test_multi_scale_and_flip_at_test_time(name):
     """SegTTAModel: the mean over the views of the probabilities, turned back and resized."""
@@ -138,10 +135,9 @@ def test_multi_scale_and_flip_at_test_time(name):
     cases.step(model)
     before = everything(model)
     tta = SegTTAModel(module=model).eval()
-    inputs, samples = test_time_inputs([(32, 40), (24, 30), (48, 60)])
+    inputs, samples = views([(32, 40), (24, 30), (48, 60)])
     with torch.no_grad():
-        (result,) = tta.test_step(dict(inputs=inputs, data_samples=samples)) if False else (
-            tta.merge_preds([model.predict(x, s) for x, s in zip(inputs, samples)]))  # fmt: skip
+        (result,) = tta.merge_preds([model.predict(x, s) for x, s in zip(inputs, samples)])
         total = 0
         for x, sample in zip(inputs, samples):
             logits = model.encode_decode(x, [sample[0].metainfo])
