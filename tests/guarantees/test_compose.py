@@ -137,7 +137,8 @@ def test_multi_scale_and_flip_at_test_time(name):
     tta = SegTTAModel(module=model).eval()
     inputs, samples = views([(32, 40), (24, 30), (48, 60)])
     with torch.no_grad():
-        (result,) = tta.merge_preds([model.predict(x, s) for x, s in zip(inputs, samples)])
+        predictions = [model.predict(x, s) for x, s in zip(inputs, samples)]
+        (result,) = tta.merge_preds(list(zip(*predictions)))
         total = 0
         for x, sample in zip(inputs, samples):
             logits = model.encode_decode(x, [sample[0].metainfo])
