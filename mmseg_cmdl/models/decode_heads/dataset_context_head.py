@@ -300,7 +300,7 @@ class DatasetContextHead(BaseDecodeHead):
                                'trained any more')
         if self.training:
             self.bank.synchronize_()
-        labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
+        labels = self.label_check.stack(batch_data_samples)
         self.label_check(labels, batch_data_samples)
         pixels, coarse_logits, augmented = self.forward_features(inputs)
         losses = self.loss_by_feat(self.cls_seg(augmented), batch_data_samples)
