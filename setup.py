@@ -80,6 +80,7 @@ EXTRAS = {
         'setuptools<81',
         'tabulate',
     ],
+    'export': ['onnx', 'onnxruntime', 'onnxscript'],
     'dev': ['hypothesis', 'pre-commit', 'pytest>=8', 'ruff'],
 }
 
