@@ -7,17 +7,17 @@ from torch import nn
 
 # What runtimes of every kind have. No control flow (If, Loop, Scan), nothing whose shape depends
 # on values (NonZero), no scattered writes (ScatterND), nothing random.
-ALLOWED_NODES = frozenset(
-    """
+_NODE_TYPES = """
     Abs Add And ArgMax AveragePool BatchNormalization Cast Ceil Clip Concat Constant
     ConstantOfShape Conv ConvTranspose Div Equal Erf Exp Expand Flatten Floor Gather Gelu
-    Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GroupNormalization HardSigmoid
-    HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual Log
-    LogSoftmax MatMul Max MaxPool Mean Min Mod Mul Neg Not Or PRelu Pad Pow Range Reciprocal
-    ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Resize Shape Sigmoid Sign Size
-    Slice Softmax Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Trilu Unsqueeze Where
-    """.split()
-)
+    Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GroupNormalization
+    HardSigmoid HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu Less
+    LessOrEqual Log LogSoftmax MatMul Max MaxPool Mean Min Mod Mul Neg Not Or PRelu Pad Pow
+    Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Resize
+    Shape Sigmoid Sign Size Slice Softmax Split Sqrt Squeeze Sub Sum Tanh Tile Transpose
+    Trilu Unsqueeze Where
+"""
+ALLOWED_NODES = frozenset(_NODE_TYPES.split())
 
 # Three sizes, none like the example's, one of them no multiple of any stride; two batch sizes.
 CHECKED_SHAPES = tuple(
@@ -63,7 +63,7 @@ def export_program(
 
 
 def to_onnx(program: 'torch.export.ExportedProgram', path: str, opset: int = 18,
-            metadata: Dict[str, str] = {}) -> None:  # noqa: B006
+            metadata: Dict[str, str] = {}) -> None:
     """Write an exported program as ONNX: input `images`, output `output`, dynamic as recorded.
 
     Args:

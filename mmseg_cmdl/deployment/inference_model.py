@@ -2,7 +2,7 @@
 
 import copy
 from contextlib import contextmanager
-from typing import Sequence
+from typing import Optional, Sequence
 
 import torch
 from mmengine.model import revert_sync_batchnorm
@@ -69,8 +69,8 @@ class InferenceModel(nn.Module):
         self,
         model: nn.Module,
         output: str = 'logits',
-        mean: Sequence[float] = None,
-        std: Sequence[float] = None,
+        mean: Optional[Sequence[float]] = None,
+        std: Optional[Sequence[float]] = None,
     ):
         super().__init__()
         if output not in OUTPUTS:

@@ -38,7 +38,7 @@ class GuaranteesIdentity(BaseModule):
         return [x]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _model(name, num_classes, num, ignore_index):
     config = cases.model_config(name, num_classes=num_classes, auxiliary=False)
     config['backbone'] = dict(type='GuaranteesIdentity')

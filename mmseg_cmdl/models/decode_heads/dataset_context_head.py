@@ -296,8 +296,8 @@ class DatasetContextHead(BaseDecodeHead):
             the coarse ones, and what :meth:`memory_losses` gives.
         """
         if self.folded_memory is not None:
-            raise RuntimeError(f'{type(self).__name__} has been folded for inference; it can not be '
-                               'trained any more')
+            raise RuntimeError(f'{type(self).__name__} has been folded for inference; it can not '
+                               'be trained any more')
         if self.training:
             self.bank.synchronize_()
         labels = self.label_check.stack(batch_data_samples)
