@@ -82,6 +82,7 @@ EXTRAS = {
     ],
     # what tools/analysis draws with; matplotlib comes with mmengine, of whatever version
     'analysis': ['matplotlib>=3.7', 'scikit-learn>=1.2'],
+    'export': ['onnx', 'onnxruntime', 'onnxscript'],
     'dev': ['hypothesis', 'pre-commit', 'pytest>=8', 'ruff'],
 }
 

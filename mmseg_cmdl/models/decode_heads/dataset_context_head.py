@@ -80,6 +80,8 @@ class DatasetContextHead(BaseDecodeHead):
         ValueError: Options that don't fit together, or a label that is out of range.
     """
 
+    # what `fold_` takes off
+    training_parts = ('bank', 'consistency', 'loss_decode', 'loss_coarse')
     # layers between the backbone's feature maps and what the memory stores
     embedding_layers = ('bottleneck', )
 
@@ -142,6 +144,7 @@ class DatasetContextHead(BaseDecodeHead):
             self.fuse_context = ConvModule(2 * channels, channels, 3, padding=1,
                                            **self.conv_options)
         self.final_conv = ConvModule(channels, channels, 1, **self.conv_options)
+        self.folded_memory = None
 
         losses = loss_coarse if isinstance(loss_coarse, (list, tuple)) else [loss_coarse]
         self.loss_coarse = nn.ModuleList(MODELS.build(loss) for loss in losses)
@@ -216,7 +219,8 @@ class DatasetContextHead(BaseDecodeHead):
         Returns:
             Tensor: [B, C, h, w], what :meth:`cls_seg` classifies.
         """
-        memory = self.read_memory(self.class_weights(coarse_logits))
+        read = self.read_memory if self.folded_memory is None else self.folded_memory
+        memory = read(self.class_weights(coarse_logits))
         related = self.relation(pixels, memory)
         if self.fusion == 'concat':
             augmented = self.fuse_pixels(torch.cat([pixels, related], dim=1))
@@ -229,6 +233,31 @@ class DatasetContextHead(BaseDecodeHead):
             related = self.context_relation(pixels, context)
             augmented = self.fuse_context(torch.cat([related, augmented], dim=1))
         return augmented
+
+    @torch.no_grad()
+    def fold_memory(self) -> nn.Module:
+        """What :meth:`read_memory` is at inference: a 1x1 conv with the weight [C, K, 1, 1].
+
+        Holds for a :meth:`read_memory` that is linear in the weights and looks at no neighbours.
+        """
+        one_class = torch.eye(self.num_classes).to(self.conv_seg.weight)[None, :, :, None]
+        kernel = self.read_memory(one_class)[0].clone()  # [C, K, 1]
+        conv = nn.Conv2d(self.num_classes, len(kernel), 1, bias=False).to(kernel)
+        conv.weight.copy_(kernel[..., None])
+        return conv
+
+    def fold_(self) -> 'DatasetContextHead':
+        """Turns this into a head for inference only, which predicts the same.
+
+        The memory becomes the weight of a 1x1 conv, and what only training needs is taken off. For
+        deployment: there is no way back, and the state dict is another.
+        """
+        if self.folded_memory is None:
+            self.eval()
+            self.folded_memory = self.fold_memory()
+            for name in self.training_parts:
+                setattr(self, name, None)
+        return self
 
     def cls_seg(self, feat: Tensor) -> Tensor:
         """1x1 conv, dropout, classifier (eq. 5): [B, C, h, w] to logits [B, K, h, w]."""
@@ -266,9 +295,12 @@ class DatasetContextHead(BaseDecodeHead):
             dict[str, Tensor]: `loss_*` and `acc_seg` of the final logits, `coarse_*` the same of
             the coarse ones, and what :meth:`memory_losses` gives.
         """
+        if self.folded_memory is not None:
+            raise RuntimeError(f'{type(self).__name__} has been folded for inference; it can not '
+                               'be trained any more')
         if self.training:
             self.bank.synchronize_()
-        labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
+        labels = self.label_check.stack(batch_data_samples)
         self.label_check(labels, batch_data_samples)
         pixels, coarse_logits, augmented = self.forward_features(inputs)
         losses = self.loss_by_feat(self.cls_seg(augmented), batch_data_samples)

@@ -148,5 +148,5 @@ class DGCWHead(BaseDecodeHead):
         Returns:
             dict[str, Tensor]: `loss_*` and `acc_seg`.
         """
-        self.label_check(self._stack_batch_gt(batch_data_samples).squeeze(1), batch_data_samples)
+        self.label_check(self.label_check.stack(batch_data_samples), batch_data_samples)
         return super().loss(inputs, batch_data_samples, train_cfg)

@@ -130,6 +130,7 @@ class MDRLHead(DatasetContextHead):
     whose embedding isn't finite and was kept from the bank. Both count the pixels of all ranks.
     """
 
+    training_parts = (*DatasetContextHead.training_parts, 'projection', 'fuse_memory')
     embedding_layers = ('bottleneck', 'projection')
 
     def __init__(self,
@@ -188,6 +189,20 @@ class MDRLHead(DatasetContextHead):
         if self.fuse_memory.with_norm:
             voted = self.fuse_memory.norm(voted)
         return self.fuse_memory.activate(voted) if self.fuse_memory.with_activation else voted
+
+    @torch.no_grad()
+    def fold_memory(self) -> nn.Module:
+        """See the base class; the norm and activation of `fuse_memory` follow the conv."""
+        fuse = self.fuse_memory
+        kernel = fuse.conv.weight.flatten(1)  # [C, N * Z]
+        matrix = kernel @ self.bank.distributions.flatten(1).to(kernel.dtype).t()  # [C, K]
+        conv = nn.Conv2d(self.num_classes, self.channels, 1, bias=fuse.conv.bias is not None)
+        conv = conv.to(kernel)
+        conv.weight.copy_(matrix[..., None, None])
+        if fuse.conv.bias is not None:
+            conv.bias.copy_(fuse.conv.bias)
+        return nn.Sequential(conv, *([fuse.norm] if fuse.with_norm else []),
+                             *([fuse.activate] if fuse.with_activation else []))
 
     def embed(self, pixels: Tensor) -> Tensor:
         """R [B, C, h, w] to unit vectors [B, h, w, Z]."""

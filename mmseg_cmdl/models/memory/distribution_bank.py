@@ -2,7 +2,7 @@
 
 Source: MDRL, sections 3.2 and 3.3, eq. 6 to 9.
 """
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Union
 
 import mmengine.dist as dist
 import torch
@@ -25,6 +25,15 @@ class BankUpdate(NamedTuple):
     labelled: Tensor  # pixels with a class
     correct: Tensor  # of these, pixels whose nearest distribution is of their own class
     left_out: Tensor  # of these, pixels whose embedding isn't finite; they never reach the bank
+
+
+def _pixels_of_lower_ranks(classes: Tensor) -> Union[Tensor, int]:
+    """Where this rank's pixels begin among those of all ranks, whose batches may differ in size."""
+    if dist.get_world_size() == 1:
+        return 0
+    counts = classes.new_zeros(dist.get_world_size())
+    counts[dist.get_rank()] = len(classes)
+    return all_reduce_sum_(counts)[:dist.get_rank()].sum()
 
 
 @MODELS.register_module()
@@ -209,7 +218,7 @@ class DistributionBank(MemoryBank):
                               all_reduce_sum_)
         if self.assignment == 'gumbel':
             positions = torch.arange(len(classes), device=classes.device)
-            positions += dist.get_rank() * len(classes)
+            positions += _pixels_of_lower_ranks(classes)
             assignment = assignment + gumbel_noise(
                 positions, self.num_distributions, self.seed, self.num_updates)
         return assignment.max(dim=1).indices  # as argmax, several times faster on a CPU

@@ -50,6 +50,7 @@ class FeatureBank(MemoryBank):
     """
 
     memory_name = 'features'
+    memory_sizes = ('num_classes', 'channels')
 
     def __init__(self,
                  num_classes: int,

@@ -59,7 +59,7 @@ class _CAR:
 
     def _decode_head_forward_train(self, inputs: List[Tensor], data_samples: SampleList) -> dict:
         """The head's losses, and those of CAR as `car.loss_*`."""
-        labels = torch.stack([sample.gt_sem_seg.data for sample in data_samples]).squeeze(1)
+        labels = self.label_check.stack(data_samples)
         self.label_check(labels, data_samples)
         with self.car.capture():
             losses = super()._decode_head_forward_train(inputs, data_samples)

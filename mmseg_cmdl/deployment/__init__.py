@@ -1,0 +1,21 @@
+from .exporting import (
+    ALLOWED_NODES,
+    ExportError,
+    check_nodes,
+    compare,
+    export_program,
+    node_types,
+    to_onnx,
+)
+from .inference_model import InferenceModel
+
+__all__ = [
+    'ALLOWED_NODES',
+    'ExportError',
+    'InferenceModel',
+    'check_nodes',
+    'compare',
+    'export_program',
+    'node_types',
+    'to_onnx',
+]

@@ -1,0 +1,189 @@
+"""torch.export and ONNX with dynamic batch and size, and the checks that an export has to pass."""
+
+from typing import Callable, Dict, Iterable, Sequence, Tuple
+
+import torch
+from torch import nn
+
+# What runtimes of every kind have. No control flow (If, Loop, Scan), nothing whose shape depends
+# on values (NonZero), no scattered writes (ScatterND), nothing random.
+_NODE_TYPES = """
+    Abs Add And ArgMax AveragePool BatchNormalization Cast Ceil Clip Concat Constant
+    ConstantOfShape Conv ConvTranspose Div Equal Erf Exp Expand Flatten Floor Gather Gelu
+    Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GroupNormalization
+    HardSigmoid HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu Less
+    LessOrEqual Log LogSoftmax MatMul Max MaxPool Mean Min Mod Mul Neg Not Or PRelu Pad Pow
+    Range Reciprocal ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Resize
+    Shape Sigmoid Sign Size Slice Softmax Split Sqrt Squeeze Sub Sum Tanh Tile Transpose
+    Trilu Unsqueeze Where
+"""
+ALLOWED_NODES = frozenset(_NODE_TYPES.split())
+
+# Three sizes, none like the example's, one of them no multiple of any stride; two batch sizes.
+CHECKED_SHAPES = tuple(
+    (batch, height, width)
+    for batch in (1, 3)
+    for height, width in ((64, 64), (97, 65), (80, 128))
+)
+EXAMPLE_SHAPE = (2, 64, 96)
+SMALLEST_SIDE = 32
+
+
+class ExportError(RuntimeError):
+    """The model can't be exported, or the export isn't the model; says why and what to do."""
+
+
+def export_program(
+    model: nn.Module, smallest_side: int = SMALLEST_SIDE, example: Sequence[int] = EXAMPLE_SHAPE
+) -> 'torch.export.ExportedProgram':
+    """Record `model` with dynamic batch, height and width.
+
+    Args:
+        model (nn.Module): [B, 3, H, W] to one tensor; an :class:`InferenceModel`, say.
+        smallest_side (int): Height and width that will be fed are at least this.
+        example (Sequence[int]): Batch, height and width to record with.
+
+    Raises:
+        ExportError: With what torch.export says about it.
+    """
+    batch, height, width = example
+    images = _images(next(model.parameters()), batch, height, width)
+    sides = {i + 2: torch.export.Dim(name, min=smallest_side)
+             for i, name in enumerate(('height', 'width'))}  # fmt: skip
+    shapes = ({0: torch.export.Dim('batch'), **sides},)
+    try:
+        with torch.no_grad():
+            return torch.export.export(model, (images,), dynamic_shapes=shapes)
+    except Exception as error:
+        raise ExportError(
+            f'torch.export cannot record this model with dynamic batch and size: {error}\nIf this '
+            'says that a size is too small, raise --smallest-side; if it names a line of a head '
+            'that you wrote, that line looks at values or fixes a size'
+        ) from error
+
+
+def to_onnx(program: 'torch.export.ExportedProgram', path: str, opset: int = 18,
+            metadata: Dict[str, str] = {}) -> None:
+    """Write an exported program as ONNX: input `images`, output `output`, dynamic as recorded.
+
+    Args:
+        program (ExportedProgram): From :func:`export_program`.
+        path (str): File to write. Weights over 2 GB go to a file beside it.
+        opset (int): Version of ONNX's operator set.
+        metadata (dict[str, str]): Goes into the file's properties.
+
+    Raises:
+        ExportError: onnx or onnxscript is missing, or the exporter refuses.
+    """
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ExportError(
+            f'{error.name} is not installed; run: pip install onnx onnxscript onnxruntime'
+        ) from error
+    try:
+        exported = torch.onnx.export(
+            program, dynamo=True, opset_version=opset, input_names=['images'],
+            output_names=['output'], verbose=False,
+        )  # fmt: skip
+    except Exception as error:
+        raise ExportError(f'the ONNX exporter of PyTorch refuses the model: {error}') from error
+    exported.model.metadata_props.update(metadata)
+    exported.save(path)
+
+
+def node_types(path: str) -> Dict[str, int]:
+    """How many nodes of each type an ONNX file has, those of subgraphs and functions included."""
+    import onnx
+
+    def count(nodes):
+        for node in nodes:
+            name = node.op_type if not node.domain else f'{node.domain}.{node.op_type}'
+            counts[name] = counts.get(name, 0) + 1
+            for attribute in node.attribute:
+                graphs = [attribute.g] if attribute.HasField('g') else []
+                for graph in (*graphs, *attribute.graphs):
+                    count(graph.node)
+
+    counts = {}
+    model = onnx.load(path, load_external_data=False)
+    local = {f'{function.domain}.{function.name}' for function in model.functions}
+    count(model.graph.node)
+    for function in model.functions:
+        count(function.node)
+    return {name: number for name, number in sorted(counts.items()) if name not in local}
+
+
+def check_nodes(path: str, also: Iterable[str] = ()) -> Dict[str, int]:
+    """:func:`node_types`, held to `ALLOWED_NODES` and those named in `also`.
+
+    Raises:
+        ExportError: Names the node types that aren't allowed.
+    """
+    counts = node_types(path)
+    foreign = sorted(set(counts) - ALLOWED_NODES - set(also))
+    if foreign:
+        raise ExportError(
+            f'the ONNX graph has nodes outside the allow-list: {", ".join(foreign)}. Runtimes '
+            'differ in how well they support these; if yours does, pass --allow '
+            f'{" ".join(foreign)}'
+        )
+    return counts
+
+
+def _images(like: torch.Tensor, batch: int, height: int, width: int, scale=1.0, shift=0.0):
+    generator = torch.Generator().manual_seed(height * width + batch)
+    images = torch.randn(batch, 3, height, width, generator=generator) * scale + shift
+    return images.to(like)
+
+
+def compare(
+    reference: Callable,
+    candidate: Callable,
+    like: torch.Tensor,
+    shapes: Iterable[Tuple[int, int, int]] = CHECKED_SHAPES,
+    tolerance: float = 1e-4,
+    raw: bool = False,
+) -> float:
+    """Largest difference between two functions of random images, over all `shapes`.
+
+    Differences are counted relative to the largest output where that is above 1. Labels may
+    differ for one pixel in a thousand, where two classes are within rounding of each other.
+
+    Args:
+        reference, candidate (Callable): [B, 3, H, W] to a tensor.
+        like (Tensor): Gives the images their dtype and device.
+        shapes (Iterable[tuple[int]]): (B, H, W).
+        tolerance (float): Largest difference allowed.
+        raw (bool): Images of 0..255 instead of normalised ones.
+
+    Raises:
+        ExportError: Another shape, something not finite, or a larger difference.
+    """
+    worst = 0.0
+    scale, shift = (50.0, 110.0) if raw else (1.0, 0.0)
+    for batch, height, width in shapes:
+        images = _images(like, batch, height, width, scale, shift)
+        with torch.no_grad():
+            expected, got = reference(images), candidate(images)
+        name = f'{batch}x3x{height}x{width}'
+        if got.shape != expected.shape:
+            raise ExportError(
+                f'on images {name} the export gives {tuple(got.shape)}, the model '
+                f'{tuple(expected.shape)}'
+            )
+        if not expected.is_floating_point():
+            difference = (got != expected).double().mean().item()
+            limit = 1e-3
+        else:
+            if not got.isfinite().all():
+                raise ExportError(f'on images {name} the export gives numbers that are not finite')
+            difference = (got - expected).abs().max() / expected.abs().max().clamp(min=1)
+            difference, limit = difference.item(), tolerance
+        if difference > limit:
+            raise ExportError(
+                f'on images {name} the export differs from the model by {difference:.2g}, more '
+                f'than {limit:g}'
+            )
+        worst = max(worst, difference)
+    return worst

@@ -1,0 +1,118 @@
+"""A segmentor as one function from images to logits, without what only training needs."""
+
+import copy
+from contextlib import contextmanager
+from typing import Optional, Sequence
+
+import torch
+from mmengine.model import revert_sync_batchnorm
+from mmseg.models.utils import resize
+from torch import Tensor, nn
+
+from .exportable_layers import make_exportable_
+
+OUTPUTS = ('logits', 'probabilities', 'labels')
+
+
+@contextmanager
+def _resize_without_warning():
+    """`mmseg.models.utils.resize` doesn't compare sizes, only to warn of a poor choice of them.
+
+    The comparison turns a dynamic size into the number that the example had.
+    """
+    defaults = resize.__defaults__
+    resize.__defaults__ = (*defaults[:-1], False)
+    try:
+        yield
+    finally:
+        resize.__defaults__ = defaults
+
+
+def _fold_class_aware_regularization_(model: nn.Module) -> None:
+    """Merge the linear conv of CAR into the classifier that its hook stands before."""
+    head = model.decode_head
+    head = head[-1] if isinstance(head, nn.ModuleList) else head
+    old = head.conv_seg
+    weight = model.car.folded(old.weight)
+    new = nn.Conv2d(
+        weight.shape[1], weight.shape[0], old.kernel_size, padding=old.padding,
+        bias=old.bias is not None,
+    )  # fmt: skip
+    with torch.no_grad():
+        new.weight.copy_(weight)
+        if old.bias is not None:
+            new.bias.copy_(old.bias)
+    head.conv_seg = new.to(old.weight)
+    model.car = None
+
+
+class InferenceModel(nn.Module):
+    """A copy of a segmentor for inference only, on whole images.
+
+    Auxiliary heads, losses, projections and memory banks are taken off: a head with a memory has
+    its voting folded into one 1x1 conv (its `fold_`), and the linear conv of CAR is merged into
+    the classifier. SyncBN becomes BN. `test_cfg` has no say: sliding windows, and whatever else is
+    done around the network, are the caller's.
+
+    Args:
+        model (nn.Module): An EncoderDecoder or CascadeEncoderDecoder; it is left alone.
+        output (str): 'logits' [B, K, H, W], 'probabilities' (their softmax, or sigmoid where the
+            head has one output), or 'labels' [B, H, W], int64.
+        mean, std (Sequence[float], optional): Per channel. If given, images come as 0..255 and are
+            normalised here; otherwise they come normalised.
+
+    Raises:
+        ValueError: An unknown `output`, or a `mean` without `std`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        output: str = 'logits',
+        mean: Optional[Sequence[float]] = None,
+        std: Optional[Sequence[float]] = None,
+    ):
+        super().__init__()
+        if output not in OUTPUTS:
+            raise ValueError(f'output must be one of {OUTPUTS}, got {output!r}')
+        if (mean is None) != (std is None):
+            raise ValueError('mean and std are given together or not at all')
+        self.output = output
+        model = revert_sync_batchnorm(copy.deepcopy(model)).eval()
+        if getattr(model, 'car', None) is not None:
+            _fold_class_aware_regularization_(model)
+        if getattr(model, 'auxiliary_head', None) is not None:
+            model.auxiliary_head = None
+        for module in list(model.modules()):
+            if hasattr(module, 'fold_'):
+                module.fold_()
+        for module in model.modules():
+            for name in ('loss_decode', 'loss_coarse'):
+                if isinstance(getattr(module, name, None), nn.Module):
+                    setattr(module, name, None)
+        make_exportable_(model)
+        self.model = model.requires_grad_(False)
+        self.normalizes = mean is not None
+        if self.normalizes:
+            self.register_buffer('mean', torch.tensor(mean)[:, None, None])
+            self.register_buffer('std', torch.tensor(std)[:, None, None])
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] to what `output` says, at the size of the images."""
+        if self.normalizes:
+            images = (images - self.mean) / self.std
+        size = tuple(images.shape[2:])
+        metas = [dict(img_shape=size, pad_shape=size, ori_shape=size)]
+        with _resize_without_warning():
+            logits = self.model.encode_decode(images, metas)
+        one_output = self.model.out_channels == 1
+        if self.output == 'probabilities':
+            return logits.sigmoid() if one_output else logits.softmax(dim=1)
+        if self.output == 'labels':
+            if one_output:
+                head = self.model.decode_head
+                head = head[-1] if isinstance(head, nn.ModuleList) else head
+                return (logits.sigmoid() > head.threshold).long().squeeze(1)
+            return logits.argmax(dim=1)
+        return logits

@@ -1,0 +1,200 @@
+"""Every head, segmentor and way of computing of this package, once, small: what promises hold for.
+
+`CASES` maps a name to options of :func:`model_config`. A new head is one line here.
+"""
+
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModule
+from mmengine.registry import DefaultScope
+from mmengine.structures import PixelData
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from torch import nn
+
+import mmseg_cmdl  # noqa: F401
+
+NUM_CLASSES = 5
+SIZE = (32, 40)
+CHANNELS = (4, 6, 8, 10)
+
+BANK = dict(type='DistributionBank', num_distributions=3, momentum=0.9)
+RELEASED = [
+    dict(type='ClassLocalConsistencyLoss', formulation='released', loss_weight=0.1),
+    dict(type='ClassGlobalConsistencyLoss', formulation='released', loss_weight=0.1),
+]
+MDRL = dict(type='MDRLHead', bank=BANK)
+MCIBI = dict(type='MCIBIHead')
+DGCW = dict(type='DGCWHead')
+PSP = dict(type='PSPHead', pool_scales=(1, 2, 3))
+ASPP = dict(type='ASPPHead', dilations=(1, 2, 3))
+CC = dict(type='CCHead', recurrence=2)
+FCN = dict(type='FCNHead', num_convs=1, concat_input=False)
+
+CASES = {
+    'mdrl': dict(head=MDRL),
+    'mdrl_psp': dict(head=dict(MDRL, context=PSP)),
+    'mdrl_aspp': dict(head=dict(MDRL, context=ASPP)),
+    'mdrl_cc': dict(head=dict(MDRL, context=CC)),
+    'mdrl_released': dict(head=dict(MDRL, loss_consistency=RELEASED)),
+    'mdrl_pixel_gumbel': dict(
+        head=dict(
+            MDRL, embedding='pixel', fuse_losses=False, fusion='add',
+            bank=dict(BANK, assignment='gumbel', update_pixels='all'),
+        )
+    ),
+    'mcibi': dict(head=MCIBI),
+    'mcibi_psp': dict(head=dict(MCIBI, context=PSP, hard_aggregate=True)),
+    'mcibi_aspp': dict(head=dict(MCIBI, context=ASPP, update_size='feature')),
+    'mcibi_cc': dict(head=dict(MCIBI, context=CC)),
+    'car': dict(head=FCN, segmentor='CAREncoderDecoder'),
+    'car_released': dict(
+        head=dict(PSP, channels=8), segmentor='CAREncoderDecoder', formulation='released'
+    ),
+    'car_aspp': dict(head=ASPP, segmentor='CAREncoderDecoder'),
+    'car_cc': dict(head=CC, segmentor='CAREncoderDecoder'),
+    'car_mdrl': dict(head=MDRL, segmentor='CAREncoderDecoder'),
+    'dgcw': dict(head=DGCW),
+    'dgcw_psp': dict(head=dict(DGCW, context=dict(PSP, channels=8))),
+    'dgcw_aspp': dict(head=dict(DGCW, context=dict(ASPP, channels=8), concat_input=True)),
+    'dgcw_cc': dict(head=dict(DGCW, context=dict(CC, channels=8))),
+}  # fmt: skip
+
+
+def _registered(case):
+    types = [case['head']['type'], case.get('segmentor', 'EncoderDecoder')]
+    return all(MODELS.get(name) is not None for name in types)
+
+
+CASES = {name: case for name, case in CASES.items() if _registered(case)}
+
+# One of each method, for what is slow.
+METHODS = [name for name in ('mdrl', 'mcibi', 'car', 'dgcw') if name in CASES]
+
+
+@MODELS.register_module(force=True)
+class GuaranteesBackbone(BaseModule):
+    """Four 3x3 convs with norms; the last two maps at a fourth of the image."""
+
+    def __init__(self, norm_cfg=None, init_cfg=None):
+        super().__init__(init_cfg)
+        self.layers = nn.ModuleList()
+        norm_type = (norm_cfg or {}).get('type', 'BN')
+        previous = 3
+        for channels, stride in zip(CHANNELS, (2, 2, 1, 1)):
+            norm = nn.GroupNorm(2, channels) if norm_type == 'GN' else nn.BatchNorm2d(channels)
+            conv = nn.Conv2d(previous, channels, 3, stride, 1, bias=False)
+            self.layers.append(nn.Sequential(conv, norm, nn.ReLU()))
+            previous = channels
+
+    def forward(self, x):
+        maps = []
+        for layer in self.layers:
+            x = layer(x)
+            maps.append(x)
+        return maps
+
+
+def norm_config(kind='BN'):
+    return dict(type='GN', num_groups=2) if kind == 'GN' else dict(type=kind)
+
+
+def model_config(
+    name=None, *, head=None, segmentor='EncoderDecoder', norm='BN', num_classes=NUM_CLASSES,
+    auxiliary=True, head_options={}, test_cfg=dict(mode='whole'), **more,
+):  # fmt: skip
+    """Config of the segmentor of a case, or of the options of one."""
+    if name is not None:
+        case = dict(CASES[name])
+        head, segmentor = case.pop('head'), case.pop('segmentor', segmentor)
+        more = {**case, **more}
+    common = dict(
+        in_channels=CHANNELS[-1], in_index=3, num_classes=num_classes, norm_cfg=norm_config(norm),
+        dropout_ratio=0.0, align_corners=False,
+    )  # fmt: skip
+    config = dict(
+        type=segmentor,
+        data_preprocessor=dict(
+            type='SegDataPreProcessor', mean=[110.0] * 3, std=[60.0] * 3, bgr_to_rgb=True,
+            pad_val=0, seg_pad_val=255, size=SIZE,
+        ),
+        backbone=dict(type='GuaranteesBackbone', norm_cfg=norm_config(norm)),
+        decode_head={**common, 'channels': 8, **head, **head_options},
+        train_cfg=dict(),
+        test_cfg=test_cfg,
+        **more,
+    )  # fmt: skip
+    if auxiliary:
+        config['auxiliary_head'] = dict(
+            FCN, **dict(common, in_channels=CHANNELS[2], in_index=2), channels=4,
+            loss_decode=dict(type='CrossEntropyLoss', loss_weight=0.4),
+        )  # fmt: skip
+    return config
+
+
+def from_config(config):
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        return MODELS.build(Config(dict(model=config)).model)
+
+
+def build(name=None, seed=0, dtype=torch.float32, **options):
+    """The segmentor of a case in training mode."""
+    torch.manual_seed(seed)
+    model = from_config(model_config(name, **options))
+    return model.to(dtype).train()
+
+
+def label_maps(seed=0, batch=2, size=SIZE, num_classes=NUM_CLASSES, ignored=0.15):
+    """Blocks of classes with scattered ignored pixels, [B, H, W]; the third class is nowhere."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    present = torch.tensor([k for k in range(num_classes) if k != 2] or [0])
+    blocks = present[torch.randint(len(present), (batch, 4, 5), generator=generator)]
+    rows, columns = (torch.arange(n) * m // n for n, m in zip(size, (4, 5)))
+    labels = blocks[:, rows][:, :, columns].clone()
+    labels[torch.rand(labels.shape, generator=generator) < ignored] = 255
+    return labels
+
+
+def batch(seed=0, size=2, dtype=torch.float32, labels=None, image_size=SIZE):
+    """(images [B, 3, H, W], samples) whose images depend on their labels."""
+    if labels is None:
+        labels = label_maps(seed, size, image_size)
+    generator = torch.Generator().manual_seed(seed)
+    colours = torch.randn(256, 3, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
+    images = colours[labels].permute(0, 3, 1, 2)
+    images = images + 0.3 * torch.randn(images.shape, generator=generator, dtype=torch.float64)
+    samples = [
+        SegDataSample(
+            gt_sem_seg=PixelData(data=label[None]),
+            metainfo=dict(
+                img_path=f'image_{i}.png', img_shape=tuple(label.shape),
+                ori_shape=tuple(label.shape), pad_shape=tuple(label.shape),
+            ),
+        )
+        for i, label in enumerate(labels)
+    ]  # fmt: skip
+    return images.to(dtype), samples
+
+
+def objective(losses):
+    """What mmengine differentiates: the sum of all entries whose key contains 'loss'."""
+    return sum(sum(v) if isinstance(v, list) else v for k, v in losses.items() if 'loss' in k)
+
+
+def step(model, seed=0, **options):
+    """(losses, total) of one iteration, with gradients left on the parameters."""
+    dtype = next(model.parameters()).dtype
+    images, samples = batch(seed, dtype=dtype, **options)
+    losses = model.loss(images, samples)
+    total = objective(losses)
+    total.backward()
+    return losses, total.detach()
+
+
+def memory(model):
+    """The bank's buffers by name; empty for methods without a memory."""
+    return {key: value for key, value in model.state_dict().items() if '.bank.' in key}
+
+
+def gradients(model):
+    return {name: p.grad for name, p in model.named_parameters()}

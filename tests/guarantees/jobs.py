@@ -1,0 +1,121 @@
+"""Training jobs in processes of their own: ``python -m tests.guarantees.jobs FOLDER``.
+
+One interpreter imports everything once and forks a process for each job of FOLDER/jobs.json, one
+after the other. Each ends as FOLDER/<name>.status, with its output in FOLDER/<name>.log.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import mmengine.runner.runner
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from tests.guarantees import cases
+from tests.paths import ROOT, child_environment  # noqa: F401
+
+
+@HOOKS.register_module(force=True)
+class KilledInMidIteration(Hook):
+    """SIGKILL between backward and optimizer step: the bank has moved, the weights have not."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter != self.iteration:
+            return
+        backward = runner.optim_wrapper.backward
+
+        def last_words(loss, **kwargs):
+            backward(loss, **kwargs)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        runner.optim_wrapper.backward = last_words
+
+
+def write_config(path, base, name, iterations, interval, ema=None, kill_at=None, **options):
+    """The tiny job of tests/tiny.py with the model of a case, dropout included."""
+    from mmengine.config import Config
+
+    from tests.tiny import CLASSES
+
+    cfg = Config.fromfile(base)
+    model = cases.model_config(name, num_classes=len(CLASSES), **options)
+    model['decode_head']['dropout_ratio'] = 0.1
+    model['data_preprocessor'] = cfg.model.data_preprocessor.to_dict()
+    cfg.model = model
+    hooks = [dict(type='SeedPerIterationHook')]
+    if ema is not None:
+        hooks.append(dict(type='EMAHook', momentum=0.1, update_buffers=ema))
+    if kill_at is not None:
+        hooks.append(dict(type='KilledInMidIteration', iteration=kill_at))
+    cfg.custom_hooks = hooks
+    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=interval)
+    cfg.train_cfg.max_iters = iterations
+    cfg.train_cfg.val_interval = 1000
+    cfg.param_scheduler[0]['end'] = 100
+    cfg.custom_imports = dict(imports=['tests.guarantees.jobs'], allow_failed_imports=False)
+    cfg.dump(str(path))
+    return str(path)
+
+
+def train(config, work_dir, resume, checkpoint=None):
+    """What tools/train.py does."""
+    from mmengine.runner import Runner
+
+    from mmseg_cmdl import launch
+
+    cfg = launch.load_config(config)
+    cfg.work_dir = work_dir
+    cfg.resume, cfg.load_from = resume, checkpoint
+    Runner.from_cfg(cfg).train()
+
+
+def run_all(folder, jobs):
+    """Name -> exit status (negative: the signal) of each job; the logs are in `folder`."""
+    (folder / 'jobs.json').write_text(json.dumps(jobs))
+    child = subprocess.run(
+        [sys.executable, '-m', 'tests.guarantees.jobs', str(folder)],
+        env=dict(child_environment(), PYTHONPATH=os.pathsep.join(filter(None, sys.path))),
+        timeout=500, capture_output=True, text=True,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr[-3000:]
+    return {job['name']: int((folder / f'{job["name"]}.status').read_text()) for job in jobs}
+
+
+def _in_child(folder, job):
+    log = os.open(folder / f'{job["name"]}.log', os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        train(job['config'], job['work_dir'], job['resume'], job.get('checkpoint'))
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def main(folder):
+    torch.set_num_threads(1)
+    # it asks compilers for their versions, for seconds
+    mmengine.runner.runner.collect_env = dict
+    for job in json.loads((folder / 'jobs.json').read_text()):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(_in_child(folder, job))
+        status = os.waitpid(pid, 0)[1]
+        (folder / f'{job["name"]}.status').write_text(str(os.waitstatus_to_exitcode(status)))
+
+
+if __name__ == '__main__':
+    # the classes that configs name are those of the module imported by its name
+    from tests.guarantees import jobs
+
+    jobs.main(Path(sys.argv[1]))

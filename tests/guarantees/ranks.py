@@ -1,0 +1,154 @@
+"""Training in 1 to 4 gloo processes: ``python -m tests.guarantees.ranks FOLDER``.
+
+One interpreter imports everything once and forks the ranks before it computes anything. Every rank
+writes FOLDER/<world size>_<rank>.pt, or its traceback.
+"""
+
+import os
+import sys
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
+from mmseg.registry import MODELS
+from torch import nn
+
+from tests.distributed.scenarios import logged_collectives
+from tests.guarantees import cases
+
+STEPS = 20
+IMAGES = 6
+# How many of the six images each rank has; the second image has no labelled pixel, so with four
+# processes rank 1 has none, and the only pixels of class 4 are in the last image.
+SHARES = {1: (6,), 2: (4, 2), 3: (1, 3, 2), 4: (1, 1, 3, 1)}
+SIZE = (16, 20)
+LONG = (*cases.METHODS, 'mdrl_pixel_gumbel')
+
+
+@MODELS.register_module(force=True)
+class GuaranteesShareOfCrossEntropy(nn.Module):
+    """This rank's share of the mean cross entropy over the global batch, times the world size.
+
+    MMSegmentation's own is the mean over a rank's images, so its average over ranks is not that of
+    the batch where batches differ in size. That is the host's, and not what is looked at here.
+    """
+
+    loss_name = 'loss_ce'
+
+    def __init__(self, loss_weight=1.0):
+        super().__init__()
+        self.loss_weight = loss_weight
+
+    def forward(self, logits, labels, weight=None, ignore_index=255, **kwargs):
+        total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction='sum')
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        return self.loss_weight * world * total / (IMAGES * SIZE[0] * SIZE[1])
+
+
+def build(name, seed, dtype):
+    share = dict(type='GuaranteesShareOfCrossEntropy')
+    options = dict(loss_decode=share)
+    head = cases.CASES[name]['head']['type']
+    if head in ('MDRLHead', 'MCIBIHead'):
+        options['loss_coarse'] = dict(share, loss_weight=0.4)
+    config = cases.model_config(name, norm='GN', head_options=options)
+    config['auxiliary_head']['loss_decode'] = dict(share, loss_weight=0.4)
+    config['data_preprocessor'] = dict(type='mmengine.BaseDataPreprocessor')
+    torch.manual_seed(seed)
+    return cases.from_config(config).to(dtype).train()
+
+
+def labels_of(step):
+    labels = cases.label_maps(step, IMAGES, SIZE)
+    labels[labels == 4] = 0
+    labels[1] = 255
+    labels[5, :6, :7] = 4
+    labels[3, 1:] = 255  # hardly anything
+    return labels
+
+
+def train(name, rank, world, dtype=torch.float64, broadcast_buffers=False, steps=STEPS):
+    """Losses, gradients, bank, collectives of each step; every rank starts from another seed."""
+    model = build(name, rank, dtype)
+    chosen = []
+    if hasattr(model.decode_head, 'bank') and hasattr(model.decode_head.bank, '_assign'):
+        assign = model.decode_head.bank._assign
+        model.decode_head.bank._assign = lambda *args: chosen.append(assign(*args)) or chosen[-1]
+    wrapped = model
+    if dist.is_initialized():
+        wrapped = MMDistributedDataParallel(
+            model, broadcast_buffers=broadcast_buffers, find_unused_parameters=False
+        )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optim_wrapper = OptimWrapper(optimizer)
+    torch.manual_seed(1000 + rank)
+    begin = sum(SHARES[world][:rank])
+    part = slice(begin, begin + SHARES[world][rank])
+    out = dict(losses=[], grads=[], bank=[], log=[])
+    optim_wrapper.zero_grad = lambda **kwargs: None  # gradients are looked at after the step
+    for step in range(steps):
+        images, samples = cases.batch(step, dtype=dtype, labels=labels_of(step))
+        optimizer.zero_grad()
+        with logged_collectives() as log:
+            values = wrapped.train_step(
+                dict(inputs=images[part], data_samples=samples[part]), optim_wrapper
+            )
+        out['log'].append(list(log))
+        out['losses'].append({key: torch.as_tensor(value).detach().double().clone()
+                              for key, value in values.items()})  # fmt: skip
+        if step in (0, 9, steps - 1):
+            out['grads'].append({key: p.grad.clone() for key, p in model.named_parameters()})
+        out['bank'].append({key: value.clone() for key, value in cases.memory(model).items()})
+    out['weights'] = {key: p.detach().clone() for key, p in model.named_parameters()}
+    out['chosen'] = chosen
+    return out
+
+
+SCENARIOS = {
+    # the full length where a method or its arithmetic is another, a few steps for the contexts
+    **{name: dict(name=name, steps=STEPS if name in LONG else 4) for name in cases.CASES},
+    **{f'{name}_float32': dict(name=name, dtype=torch.float32) for name in cases.METHODS},
+    **{f'{name}_broadcast': dict(name=name, broadcast_buffers=True) for name in cases.METHODS},
+}
+
+
+def _rank(folder, rank, world):
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group(
+            'gloo', init_method=f'file://{folder}/store_{world}', rank=rank, world_size=world,
+            timeout=timedelta(seconds=120),
+        )  # fmt: skip
+        result = {name: train(rank=rank, world=world, **options)
+                  for name, options in SCENARIOS.items()}  # fmt: skip
+        dist.barrier()
+        dist.destroy_process_group()
+        torch.save(result, folder / f'{world}_{rank}.pt')
+    except BaseException:
+        (folder / f'{world}_{rank}.error').write_text(traceback.format_exc())
+        return 1
+    return 0
+
+
+def main(folder):
+    for world in SHARES:
+        children = []
+        for rank in range(world):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(_rank(folder, rank, world))
+            children.append(pid)
+        if any([os.waitpid(pid, 0)[1] for pid in children]):
+            return 1
+    return 0
+
+
+if __name__ == '__main__':
+    from tests.guarantees import ranks
+
+    sys.exit(ranks.main(Path(sys.argv[1])))

@@ -1,0 +1,310 @@
+"""Every head, loss and segmentor works with what people do to models."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapper
+from mmseg.models import SegTTAModel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from tests.guarantees import cases
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def double(name, **options):
+    return cases.build(name, dtype=torch.float64, norm='GN', **options)
+
+
+def assert_same(got, expected, atol=0.0):
+    assert got.keys() == expected.keys()
+    for key, value in expected.items():
+        assert (got[key] is None) == (value is None), key
+        if value is not None:
+            torch.testing.assert_close(
+                got[key], value, rtol=0, atol=atol, msg=lambda text, key=key: f'{key}: {text}'
+            )
+
+
+def everything(model):
+    """Gradients and state, copied."""
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    grads = {f'grad {key}': None if value is None else value.clone()
+             for key, value in cases.gradients(model).items()}  # fmt: skip
+    return {**state, **grads}
+
+
+ALL = pytest.mark.parametrize('name', cases.CASES)
+
+
+@ALL
+def test_gradient_accumulation(name):
+    """OptimWrapper with accumulative_counts=2: the mean of two gradients, one step, two updates."""
+    model, by_hand = double(name), double(name)
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1), accumulative_counts=2)
+    wrapper.initialize_count_status(model, 0, 4)
+    before = copy.deepcopy(model.state_dict())
+    weights = dict(model.named_parameters())
+    for seed in range(2):
+        images, samples = cases.batch(seed, dtype=torch.float64)
+        if seed == 1:  # not yet
+            assert all(torch.equal(p, before[key]) for key, p in weights.items())
+        wrapper.update_params(cases.objective(model.loss(images, samples)))
+        cases.step(by_hand, seed)
+    for key, p in by_hand.named_parameters():
+        expected = before[key] - 0.1 * p.grad / 2
+        torch.testing.assert_close(weights[key].detach(), expected.detach(), rtol=0, atol=1e-12)
+    assert_same(cases.memory(model), cases.memory(by_hand))
+
+
+@ALL
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_activation_checkpointing(name, reentrant):
+    """Recomputed in backward: same losses, same gradients, one update of the bank."""
+    plain, model = double(name), double(name)
+    cases.step(plain)
+    images, samples = cases.batch(dtype=torch.float64)
+    images.requires_grad_()
+    total = checkpoint(
+        lambda x: cases.objective(model.loss(x, samples)), images, use_reentrant=reentrant
+    )
+    total.backward()
+    assert_same(everything(model), everything(plain), atol=1e-12)
+
+
+@ALL
+def test_frozen_backbone(name):
+    """The head learns as before, the backbone gets nothing."""
+    plain, model = double(name), double(name)
+    model.backbone.requires_grad_(False)
+    cases.step(plain)
+    cases.step(model)
+    for key, p in model.named_parameters():
+        if key.startswith('backbone'):
+            assert p.grad is None
+        else:
+            expected = plain.get_parameter(key).grad
+            torch.testing.assert_close(p.grad, expected, rtol=0, atol=1e-12)
+    assert_same(cases.memory(model), cases.memory(plain))
+
+
+@ALL
+@pytest.mark.parametrize('way', ['deepcopy', 'pickle'])
+def test_copies_go_on_alone(name, way):
+    """The copy of a model in the middle of its training trains as the model does, by itself."""
+    model = double(name)
+    cases.step(model)
+    model.zero_grad()
+    twin = copy.deepcopy(model) if way == 'deepcopy' else pickle.loads(pickle.dumps(model))
+    kept = everything(model)
+    cases.step(twin, 1)
+    assert_same(everything(model), kept)
+    cases.step(model, 1)
+    assert_same(everything(twin), everything(model))
+
+
+def views(sizes, flips=(False, True)):
+    """What TestTimeAug gives: for each view the images and samples that know how they were made."""
+    inputs, samples = [], []
+    for size in sizes:
+        for flip in flips:
+            images, labelled = cases.batch(3, 1, torch.float64, image_size=size)
+            labelled[0].set_metainfo(
+                dict(ori_shape=cases.SIZE, img_shape=size, pad_shape=size, flip=flip,
+                     flip_direction='horizontal' if flip else None, padding_size=[0] * 4)
+            )  # fmt: skip
+            inputs.append(images.flip(3) if flip else images)
+            samples.append(labelled)
+    return inputs, samples
+
+
+@ALL
+def test_multi_scale_and_flip_at_test_time(name):
+    """SegTTAModel: the mean over the views of the probabilities, turned back and resized."""
+    model = double(name)
+    cases.step(model)
+    before = everything(model)
+    tta = SegTTAModel(module=model).eval()
+    inputs, samples = views([(32, 40), (24, 30), (48, 60)])
+    with torch.no_grad():
+        predictions = [model.predict(x, s) for x, s in zip(inputs, samples)]
+        (result,) = tta.merge_preds(list(zip(*predictions)))
+        total = 0
+        for x, sample in zip(inputs, samples):
+            logits = model.encode_decode(x, [sample[0].metainfo])
+            logits = logits.flip(3) if sample[0].flip else logits
+            logits = torch.nn.functional.interpolate(
+                logits, size=cases.SIZE, mode='bilinear', align_corners=False
+            )
+            total = total + logits.softmax(1)
+    predicted = result.pred_sem_seg.data
+    assert predicted.shape[-2:] == cases.SIZE
+    assert (predicted == total.argmax(1)).double().mean() > 0.99
+    assert_same(everything(model), before)
+
+
+@ALL
+@pytest.mark.parametrize('mode', ['whole', 'slide'])
+def test_inference_modes(name, mode):
+    """`slide` is the mean of the crops' logits; neither mode changes anything."""
+    test_cfg = dict(mode=mode)
+    if mode == 'slide':
+        test_cfg.update(crop_size=(24, 24), stride=(8, 16))
+    model = double(name, test_cfg=test_cfg)
+    cases.step(model)
+    before = everything(model)
+    model.eval()
+    images, samples = cases.batch(4, dtype=torch.float64)
+    metas = [sample.metainfo for sample in samples]
+    with torch.no_grad():
+        got = model.inference(images, metas)
+        if mode == 'whole':
+            expected = model.encode_decode(images, metas)
+        else:
+            total, count = torch.zeros_like(got), torch.zeros_like(got)
+            for y in (0, 8):
+                for x in (0, 16):
+                    crop = images[:, :, y : y + 24, x : x + 24]
+                    logits = model.encode_decode(crop, [dict(img_shape=(24, 24))] * 2)
+                    total[:, :, y : y + 24, x : x + 24] += logits
+                    count[:, :, y : y + 24, x : x + 24] += 1
+            expected = total / count
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    assert_same(everything(model.train()), before)
+
+
+@ALL
+@pytest.mark.parametrize('norm', ['BN', 'GN', 'SyncBN'])
+def test_norms_and_a_batch_of_one(name, norm):
+    """SyncBN needs CUDA; reverted, as mmengine does it on a CPU, it is BN."""
+    if norm == 'GN' and 'psp' in name:
+        pass  # a 1x1 map is enough for GN
+    model = cases.build(name, norm=norm)
+    if norm == 'SyncBN':
+        assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in model.modules())
+        model = revert_sync_batchnorm(model).train()
+    batch = 1
+    pools_to_one_pixel = name.endswith(('psp', 'aspp', 'released')) and norm != 'GN'
+    if pools_to_one_pixel and name != 'mdrl_released':
+        batch = 2  # PyTorch's BN refuses one value per channel, in any head that pools to 1x1
+    losses, total = cases.step(model, size=batch)
+    assert total.isfinite()
+    for key, p in model.named_parameters():
+        assert p.grad is not None, key
+        assert p.grad.isfinite().all(), key
+    if batch == 2:
+        with pytest.raises(ValueError, match='more than 1 value per channel'):
+            cases.step(model, size=1)
+
+
+def weightless(config):
+    """The config with every loss that isn't the plain head's switched off."""
+    head = config['decode_head']
+    if head['type'] == 'MDRLHead':
+        head['loss_consistency'] = [
+            dict(loss, loss_weight=0.0)
+            for loss in head.get('loss_consistency', cases.RELEASED)
+        ]
+    if head['type'] == 'MCIBIHead':
+        head['loss_memory'] = dict(type='CrossEntropyLoss', loss_weight=0.0)
+    if config['type'].startswith('CAR'):
+        config['losses'] = [dict(type=name, loss_weight=0.0) for name in (
+            'IntraClassCenterToPixelLoss', 'InterClassCenterToCenterLoss',
+            'InterClassCenterToPixelLoss')]  # fmt: skip
+    return config
+
+
+@ALL
+def test_loss_weight_zero_is_the_head_without_the_loss(name):
+    """Bit for bit: every gradient is what the remaining losses give by themselves."""
+    config = weightless(cases.model_config(name, norm='GN'))
+    torch.manual_seed(0)
+    model = cases.from_config(config).double().train()
+    twin = copy.deepcopy(model)
+    images, samples = cases.batch(dtype=torch.float64)
+    losses = model.loss(images, samples)
+    extra = [key for key in losses if 'loss' in key
+             and ('loss_cl' in key or 'loss_cg' in key or 'memory_' in key or key[:4] == 'car.')]  # fmt: skip
+    if not name.startswith('dgcw'):
+        assert extra
+    for key in extra:
+        assert losses[key] == 0, key
+    cases.objective(losses).backward()
+    rest = {key: value for key, value in twin.loss(images, samples).items() if key not in extra}
+    cases.objective(rest).backward()
+    for key, p in model.named_parameters():
+        expected = twin.get_parameter(key).grad
+        if expected is None:
+            assert not p.grad.any(), key
+        else:
+            assert torch.equal(p.grad, expected), key
+
+
+@pytest.mark.parametrize('name', [n for n in ('car', 'car_released', 'car_aspp', 'car_cc')
+                                  if n in cases.CASES])  # fmt: skip
+def test_car_with_loss_weight_zero_is_the_plain_segmentor(name):
+    """Losses and the gradients of every weight that the plain one has, bit for bit."""
+    config = weightless(cases.model_config(name, norm='GN'))
+    config['linear'] = False
+    torch.manual_seed(0)
+    model = cases.from_config(config).double().train()
+    plain_config = {key: value for key, value in config.items()
+                    if key not in ('losses', 'linear', 'formulation')}  # fmt: skip
+    plain = cases.from_config(dict(plain_config, type='EncoderDecoder')).double().train()
+    plain.load_state_dict(model.state_dict())
+    expected, _ = cases.step(plain)
+    got, _ = cases.step(model)
+    for key, value in expected.items():
+        assert torch.equal(got[key], value), key
+    for key, p in plain.named_parameters():
+        assert torch.equal(model.get_parameter(key).grad, p.grad), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', cases.METHODS)
+def test_compiled_model(name):
+    """torch.compile of the whole training step: the same losses, gradients and bank."""
+    if not hasattr(torch, 'compile'):
+        pytest.skip('torch.compile came with PyTorch 2.0')
+    plain, model = cases.build(name, norm='GN'), cases.build(name, norm='GN')
+    # aot_eager: what compiling may break (graph breaks, hooks, in-place updates, saved tensors)
+    # is there; code generation, which needs a C++ compiler, is PyTorch's own
+    compiled = torch.compile(model, backend='aot_eager')
+    for seed in range(3):
+        images, samples = cases.batch(seed)
+        model.zero_grad()
+        cases.objective(compiled(images, samples, mode='loss')).backward()
+        plain.zero_grad()
+        cases.step(plain, seed)
+        assert_same(cases.gradients(model), cases.gradients(plain), atol=2e-5)
+        got, expected = cases.memory(model), cases.memory(plain)
+        assert_same(got, expected, atol=2e-5)
+    model.eval()
+    with torch.no_grad():
+        got = compiled(images, samples, mode='tensor')
+        torch.testing.assert_close(got, plain.eval()(images, mode='tensor'), rtol=0, atol=1e-5)
+    torch._dynamo.reset()
+
+
+def test_frozen_statistics_of_batch_norm():
+    """`norm_eval`-like training: running statistics stay, also those behind the memory's classes."""
+    for name in cases.CASES:
+        model = cases.build(name)
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        before = {k: v.clone() for k, v in model.state_dict().items() if 'running' in k}
+        cases.step(model)
+        assert before
+        for key, value in before.items():
+            assert torch.equal(model.state_dict()[key], value), (name, key)

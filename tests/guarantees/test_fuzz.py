@@ -1,0 +1,198 @@
+"""Any label map, size, K, N and batch: only documented errors, nothing non-finite.
+
+2,000 problems by default; a longer run, with other problems each time:
+
+    MMSEG_CMDL_FUZZ=100000 pytest tests/guarantees/test_fuzz.py
+"""
+
+import functools
+import os
+import warnings
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mmengine.model import BaseModule
+from mmseg.registry import MODELS
+
+from tests.guarantees import cases
+
+EXAMPLES = int(os.environ.get('MMSEG_CMDL_FUZZ', '2000'))
+BAD_LABELS = max(50, EXAMPLES // 20)
+CHANNELS = 6
+
+
+def fuzzed(examples):
+    return settings(
+        max_examples=examples, deadline=None, derandomize='MMSEG_CMDL_FUZZ' not in os.environ,
+        database=None, suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+
+
+@MODELS.register_module(force=True)
+class GuaranteesIdentity(BaseModule):
+    """The image is the feature map."""
+
+    def forward(self, x):
+        return [x]
+
+
+@functools.cache
+def _model(name, num_classes, num, ignore_index):
+    config = cases.model_config(name, num_classes=num_classes, auxiliary=False)
+    config['backbone'] = dict(type='GuaranteesIdentity')
+    config['data_preprocessor'] = None
+    head = config['decode_head']
+    head.update(
+        in_channels=CHANNELS, in_index=0, ignore_index=ignore_index, norm_cfg=None,
+    )  # fmt: skip
+    if 'bank' in head:
+        head['bank'] = dict(head['bank'], num_distributions=num)
+    config.pop('data_preprocessor')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # one class and softmax: mmseg advises the sigmoid
+        torch.manual_seed(0)
+        model = cases.from_config(config).train()
+    return model, {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def _labels(kind, num_classes, ignore_index, shape, generator):
+    labels = torch.randint(num_classes, shape, generator=generator)
+    if kind == 'one class':
+        labels[:] = labels.flatten()[0].item()
+    elif kind == 'blocks':
+        labels = labels[:, :1, :1].expand(shape).clone()
+    elif kind == 'speckled':
+        labels[torch.rand(shape, generator=generator) < 0.4] = ignore_index
+    elif kind == 'one pixel':
+        kept = labels[-1, -1, -1].item()
+        labels[:] = ignore_index
+        labels[-1, -1, -1] = kept
+    elif kind == 'last image ignored':
+        labels[-1] = ignore_index
+    elif kind == 'all ignored':
+        labels[:] = ignore_index
+    return labels
+
+
+SIDES = st.tuples(st.integers(1, 8), st.integers(1, 8))
+PROBLEMS = st.fixed_dictionaries(
+    dict(
+        name=st.sampled_from(list(cases.CASES)),
+        num_classes=st.sampled_from([1, 2, 3, 6]),
+        num=st.sampled_from([1, 3]),
+        ignore=st.sampled_from(['255', '255', 'K', '0']),
+        batch=st.integers(1, 3),
+        size=SIDES,
+        label_size=st.one_of(st.none(), st.tuples(st.integers(1, 17), st.integers(1, 17))),
+        kind=st.sampled_from(
+            ['random', 'one class', 'blocks', 'speckled', 'one pixel', 'last image ignored',
+             'all ignored']
+        ),
+        scale=st.sampled_from([1.0, 1.0, 1.0, 0.0, 1e-3, 1e4]),
+        seed=st.integers(0, 2**16),
+    )
+)  # fmt: skip
+
+
+def _ready(problem):
+    """(model, its start state, features, labels, ignore_index) of a problem."""
+    num_classes = problem['num_classes']
+    ignore_index = {'255': 255, 'K': num_classes, '0': 0}[problem['ignore']]
+    model, state = _model(problem['name'], num_classes, problem['num'], ignore_index)
+    model.load_state_dict(state)
+    model.zero_grad()
+    generator = torch.Generator().manual_seed(problem['seed'])
+    shape = (problem['batch'], *(problem['label_size'] or problem['size']))
+    labels = _labels(problem['kind'], num_classes, ignore_index, shape, generator)
+    images = torch.randn(problem['batch'], CHANNELS, *problem['size'], generator=generator)
+    return model, state, (images * problem['scale']).requires_grad_(), labels, ignore_index
+
+
+def _samples(labels):
+    return cases.batch(labels=labels.clamp(0, 255))[1] if labels.min() < 0 else cases.batch(
+        labels=labels)[1]
+
+
+def _check_bank(model, state, counted):
+    """Unit and finite; a class without a pixel keeps its vectors to the bit."""
+    head = model.decode_head
+    if not hasattr(head, 'bank'):
+        return
+    name = f'decode_head.bank.{head.bank.memory_name}'
+    rows = head.state_dict()[f'bank.{head.bank.memory_name}']
+    assert rows.isfinite().all()
+    if name.endswith('distributions'):
+        lengths = rows.norm(dim=-1)
+        torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-5)
+    for k in range(head.num_classes):
+        if k not in counted:
+            assert torch.equal(rows[k], state[name][k]), k
+    assert head.bank.num_updates == 1
+
+
+@fuzzed(EXAMPLES)
+@given(problem=PROBLEMS)
+def _training_step(problem):
+    model, state, images, labels, ignore_index = _ready(problem)
+    counted = set(labels.unique().tolist()) - {ignore_index}
+    losses = model.loss(images, _samples(labels))
+    total = cases.objective(losses)
+    total.backward()
+    for key, value in losses.items():
+        values = value if isinstance(value, list) else [value]
+        assert all(v.isfinite().all() for v in values), key
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert images.grad.isfinite().all()
+    ignored = (labels == ignore_index).flatten(1).all(dim=1)
+    assert not images.grad[ignored].any()
+    _check_bank(model, state, counted)
+    _training_step.seen.add((problem['name'], problem['kind']))
+    _training_step.moved += bool(images.grad.any())
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+def test_training_step():
+    """Losses, gradients and bank; nothing comes back to an image that is all ignored."""
+    _training_step.seen, _training_step.moved = set(), 0
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        _training_step()
+    # the problems are not all empty, and every case met every kind of label map
+    assert _training_step.moved > EXAMPLES // 4
+    if EXAMPLES >= 2000:
+        assert len(_training_step.seen) > 0.9 * len(cases.CASES) * 7
+
+
+@fuzzed(BAD_LABELS)
+@given(problem=PROBLEMS, wrong=st.sampled_from([-1, 'K', 254]), place=st.integers(0, 10**6))
+def test_a_wrong_label_is_the_documented_error(problem, wrong, place):
+    """One pixel that is no class: a ValueError naming value and image, and nothing has moved."""
+    model, state, images, labels, ignore_index = _ready(problem)
+    value = problem['num_classes'] if wrong == 'K' else wrong
+    if value == ignore_index:
+        value += 1
+    labels.view(-1)[place % labels.numel()] = value
+    image = place % labels.numel() // labels[0].numel()
+    for check in (getattr(model, 'label_check', None), model.decode_head.label_check
+                  if hasattr(model.decode_head, 'label_check') else None):  # fmt: skip
+        if check is not None:
+            check.checked = 0
+    samples = cases.batch(labels=labels.clamp(min=0))[1]
+    for sample, label in zip(samples, labels):
+        sample.gt_sem_seg.data = label[None]
+    with pytest.raises(ValueError, match=rf'labels \[{value}\] of image_{image}.png'):
+        model.loss(images, samples)
+    for key, before in state.items():
+        assert torch.equal(model.state_dict()[key], before), key

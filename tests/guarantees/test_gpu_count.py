@@ -1,0 +1,143 @@
+"""One global batch gives one training, in 1, 2, 3 and 4 processes, through mmengine's DDP."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.guarantees import cases, ranks
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not torch.distributed.is_available() or os.name != 'posix', reason='needs gloo and fork'
+    ),
+]
+WORLDS = [2, 3, 4]
+ATOL = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory):
+    """World size -> list of every rank's results."""
+    folder = tmp_path_factory.mktemp('ranks')
+    environment = dict(
+        os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(filter(None, sys.path))
+    )
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'tests.guarantees.ranks', str(folder)], env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=900)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output = process.communicate()[0] + '\nno answer: a collective that some rank never enters?'
+    errors = [f'{path.stem}: {path.read_text()}' for path in sorted(folder.glob('*.error'))]
+    if process.returncode or errors:
+        pytest.fail('\n'.join([output[-3000:], *errors]), pytrace=False)
+    return {
+        world: [torch.load(folder / f'{world}_{rank}.pt') for rank in range(world)]
+        for world in ranks.SHARES
+    }
+
+
+def _close(got, expected, atol, name):
+    # relative where a number is above 1
+    scale = max(1.0, expected.abs().max().item())
+    difference = (got - expected).abs().max().item() / scale
+    assert difference <= atol, f'{name}: {difference:.2g}'
+
+
+def _atol(name):
+    return ATOL[torch.float32 if name.endswith('float32') else torch.float64]
+
+
+@pytest.mark.parametrize('world', WORLDS)
+@pytest.mark.parametrize('name', ranks.SCENARIOS)
+def test_twenty_steps_are_those_of_one_process(results, name, world):
+    """Banks, gradients, weights, and losses: global ones as they are, the host's on average."""
+    one, many = results[1][0][name], [rank[name] for rank in results[world]]
+    atol = _atol(name)
+    for step in range(len(one['bank'])):
+        for rank in many:
+            for key, value in one['bank'][step].items():
+                if value.is_floating_point():
+                    _close(rank['bank'][step][key], value, atol, f'step {step}: {key}')
+                else:
+                    assert torch.equal(rank['bank'][step][key], value), f'step {step}: {key}'
+        for key, value in one['losses'][step].items():
+            if 'acc_seg' in key:  # the host's percentage of a rank's own pixels
+                continue
+            mean = sum(rank['losses'][step][key] for rank in many) / world
+            _close(mean, value, atol, f'step {step}: {key}')
+    for grads in zip(one['grads'], *(rank['grads'] for rank in many)):
+        for key, expected in grads[0].items():
+            for got in grads[1:]:
+                _close(got[key], expected, atol, key)
+    for rank in many:
+        for key, expected in one['weights'].items():
+            _close(rank['weights'][key], expected, atol, key)
+    assert all(loss['loss'].isfinite() for loss in one['losses'])
+    assert one['losses'][-1]['loss'] != one['losses'][0]['loss']
+
+
+@pytest.mark.parametrize('world', WORLDS)
+@pytest.mark.parametrize('name', [n for n in ranks.SCENARIOS if n.startswith('m')])
+def test_banks_are_equal_to_the_bit_on_all_ranks_after_every_step(results, name, world):
+    first, *others = (rank[name]['bank'] for rank in results[world])
+    moved = 0
+    for step, bank in enumerate(first):
+        assert bank
+        for key, value in bank.items():
+            assert all(torch.equal(other[step][key], value) for other in others), (step, key)
+            moved += step > 0 and not torch.equal(value, first[step - 1][key])
+    assert moved >= 2 * (len(first) - 1)  # the vectors, and the number of updates
+
+
+@pytest.mark.parametrize('world', WORLDS)
+@pytest.mark.parametrize(
+    'name', [n for n in ranks.SCENARIOS if n.startswith('mdrl') and 'float32' not in n]
+)
+def test_pixels_are_assigned_alike(results, name, world):
+    """Every pixel of the batch goes to the same distribution."""
+    one, many = results[1][0][name]['chosen'], [rank[name]['chosen'] for rank in results[world]]
+    assert len(one) == len(results[1][0][name]['bank'])
+    labelled = 0
+    for step, expected in enumerate(one):
+        got = torch.cat([rank[step] for rank in many])
+        assert got.shape == expected.shape
+        assert torch.equal(got, expected), step
+        labelled += len(expected.unique())
+    assert labelled > len(one)  # not all to one
+
+
+@pytest.mark.parametrize('world', WORLDS)
+@pytest.mark.parametrize('name', ranks.SCENARIOS)
+def test_collectives_are_equal_and_constant(results, name, world):
+    """On every rank the same, in kind, size and order; at every step but the first use as well."""
+    logs = [rank[name]['log'] for rank in results[world]]
+    assert all(log == logs[0] for log in logs)
+    first, *others = logs[0]
+    broadcasts = [call for call in first if call[0] == 'broadcast']
+    assert all(log == others[0] for log in others)
+    assert first == broadcasts + others[0]
+    assert not any(call == 'broadcast' for call, _ in others[0])
+    assert len(broadcasts) == len(results[1][0][name]['bank'][0])
+    if not name.startswith('dgcw'):
+        assert 0 < len(others[0]) <= 12
+    assert not any(results[1][0][name]['log'])  # one process asks nobody
+
+
+def test_the_batch_is_as_uneven_as_promised():
+    for step in range(ranks.STEPS):
+        labels = ranks.labels_of(step)
+        assert (labels[1] == 255).all()
+        assert [bool((x == 4).any()) for x in labels] == [False] * 5 + [True]
+        counted = (labels != 255).flatten(1).sum(1)
+        assert len(set(counted.tolist())) > 3
+    assert {sum(share) for share in ranks.SHARES.values()} == {ranks.IMAGES}
+    assert cases.METHODS

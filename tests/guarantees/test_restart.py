@@ -1,0 +1,212 @@
+"""A job that was stopped, or killed, and resumed is equal to one that never was, bit for bit."""
+
+import logging
+import signal
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from mmengine.model import ExponentialMovingAverage
+from mmengine.runner import load_checkpoint
+
+from tests.guarantees import cases, jobs
+
+EMA = {'plain': None, 'ema': False, 'ema_buffers': True}
+KINDS = [(name, kind) for name in cases.METHODS for kind in EMA]
+N, K = 6, 4  # iterations, and where the job is stopped
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, tiny_data):
+    """Folder with the work dirs of all jobs, and their exit statuses."""
+    from tests import tiny
+
+    folder = tmp_path_factory.mktemp('restart')
+    base = tiny.write_config(folder / 'tiny.py', tiny_data)
+    queue = []
+
+    for name, kind in KINDS:
+        key = f'{name}-{kind}'
+        for job, work_dir, resume, iterations in (
+            ('whole', f'{key}-whole', False, N),
+            ('first', f'{key}-parts', False, K),
+            ('second', f'{key}-parts', True, N),
+        ):
+            config = jobs.write_config(
+                folder / f'{key}-{job}.py', base, name, iterations, 2, ema=EMA[kind]
+            )
+            queue.append(
+                dict(name=f'{key}-{job}', config=config, work_dir=str(folder / work_dir),
+                     resume=resume)
+            )  # fmt: skip
+    for name in cases.METHODS:  # killed in iteration 5 of 6, after the checkpoint of iteration 4
+        for job, kill_at, resume in (('killed', K, False), ('revived', None, True)):
+            config = jobs.write_config(
+                folder / f'{name}-{job}.py', base, name, N, 2, kill_at=kill_at
+            )
+            queue.append(
+                dict(name=f'{name}-{job}', config=config, work_dir=str(folder / f'{name}-kill'),
+                     resume=resume)
+            )  # fmt: skip
+    return folder, jobs.run_all(folder, queue)
+
+
+def _saved(folder, name, iteration=N):
+    return torch.load(folder / name / f'iter_{iteration}.pth')
+
+
+def _assert_equal(got, expected, path=''):
+    """Two nested structures of tensors and plain values, to the bit."""
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(got, expected), path
+    elif isinstance(expected, dict):
+        assert got.keys() == expected.keys(), path
+        for key in expected:
+            _assert_equal(got[key], expected[key], f'{path}/{key}')
+    elif isinstance(expected, (list, tuple)):
+        assert len(got) == len(expected), path
+        for index, pair in enumerate(zip(got, expected)):
+            _assert_equal(*pair, f'{path}/{index}')
+    else:
+        assert got == expected, path
+
+
+def _assert_same_state(got, expected):
+    for part in ('state_dict', 'optimizer', 'param_schedulers', 'ema_state_dict'):
+        assert (part in got) == (part in expected), part
+        if part in expected:
+            _assert_equal(got[part], expected[part], part)
+    losses = [x['message_hub']['log_scalars']['train/loss'].data[0] for x in (got, expected)]
+    assert losses[0].tolist() == losses[1].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('name', 'kind'), KINDS)
+def test_resumed_equals_uninterrupted(finished, name, kind):
+    """Weights, banks, averaged weights, optimizer, schedule and losses; dropout is on."""
+    folder, status = finished
+    key = f'{name}-{kind}'
+    for job in ('whole', 'first', 'second'):
+        assert status[f'{key}-{job}'] == 0, (folder / f'{key}-{job}.log').read_text()[-3000:]
+    whole, parts = (_saved(folder, f'{key}-{x}') for x in ('whole', 'parts'))
+    assert whole['meta']['iter'] == parts['meta']['iter'] == N
+    _assert_same_state(parts, whole)
+    half = _saved(folder, f'{key}-parts', K)
+    moved = [k for k, v in whole['state_dict'].items() if not torch.equal(v, half['state_dict'][k])]
+    assert any('conv_seg.weight' in k for k in moved)
+    if name in ('mdrl', 'mcibi'):
+        assert any('.bank.' in k and k.endswith(('distributions', 'features')) for k in moved)
+    assert ('ema_state_dict' in whole) == (kind != 'plain')
+    assert 'Advance dataloader' in (folder / f'{key}-second.log').read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', cases.METHODS)
+def test_a_killed_job_resumes_from_its_last_checkpoint(finished, name):
+    """SIGKILL after backward, when the bank in memory is ahead of the one on disk."""
+    folder, status = finished
+    assert status[f'{name}-killed'] == -signal.SIGKILL
+    assert status[f'{name}-revived'] == 0, (folder / f'{name}-revived.log').read_text()[-3000:]
+    assert f'resumed epoch: 0, iter: {K}' in (folder / f'{name}-revived.log').read_text()
+    _assert_same_state(_saved(folder, f'{name}-kill'), _saved(folder, f'{name}-plain-whole'))
+
+
+# ---- banks of other sizes, and none ----
+
+
+@pytest.fixture
+def log(caplog):
+    """What mmengine logs, as text."""
+    logger = MMLogger.get_instance('mmengine')
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+MEMORIES = [name for name in cases.METHODS if name in ('mdrl', 'mcibi')]
+OTHER_SIZES = [
+    (name, other, words)
+    for name, other, words in (
+        ('mdrl', dict(num_classes=7), ['num_classes=7 in the checkpoint and 5']),
+        ('mdrl', dict(head_options=dict(bank=dict(cases.BANK, num_distributions=2))),
+         ['num_distributions=2 in the checkpoint and 3']),
+        ('mdrl', dict(head_options=dict(bank=dict(cases.BANK, channels=4))),
+         ['channels=4 in the checkpoint and 8']),
+        ('mdrl', dict(num_classes=7, head_options=dict(bank=dict(cases.BANK, channels=4))),
+         ['num_classes=7 in the checkpoint and 5', 'channels=4 in the checkpoint and 8']),
+        ('mcibi', dict(num_classes=7), ['num_classes=7 in the checkpoint and 5']),
+        ('mcibi', dict(head_options=dict(channels=6)), ['channels=6 in the checkpoint and 8']),
+    )
+    if name in cases.METHODS
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('name', 'other', 'words'), OTHER_SIZES)
+def test_a_bank_of_another_size(name, other, words, tmp_path, log):
+    """PyTorch's load raises, mmengine's logs; either says which sizes and what to do."""
+    theirs = cases.build(name, seed=1, **other)
+    cases.step(theirs) if 'num_classes' not in other else None
+    mine = cases.build(name)
+    before = {key: value.clone() for key, value in cases.memory(mine).items()}
+    torch.save(dict(state_dict=theirs.state_dict()), tmp_path / 'other.pth')
+    with pytest.raises(RuntimeError) as error:
+        mine.load_state_dict(theirs.state_dict())
+    with log.at_level(logging.WARNING):
+        load_checkpoint(mine, str(tmp_path / 'other.pth'), logger='current')
+    for message in (str(error.value), log.text):
+        for word in (*words, 'size mismatch for decode_head.bank', 'set these in the config',
+                     'a fresh memory bank starts'):  # fmt: skip
+            assert word in message, word
+    for key, value in cases.memory(mine).items():  # no part of it was taken
+        assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize('name', MEMORIES)
+def test_a_plain_checkpoint_loads_and_a_fresh_bank_starts(name, tmp_path, log):
+    plain = cases.build(head=cases.FCN, seed=1)
+    torch.save(dict(state_dict=plain.state_dict()), tmp_path / 'fcn.pth')
+    model = cases.build(name)
+    before = {key: value.clone() for key, value in cases.memory(model).items()}
+    with log.at_level(logging.WARNING):
+        load_checkpoint(model, str(tmp_path / 'fcn.pth'), logger='current')
+    assert log.text.count('a fresh memory bank starts') == 1
+    for part in ('backbone', 'auxiliary_head', 'decode_head.conv_seg'):
+        mine, theirs = model.get_submodule(part), plain.get_submodule(part)
+        for key, value in mine.state_dict().items():
+            assert torch.equal(value, theirs.state_dict()[key]), key
+    for key, value in cases.memory(model).items():
+        assert torch.equal(value, before[key]), key
+    losses, _ = cases.step(model)
+    assert all(value.isfinite().all() for value in losses.values() if torch.is_tensor(value))
+
+
+@pytest.mark.parametrize('name', MEMORIES)
+def test_a_matching_checkpoint_says_nothing(name, tmp_path, log):
+    model = cases.build(name)
+    cases.step(model)
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'same.pth')
+    other = cases.build(name, seed=3)
+    with log.at_level(logging.WARNING):
+        load_checkpoint(other, str(tmp_path / 'same.pth'), logger='current')
+    assert 'fresh memory bank' not in log.text
+    for key, value in cases.memory(model).items():
+        assert torch.equal(cases.memory(other)[key], value), key
+
+
+@pytest.mark.parametrize('name', MEMORIES)
+@pytest.mark.parametrize('buffers', [True, False])
+def test_averaged_bank(name, buffers):
+    """EMAHook's copy: without buffers the bank is the model's own, with them the average."""
+    model = cases.build(name)
+    ema = ExponentialMovingAverage(model, momentum=0.25, update_buffers=buffers)
+    key = next(k for k in cases.memory(model) if k.endswith(('distributions', 'features')))
+    ema.update_parameters(model)  # the first update copies
+    expected = model.state_dict()[key].clone()
+    for seed in range(3):
+        cases.step(model, seed)
+        ema.update_parameters(model)
+        own = model.state_dict()[key]
+        expected = 0.75 * expected + 0.25 * own if buffers else own
+        torch.testing.assert_close(ema.module.state_dict()[key], expected, rtol=0, atol=1e-6)
+    images, _ = cases.batch()
+    assert ema.module.eval().encode_decode(images, [dict(img_shape=cases.SIZE)]).isfinite().all()
