@@ -131,7 +131,7 @@ def test_metadata_leaves_the_choice_of_mmcv_to_the_user(wheels):
         'regex',
     }
     extras = {line.split()[1] for line in lines if line.startswith('Provides-Extra:')}
-    assert extras == {'mmseg', 'mim', 'analysis', 'dev'}
+    assert extras == {'mmseg', 'mim', 'analysis', 'export', 'dev'}
     assert f'Version: {mmseg_cmdl.__version__}' in lines
 
 
