@@ -206,7 +206,7 @@ def test_layers_that_stand_for_others():
 
 def test_a_difference_is_an_error():
     like = torch.zeros(())
-    with pytest.raises(deployment.ExportError, match=r'1x3x64x64 the export differs .* by 0\.01, more'):
+    with pytest.raises(deployment.ExportError, match=r'1x3x64x64 the export .* by 0\.01, more'):
         deployment.compare(lambda x: x, lambda x: x + 0.01 * x.abs().max(), like)
     with pytest.raises(deployment.ExportError, match=r'gives \(1, 1, 64, 64\), the model \(1, 3'):
         deployment.compare(lambda x: x, lambda x: x[:, :1], like)
@@ -225,7 +225,7 @@ def test_foreign_nodes_are_named(tmp_path, onnx):
     graph = helper.make_graph([helper.make_node('NonZero', ['x'], ['y'])], 'g', [x], [y])
     path = str(tmp_path / 'm.onnx')
     onnx.save(helper.make_model(graph), path)
-    with pytest.raises(deployment.ExportError, match='NonZero.*--allow NonZero'):
+    with pytest.raises(deployment.ExportError, match=r'NonZero.*--allow NonZero'):
         deployment.check_nodes(path)
     assert deployment.check_nodes(path, ['NonZero']) == {'NonZero': 1}
 

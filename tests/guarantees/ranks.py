@@ -143,7 +143,7 @@ def main(folder):
             if pid == 0:
                 os._exit(_rank(folder, rank, world))
             children.append(pid)
-        if any([os.waitpid(pid, 0)[1] for pid in children]):
+        if any([os.waitpid(pid, 0)[1] for pid in children]):  # noqa: C419  each is waited for
             return 1
     return 0
 

@@ -197,7 +197,7 @@ def test_norms_and_a_batch_of_one(name, norm):
     pools_to_one_pixel = name.endswith(('psp', 'aspp', 'released')) and norm != 'GN'
     if pools_to_one_pixel and name != 'mdrl_released':
         batch = 2  # PyTorch's BN refuses one value per channel, in any head that pools to 1x1
-    losses, total = cases.step(model, size=batch)
+    _, total = cases.step(model, size=batch)
     assert total.isfinite()
     for key, p in model.named_parameters():
         assert p.grad is not None, key
@@ -234,7 +234,7 @@ def test_loss_weight_zero_is_the_head_without_the_loss(name):
     images, samples = cases.batch(dtype=torch.float64)
     losses = model.loss(images, samples)
     extra = [key for key in losses if 'loss' in key
-             and ('loss_cl' in key or 'loss_cg' in key or 'memory_' in key or key[:4] == 'car.')]  # fmt: skip
+             and ('loss_cl' in key or 'loss_cg' in key or 'memory_' in key or key[:4] == 'car.')]  # fmt: skip  # noqa: E501
     if not name.startswith('dgcw'):
         assert extra
     for key in extra:
@@ -297,7 +297,7 @@ def test_compiled_model(name):
 
 
 def test_frozen_statistics_of_batch_norm():
-    """`norm_eval`-like training: running statistics stay, also those behind the memory's classes."""
+    """`norm_eval`-like training: running statistics stay, also those behind the memory's classes."""  # noqa: E501
     for name in cases.CASES:
         model = cases.build(name)
         for module in model.modules():

@@ -166,8 +166,8 @@ def write(program, path, model, meta, args):
                 f'{number} {name}' for name, number in sorted(counts.items())))  # fmt: skip
         if not args.no_check:
             side = max(args.smallest_side, 64)
-            shapes = [(batch, *size) for batch in (1, 3)
-                      for size in ((side, side), (side + 33, side + 1), (side + 16, 2 * side))]  # fmt: skip
+            sizes = ((side, side), (side + 33, side + 1), (side + 16, 2 * side))
+            shapes = [(batch, *size) for batch in (1, 3) for size in sizes]
             worst = compare(
                 plain_function(model, args, mean, std), runtime(path),
                 next(model.parameters()), shapes, args.tolerance, args.normalize,
