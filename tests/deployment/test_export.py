@@ -247,7 +247,7 @@ def test_command_line_errors(tool, tmp_path, capsys):
     with pytest.raises(SystemExit):
         tool.main(['c.py', 'w.pth', 'model.trt'])
     assert "must end in .onnx or .pt2 (torch.export), got 'model.trt'" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="no config file 'c.py'"):
+    with pytest.raises(SystemExit, match=r"no config file 'c\.py'"):
         tool.main(['c.py', 'w.pth', 'model.onnx'])
     config, _ = job(tmp_path, 'mdrl')
     with pytest.raises(SystemExit, match='no checkpoint file'):

@@ -66,8 +66,8 @@ class LabelCheck:
                 channels = f' ({label.shape[-1]} channels)' if label.dim() == 3 else ''
                 raise ValueError(
                     f'{name} has shape {list(label.shape)}{channels}, but a label map has one '
-                    'channel that holds class indices. If it is painted in colours, map the colours to '
-                    'indices first and save it as a greyscale or palette PNG')
+                    'channel that holds class indices. If it is painted in colours, map the '
+                    'colours to indices first and save it as a greyscale or palette PNG')
             sizes = _image_sizes(meta)
             if sizes and tuple(label.shape[1:]) not in sizes:
                 size = sizes[0]
