@@ -21,10 +21,10 @@ HEADLESS := opencv-python-headless==5.0.0.93
 CLEAN_ENV := env -u PYTHONPATH -u PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test test-guarantees lint format clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
 
 $(STAMP): requirements.txt $(wildcard requirements/*.txt)
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 with venv was found;\
@@ -46,6 +46,10 @@ demo: install  ## train FCN and MDRL-FCN on synthetic scenes, compare them in a 
 
 test: install  ## run the tests against the installed package
 	$(CLEAN_ENV) MMSEG_CMDL_TEST_INSTALLED=1 $(BIN)/pytest $(PYTEST_ARGS)
+
+test-guarantees: install  ## run the long tests of docs/guarantees.md too, an hour or more
+	$(CLEAN_ENV) MMSEG_CMDL_TEST_INSTALLED=1 $(BIN)/pytest -o addopts=--import-mode=importlib \
+	tests/guarantees tests/deployment $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .
