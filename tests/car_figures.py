@@ -1,6 +1,9 @@
 """Tables 1 and 2 of the CAR paper: mIoU in percent by config name."""
-SETTINGS = {'pascal': '4xb4-30k_pascal-context-59-480x480',
-            'coco': '4xb4-30k_coco-stuff10k-512x512'}
+
+SETTINGS = {
+    'pascal': '4xb4-30k_pascal-context-59-480x480',
+    'coco': '4xb4-30k_coco-stuff10k-512x512',
+}
 
 # (head, backbone): Pascal Context plain and with CAR, COCO-Stuff 10k plain and with CAR
 TABLE_2 = {
@@ -21,8 +24,14 @@ TABLE_2 = {
 REDUCED = [('fcn', 'r50-d8'), ('fcn', 'r101-d8'), ('nonlocal', 'r50-d8'), ('upernet', 'swin-t')]
 
 # rows R2 to R7 and S2 to S7; the first and the last are in table 2
-METHODS = ('pointwise', 'car-intra-3x3', 'car-intra-c2c-3x3', 'car-3x3', 'car-intra',
-           'car-intra-c2c')
+METHODS = (
+    'pointwise',
+    'car-intra-3x3',
+    'car-intra-c2c-3x3',
+    'car-3x3',
+    'car-intra',
+    'car-intra-c2c',
+)
 TABLE_1 = {
     ('nonlocal', 'r50-d8'): ('48.56', '49.17', '49.79', '50.01', '49.62', '50.00'),
     ('upernet', 'swin-t'): ('49.82', '49.01', '50.63', '50.26', '49.62', '50.58'),
@@ -31,7 +40,8 @@ TABLE_1 = {
 PAPER = {}
 for (_head, _backbone), _row in TABLE_2.items():
     for _index, (_data, _method) in enumerate(
-            (data, method) for data in SETTINGS for method in ('', 'car_')):
+        (data, method) for data in SETTINGS for method in ('', 'car_')
+    ):
         PAPER[f'{_method}{_head}_{_backbone}_{SETTINGS[_data]}'] = _row[_index]
 for (_head, _backbone), _row in TABLE_1.items():
     for _method, _figure in zip(METHODS, _row):

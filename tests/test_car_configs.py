@@ -1,4 +1,5 @@
 """Configs of CAR: tables 1 and 2 of the paper."""
+
 import copy
 import re
 from functools import cache
@@ -18,12 +19,24 @@ from tests.test_configs import CONFIGS, MMSEG_CONFIGS, tiny_batch, tiny_model, t
 
 PATHS = {path.stem: path for path in sorted((CONFIGS / 'car').glob('*.py'))}
 PASCAL = car_figures.SETTINGS['pascal']
-HEADS = dict(fcn='FCNHead', deeplabv3='ASPPHead', nonlocal_='NLHead', ccnet='CCHead',
-             danet='DAHead', ocrnet='OCRHead', upernet='UPerHead')
-LOSSES = ['IntraClassCenterToPixelLoss', 'InterClassCenterToCenterLoss',
-          'InterClassCenterToPixelLoss']
-NAME = re.compile(r'(?:(pointwise|car[a-z0-9-]*)_)?([a-z0-9]+)_([a-z0-9-]+)_4xb4-30k_'
-                  r'(pascal-context-59-480x480|coco-stuff10k-512x512)')
+HEADS = dict(
+    fcn='FCNHead',
+    deeplabv3='ASPPHead',
+    nonlocal_='NLHead',
+    ccnet='CCHead',
+    danet='DAHead',
+    ocrnet='OCRHead',
+    upernet='UPerHead',
+)
+LOSSES = [
+    'IntraClassCenterToPixelLoss',
+    'InterClassCenterToCenterLoss',
+    'InterClassCenterToPixelLoss',
+]
+NAME = re.compile(
+    r'(?:(pointwise|car[a-z0-9-]*)_)?([a-z0-9]+)_([a-z0-9-]+)_4xb4-30k_'
+    r'(pascal-context-59-480x480|coco-stuff10k-512x512)'
+)
 
 every_config = pytest.mark.parametrize('name', PATHS)
 
@@ -76,7 +89,9 @@ def test_config_does_what_its_name_and_the_paper_say(name):
     assert last_head(cfg).type == HEADS[{'nonlocal': 'nonlocal_'}.get(head, head)]
     if backbone.startswith('r'):
         assert f'r{cfg.model.backbone.depth}-d8' == backbone
-        assert _loaded(name).model.pretrained == f'open-mmlab://resnet{cfg.model.backbone.depth}_v1c'
+        assert (
+            _loaded(name).model.pretrained == f'open-mmlab://resnet{cfg.model.backbone.depth}_v1c'
+        )
         assert cfg.model.backbone.strides == (1, 2, 1, 1)
     elif backbone.startswith('swin'):
         assert cfg.model.backbone.embed_dims == {'swin-t': 96, 'swin-l': 192}[backbone]
@@ -88,8 +103,11 @@ def test_config_does_what_its_name_and_the_paper_say(name):
     assert cfg.model.get('auxiliary_head') is None
     size = tuple(map(int, data.rpartition('-')[2].split('x')))
     assert tuple(cfg.model.data_preprocessor.size) == size
-    crops = [tuple(step.crop_size) for step in cfg.train_dataloader.dataset.pipeline
-             if step.type == 'RandomCrop']
+    crops = [
+        tuple(step.crop_size)
+        for step in cfg.train_dataloader.dataset.pipeline
+        if step.type == 'RandomCrop'
+    ]
     assert crops == [size]
 
     optimizer = cfg.optim_wrapper.optimizer
@@ -117,30 +135,46 @@ def test_builds_with_the_losses_and_convs_of_its_row(name):
     if method is None:
         assert not hasattr(model, 'car')
         return
-    wanted = LOSSES[:0 if method == 'pointwise' else 1 if method.startswith('car-intra') else 3]
+    wanted = LOSSES[: 0 if method == 'pointwise' else 1 if method.startswith('car-intra') else 3]
     if 'intra-c2c' in method:
         wanted = LOSSES[:2]
     assert [type(loss).__name__ for loss in model.car.losses] == wanted
     assert all(loss.loss_weight == 1 and loss.formulation == 'paper' for loss in model.car.losses)
     reduced = data.startswith('coco') and (head, backbone) in car_figures.REDUCED
     for loss in model.car.losses[1:]:
-        expected = .25 if reduced or type(loss).__name__ == LOSSES[2] else .5
+        expected = 0.25 if reduced or type(loss).__name__ == LOSSES[2] else 0.5
         assert loss.threshold == expected
     assert (model.car.linear is None) == (method == 'pointwise')
     if head != 'ocrnet':
         assert bool(model._pointwise_keys) == ('3x3' not in method)
     # between what relates pixels to one another and the classifier, convs are 1x1
-    last = {'FCNHead': 'conv_cat.conv', 'NLHead': 'conv_cat.conv', 'CCHead': 'conv_cat.conv',
-            'ASPPHead': 'bottleneck.conv', 'DAHead': 'pam_out_conv.conv',
-            'UPerHead': 'fpn_bottleneck.conv', 'OCRHead': 'object_context_block.bottleneck.conv'}
+    last = {
+        'FCNHead': 'conv_cat.conv',
+        'NLHead': 'conv_cat.conv',
+        'CCHead': 'conv_cat.conv',
+        'ASPPHead': 'bottleneck.conv',
+        'DAHead': 'pam_out_conv.conv',
+        'UPerHead': 'fpn_bottleneck.conv',
+        'OCRHead': 'object_context_block.bottleneck.conv',
+    }
     conv = model.regularized_head.get_submodule(last[type(model.regularized_head).__name__])
     assert conv.kernel_size == ((3, 3) if '3x3' in method else (1, 1))
 
 
-@pytest.mark.parametrize('name', [
-    *(f'car_{head}_{backbone}_{PASCAL}' for head, backbone in [
-        ('nonlocal', 'r50-d8'), ('ocrnet', 'hr48'), ('upernet', 'swin-t')]),
-    f'pointwise_nonlocal_r50-d8_{PASCAL}'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        *(
+            f'car_{head}_{backbone}_{PASCAL}'
+            for head, backbone in [
+                ('nonlocal', 'r50-d8'),
+                ('ocrnet', 'hr48'),
+                ('upernet', 'swin-t'),
+            ]
+        ),
+        f'pointwise_nonlocal_r50-d8_{PASCAL}',
+    ],
+)
 def test_trains_one_step_and_predicts(name):
     cfg = load(name)
     if 'depth' in cfg.model.backbone:
@@ -158,11 +192,12 @@ def test_trains_one_step_and_predicts(name):
     terms = {key for key in log if key.startswith('car.')}
     assert len(terms) == (0 if name.startswith('pointwise') else 3)
     assert log['loss'] == pytest.approx(
-        sum(value for key, value in log.items() if 'loss' in key and key != 'loss'), rel=1e-4)
+        sum(value for key, value in log.items() if 'loss' in key and key != 'loss'), rel=1e-4
+    )
     if terms:
         assert norms['car.linear.weight'] > 0
     model.eval()
-    result, = model.test_step(tiny_batch(model.num_classes, images=1))
+    (result,) = model.test_step(tiny_batch(model.num_classes, images=1))
     assert result.seg_logits.data.shape[0] == 59
 
 
@@ -171,8 +206,9 @@ def test_a_dumped_config_rebuilds_the_model(name, tmp_path):
     cfg = load(name)
     cfg.dump(tmp_path / 'dumped.py')
     dumped = Config.fromfile(tmp_path / 'dumped.py')
-    shapes = [{key: value.shape for key, value in build(c).state_dict().items()}
-              for c in (cfg, dumped)]
+    shapes = [
+        {key: value.shape for key, value in build(c).state_dict().items()} for c in (cfg, dumped)
+    ]
     assert shapes[0] == shapes[1]
 
 
@@ -186,15 +222,16 @@ def test_datasets_are_as_in_mmsegmentation():
         assert ours.to_dict() == stock.to_dict()
 
 
-@pytest.mark.parametrize('name', [f'fcn_r50-d8_{setting}'
-                                  for setting in car_figures.SETTINGS.values()])
+@pytest.mark.parametrize(
+    'name', [f'fcn_r50-d8_{setting}' for setting in car_figures.SETTINGS.values()]
+)
 def test_pipelines_run(name, tmp_path):
     cfg = load(name)
     num_classes = cfg.model.decode_head.num_classes
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         dataset = loader.dataset
         dataset.data_root = str(tmp_path)
-        labels = np.tile(np.arange(num_classes + 1, dtype=np.uint8), (90, 1))   # 0 is left out
+        labels = np.tile(np.arange(num_classes + 1, dtype=np.uint8), (90, 1))  # 0 is left out
         image = np.random.default_rng(0).integers(0, 256, (*labels.shape, 3), dtype=np.uint8)
         suffix = '_labelTrainIds.png' if 'coco' in name else '.png'
         for key, array, end in (('img_path', image, '.jpg'), ('seg_map_path', labels, suffix)):

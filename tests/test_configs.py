@@ -1,4 +1,5 @@
 """Every shipped config loads, builds, trains a step, predicts, and rebuilds from its dump."""
+
 import argparse
 import ast
 import copy
@@ -41,10 +42,18 @@ SMALL = 'mdrl_fcn_r18s-d8_1xb8-200it_camvid-180x240'
 SMALL_PLAIN = 'fcn_r18s-d8_1xb8-demo_synthetic-128x128'
 HAS_TIMM = timm_backbone.timm is not None
 DATASET_TYPES = dict(
-    ade20k='ADE20KDataset', camvid='CamVidDataset', cityscapes='CityscapesDataset',
-    synthetic='SyntheticScenesDataset', lip='LIPDataset', cihp='CIHPDataset',
-    **{'coco-stuff164k': 'COCOStuffDataset', 'cityscapes-trainval': 'CityscapesDataset',
-       'pascal-context': 'PascalContextDataset'})
+    ade20k='ADE20KDataset',
+    camvid='CamVidDataset',
+    cityscapes='CityscapesDataset',
+    synthetic='SyntheticScenesDataset',
+    lip='LIPDataset',
+    cihp='CIHPDataset',
+    **{
+        'coco-stuff164k': 'COCOStuffDataset',
+        'cityscapes-trainval': 'CityscapesDataset',
+        'pascal-context': 'PascalContextDataset',
+    },
+)
 METHODS = dict(mdrl='MDRLHead', mcibi='MCIBIHead', dgcw='DGCWHead')
 # where a paper has one of its own for a dataset; 0.01 elsewhere
 LEARNING_RATES = {'dgcw_pascal-context': 0.005, 'dgcw_ade20k': 0.02}
@@ -70,8 +79,13 @@ def offline(cfg):
         cfg.model.backbone.pretrained = False
         if not HAS_TIMM:
             cfg.model.backbone = dict(type='TIMMStandIn')
-            cfg.merge_from_dict(dict(custom_imports=dict(
-                imports=[*cfg.custom_imports.imports, 'tests.timm_stand_in'])))
+            cfg.merge_from_dict(
+                dict(
+                    custom_imports=dict(
+                        imports=[*cfg.custom_imports.imports, 'tests.timm_stand_in']
+                    )
+                )
+            )
             import tests.timm_stand_in  # noqa: F401
     if cfg.model.backbone.type == 'VisionTransformer':  # 300 M parameters otherwise
         cfg.model.backbone.update(num_layers=4, out_indices=(0, 1, 2, 3))
@@ -114,14 +128,17 @@ def tiny_batch(num_classes, images=2, size=(TINY, TINY)):
     samples = []
     for _ in range(images):
         blocks = generator.integers(0, num_classes, (size[0] // 16 + 1, size[1] // 16 + 1))
-        labels = np.kron(blocks, np.ones((16, 16), int))[:size[0], :size[1]]
+        labels = np.kron(blocks, np.ones((16, 16), int))[: size[0], : size[1]]
         labels[:3] = 255
-        sample = SegDataSample(metainfo=dict(
-            ori_shape=size, img_shape=size, pad_shape=size, img_path='tiny.png'))
+        sample = SegDataSample(
+            metainfo=dict(ori_shape=size, img_shape=size, pad_shape=size, img_path='tiny.png')
+        )
         sample.gt_sem_seg = PixelData(data=torch.from_numpy(labels)[None])
         samples.append(sample)
-    inputs = [torch.from_numpy(generator.integers(0, 256, (3, *size), dtype=np.uint8))
-              for _ in range(images)]
+    inputs = [
+        torch.from_numpy(generator.integers(0, 256, (3, *size), dtype=np.uint8))
+        for _ in range(images)
+    ]
     return dict(inputs=inputs, data_samples=samples)
 
 
@@ -159,9 +176,11 @@ def other_head(parent):
 
 def models_to_train():
     """All of MDRL; of the others each model once, on the data with the fewest classes."""
+
     def kind(name):
-        context, backbone = name.split('_')[-5:-3] if name.endswith('cihp-473x473') else (
-            name.split('_')[-4:-2])
+        context, backbone = (
+            name.split('_')[-5:-3] if name.endswith('cihp-473x473') else (name.split('_')[-4:-2])
+        )
         return name if name.startswith('mdrl_') else (name.split('_')[0], context, backbone)
 
     chosen = {}
@@ -184,12 +203,18 @@ def test_trains_one_step_and_predicts(name):
 
     assert np.isfinite(list(log.values())).all(), log
     assert log['loss'] == pytest.approx(
-        sum(value for key, value in log.items() if 'loss' in key and key != 'loss'), rel=1e-4)
+        sum(value for key, value in log.items() if 'loss' in key and key != 'loss'), rel=1e-4
+    )
     # each classifier starts near a uniform guess
     loss_ce = 'decode_1.loss_ce' if model.decode_head is not final_head(model) else 'decode.loss_ce'
     assert log[loss_ce] == pytest.approx(np.log(model.num_classes), rel=0.2)
-    still = [key for key, norm in norms.items() if norm is None or not np.isfinite(norm)
-             or (norm == 0 and 'head' in key and not starts_closed(key))]
+    still = [
+        key
+        for key, norm in norms.items()
+        if norm is None
+        or not np.isfinite(norm)
+        or (norm == 0 and 'head' in key and not starts_closed(key))
+    ]
     assert not still, f'no gradient, or not a finite one: {still}'
     group = cfg.optim_wrapper.optimizer
     assert (group.type, group.lr, group.momentum) == ('SGD', learning_rate(name), 0.9)
@@ -208,8 +233,11 @@ def test_trains_one_step_and_predicts(name):
         assert log['decode.stat_memory_momentum'] == pytest.approx(0.9)
         assert [loss.loss_weight for loss in head.consistency.losses] == [1.0]
         assert head.bank.features.shape == (model.num_classes, head.channels)
-        seen = {c for sample in tiny_batch(model.num_classes)['data_samples']
-                for c in sample.gt_sem_seg.data.unique().tolist()} - {255}
+        seen = {
+            c
+            for sample in tiny_batch(model.num_classes)['data_samples']
+            for c in sample.gt_sem_seg.data.unique().tolist()
+        } - {255}
         moved = (head.bank.features != memory).any(dim=1)
         assert set(moved.nonzero()[:, 0].tolist()) == seen
         assert log['decode.memory_loss_ce'] > 0
@@ -217,7 +245,7 @@ def test_trains_one_step_and_predicts(name):
     model.eval()
     bank = copy.deepcopy(dict(model.decode_head.named_buffers()))
     size = (TINY, TINY + 1)
-    result, = model.test_step(tiny_batch(model.num_classes, images=1, size=size))
+    (result,) = model.test_step(tiny_batch(model.num_classes, images=1, size=size))
     assert result.seg_logits.data.shape == (model.num_classes, *size)
     assert result.pred_sem_seg.data.shape == (1, *size)
     assert torch.equal(result.pred_sem_seg.data[0], result.seg_logits.data.argmax(0))
@@ -251,12 +279,20 @@ def test_dumped_configs_rebuild_in_a_fresh_process_elsewhere(tmp_path, pytestcon
         cfg.dump(dumped)
         assert '_base_' not in dumped.read_text()
         expected[str(dumped)] = shapes(cfg)
-    paths = [str(getattr(pytestconfig, 'tests_folder', ROOT)),
-             str(Path(sys.modules['mmseg_cmdl'].__file__).parent.parent),
-             os.environ.get('PYTHONPATH', '')]
+    paths = [
+        str(getattr(pytestconfig, 'tests_folder', ROOT)),
+        str(Path(sys.modules['mmseg_cmdl'].__file__).parent.parent),
+        os.environ.get('PYTHONPATH', ''),
+    ]
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)))
-    done = subprocess.run([sys.executable, '-c', REBUILD, *expected], cwd=elsewhere,
-                          env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, '-c', REBUILD, *expected],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     states = json.loads(done.stdout.partition('STATES')[2])
     for path, state in expected.items():
@@ -272,8 +308,17 @@ def distinct(key):
 
 
 def runtime_settings(cfg):
-    names = ('default_hooks', 'train_cfg', 'val_cfg', 'param_scheduler', 'optim_wrapper', 'env_cfg',
-             'visualizer', 'log_processor', 'val_evaluator')
+    names = (
+        'default_hooks',
+        'train_cfg',
+        'val_cfg',
+        'param_scheduler',
+        'optim_wrapper',
+        'env_cfg',
+        'visualizer',
+        'log_processor',
+        'val_evaluator',
+    )
     return {name: cfg[name] for name in names}
 
 
@@ -282,7 +327,7 @@ def test_runner_runs_the_schedule(name, tmp_path):
     """Two iterations with the config's own hooks, loops, optimizer, schedule and metric."""
     cfg, start = load(name), learning_rate(name)
     small = load(SMALL_PLAIN)
-    schedule, = cfg.param_scheduler
+    (schedule,) = cfg.param_scheduler
     assert schedule.end == cfg.train_cfg.max_iters
     hook = cfg.default_hooks.checkpoint
     assert hook.interval == cfg.train_cfg.val_interval
@@ -293,12 +338,22 @@ def test_runner_runs_the_schedule(name, tmp_path):
         cfg[key] = small[key]
         cfg[key].dataset.update(length=2, size=(32, 32))
         cfg[key].update(num_workers=0, persistent_workers=False)
-    cfg.merge_from_dict({
-        'model.data_preprocessor.size': (32, 32), 'train_dataloader.batch_size': 2,
-        'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'param_scheduler.0.end': 5,
-        'default_hooks.checkpoint.interval': 2, 'work_dir': str(tmp_path)})
+    cfg.merge_from_dict(
+        {
+            'model.data_preprocessor.size': (32, 32),
+            'train_dataloader.batch_size': 2,
+            'train_cfg.max_iters': 2,
+            'train_cfg.val_interval': 2,
+            'param_scheduler.0.end': 5,
+            'default_hooks.checkpoint.interval': 2,
+            'work_dir': str(tmp_path),
+        }
+    )
     cfg.train_dataloader.dataset.pipeline = cfg.val_dataloader.dataset.pipeline = [
-        dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+        dict(type='LoadImageFromFile'),
+        dict(type='LoadAnnotations'),
+        dict(type='PackSegInputs'),
+    ]
     runner = Runner.from_cfg(cfg)
     runner.train()
     optimizer = runner.optim_wrapper.optimizer
@@ -317,21 +372,28 @@ def test_name_says_what_the_config_does(name):
     fields = re.fullmatch(
         r'(?:(mdrl|mcibi|dgcw)_)?(fcn|pspnet|ccnet|ocrnet|deeplabv3)_'
         r'(r\d+s?-d8|s101-d8|vit-l|efficientnet-lite0-d8)(?:-(ohem))?_(\d+)xb(\d+)-(\w+?)_'
-        r'([a-z0-9-]+?)-(\d+)x(\d+)(?:_([a-z0-9]+)-\9x\10)?', name)
+        r'([a-z0-9-]+?)-(\d+)x(\d+)(?:_([a-z0-9]+)-\9x\10)?',
+        name,
+    )
     assert fields, f'{name} does not follow the naming scheme'
-    (method, context, backbone, hard, _, per_gpu, schedule, dataset, height, width,
-     test) = fields.groups()
+    (method, context, backbone, hard, _, per_gpu, schedule, dataset, height, width, test) = (
+        fields.groups()
+    )
     backbone = backbone.removesuffix('-d8')
     cfg = load(name)
 
     head = final_head(cfg.model)
-    plain = dict(fcn='FCNHead', pspnet='PSPHead', ccnet='CCHead', ocrnet='OCRHead',
-                 deeplabv3='ASPPHead')[context]
+    plain = dict(
+        fcn='FCNHead', pspnet='PSPHead', ccnet='CCHead', ocrnet='OCRHead', deeplabv3='ASPPHead'
+    )[context]
     assert (hard == 'ohem') == ('sampler' in head)
     if method:
         assert head.type == METHODS[method]
-        assert head.get('context', dict(type='FCNHead')).type == plain if context != 'fcn' else (
-            'context' not in head)
+        assert (
+            head.get('context', dict(type='FCNHead')).type == plain
+            if context != 'fcn'
+            else ('context' not in head)
+        )
     else:
         assert head.type == plain
     if backbone.startswith('r'):
@@ -339,8 +401,10 @@ def test_name_says_what_the_config_does(name):
         if cfg.model.get('pretrained'):
             assert cfg.model.pretrained == f'open-mmlab://resnet{cfg.model.backbone.depth}_v1c'
     elif backbone in ('s101', 'vit-l'):
-        expected = {'s101': ('ResNeSt', 'open-mmlab://resnest101'),
-                    'vit-l': ('VisionTransformer', 'pretrain/vit_large_p16.pth')}[backbone]
+        expected = {
+            's101': ('ResNeSt', 'open-mmlab://resnest101'),
+            'vit-l': ('VisionTransformer', 'pretrain/vit_large_p16.pth'),
+        }[backbone]
         assert (cfg.model.backbone.type, cfg.model.pretrained) == expected
     else:
         assert cfg.model.backbone.model_name == 'tf_efficientnet_lite0'
@@ -355,7 +419,8 @@ def test_name_says_what_the_config_does(name):
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         assert {part.type for part in parts(loader.dataset)} == {DATASET_TYPES[dataset]}
     assert {part.type for part in parts(cfg.test_dataloader.dataset)} == {
-        DATASET_TYPES[test or dataset]}
+        DATASET_TYPES[test or dataset]
+    }
     size = (int(height), int(width))
     assert tuple(cfg.model.data_preprocessor.size) == tuple(cfg.data_preprocessor.size) == size
     crops = [step.crop_size for step in cfg.train_pipeline if step.type == 'RandomCrop']
@@ -403,13 +468,18 @@ def test_basenames_are_unique():
 def test_consistency_losses_are_set_in_one_place():
     expected = Config.fromfile(CONSISTENCY).loss_consistency
     assert [(loss.type, loss.loss_weight) for loss in expected] == [
-        ('ClassLocalConsistencyLoss', 0.01), ('ClassGlobalConsistencyLoss', 0.05)]
+        ('ClassLocalConsistencyLoss', 0.01),
+        ('ClassGlobalConsistencyLoss', 0.05),
+    ]
     assert len({loss.formulation for loss in expected}) == 1
     for name in PATHS:
         if name.startswith('mdrl_'):
             assert load(name).model.decode_head.loss_consistency == expected, name
-    setters = [path for path in CONFIGS.rglob('*.py')
-               if re.search('ConsistencyLoss|formulation', path.read_text())]
+    setters = [
+        path
+        for path in CONFIGS.rglob('*.py')
+        if re.search('ConsistencyLoss|formulation', path.read_text())
+    ]
     assert setters == [CONSISTENCY]
 
 
@@ -426,9 +496,15 @@ def plain(cfg, drop=()):
     return json.loads(json.dumps(cfg))
 
 
-@pytest.mark.parametrize(('name', 'method'), [
-    (name, method) for name in PATHS for method in ('mdrl', 'mcibi')
-    if f'{method}_{name}' in PATHS])
+@pytest.mark.parametrize(
+    ('name', 'method'),
+    [
+        (name, method)
+        for name in PATHS
+        for method in ('mdrl', 'mcibi')
+        if f'{method}_{name}' in PATHS
+    ],
+)
 def test_baseline_differs_in_nothing_but_the_head(name, method):
     ours, theirs = plain(load(f'{method}_{name}')), plain(load(name))
     if 'auxiliary_head' not in theirs['model']:
@@ -443,12 +519,19 @@ def stock_name(name):
 
 
 @pytest.mark.parametrize(
-    'name', [name for name in PATHS if name.startswith(('mdrl_', 'mcibi_'))
-             and 'ocrnet_r50' not in name and 'vit-l' not in name  # MMSegmentation has none
-             and name.endswith(('cityscapes-512x1024', 'ade20k-512x512'))])
+    'name',
+    [
+        name
+        for name in PATHS
+        if name.startswith(('mdrl_', 'mcibi_'))
+        and 'ocrnet_r50' not in name
+        and 'vit-l' not in name  # MMSegmentation has none
+        and name.endswith(('cityscapes-512x1024', 'ade20k-512x512'))
+    ],
+)
 def test_baseline_is_mmsegmentations_own(name):
     """Model, data and schedule as in MMSegmentation; checkpoints, tests by scale: ours."""
-    stock, = MMSEG_CONFIGS.glob(f'*/{stock_name(name)}.py')
+    (stock,) = MMSEG_CONFIGS.glob(f'*/{stock_name(name)}.py')
     drop = ('default_hooks', 'tta_pipeline')
     assert plain(load(name), drop) == plain(Config.fromfile(stock), drop)
 
@@ -475,8 +558,10 @@ def write_image_and_labels(dataset, root, num_classes):
     offset = int(dataset.type == 'ADE20KDataset')  # 0 there is 'other', dropped when loading
     labels = generator.integers(0, num_classes + offset, (90, 160), dtype=np.uint8)
     labels[0, :num_classes] = np.arange(num_classes)[:160] + offset
-    for key, array, suffix in (('img_path', image, 'img_suffix'),
-                               ('seg_map_path', labels, 'seg_map_suffix')):
+    for key, array, suffix in (
+        ('img_path', image, 'img_suffix'),
+        ('seg_map_path', labels, 'seg_map_suffix'),
+    ):
         folder = root / dataset.data_prefix[key]
         folder.mkdir(parents=True, exist_ok=True)
         ending = dataset.get(suffix) or suffixes[suffix].default or '.png'
@@ -492,8 +577,12 @@ def test_pipelines_run(name, tmp_path):
     cfg = load(name)
     init_default_scope('mmseg')
     num_classes = final_head(cfg.model).num_classes
-    loaders = dict(train=cfg.train_dataloader, val=cfg.val_dataloader, test=cfg.test_dataloader,
-                   tta=copy.deepcopy(cfg.test_dataloader))
+    loaders = dict(
+        train=cfg.train_dataloader,
+        val=cfg.val_dataloader,
+        test=cfg.test_dataloader,
+        tta=copy.deepcopy(cfg.test_dataloader),
+    )
     loaders['tta'].dataset.pipeline = cfg.tta_pipeline
     samples = {}
     for split, loader in loaders.items():
@@ -541,12 +630,16 @@ def test_multi_scale_and_flip_test_averages_all_views(name):
     flipped['inputs'][0] = flipped['inputs'][0].flip(-1)
     image['data_samples'][0].set_metainfo(dict(flip=False, flip_direction=None))
     flipped['data_samples'][0].set_metainfo(dict(flip=True, flip_direction='horizontal'))
-    views = dict(inputs=[image['inputs'], flipped['inputs']],
-                 data_samples=[image['data_samples'], flipped['data_samples']])
+    views = dict(
+        inputs=[image['inputs'], flipped['inputs']],
+        data_samples=[image['data_samples'], flipped['data_samples']],
+    )
     with torch.no_grad():
-        merged, = model.test_step(views)
-        logits = [model.module.test_step(copy.deepcopy(view))[0].seg_logits.data
-                  for view in (image, flipped)]
+        (merged,) = model.test_step(views)
+        logits = [
+            model.module.test_step(copy.deepcopy(view))[0].seg_logits.data
+            for view in (image, flipped)
+        ]
     expected = (logits[0].softmax(0) + logits[1].softmax(0)).argmax(0)
     assert torch.equal(merged.pred_sem_seg.data[0], expected)
 
@@ -566,9 +659,12 @@ def documented_options(readme, ablated):
     return found
 
 
-DOCUMENTED = [*documented_options(README, ABLATED),
-              *documented_options(CONFIGS / 'mcibi' / 'README.md',
-                                  'mcibi_fcn_r50-d8_4xb4-160k_ade20k-512x512')]
+DOCUMENTED = [
+    *documented_options(README, ABLATED),
+    *documented_options(
+        CONFIGS / 'mcibi' / 'README.md', 'mcibi_fcn_r50-d8_4xb4-160k_ade20k-512x512'
+    ),
+]
 
 
 def test_readme_documents_the_papers_ablations():
@@ -576,15 +672,17 @@ def test_readme_documents_the_papers_ablations():
     for number in range(1, 16, 2):
         assert [f'model.decode_head.bank.num_distributions={number}'] in options
     weights = 'model.decode_head.loss_consistency.{}.loss_weight={}'
-    for alpha, beta in [(0.01, beta) for beta in (0.01, 0.02, 0.03, 0.05, 0.06, 0.07, 0.1, 0.45)
-                        ] + [(0.02, 0.01)]:
+    for alpha, beta in [
+        (0.01, beta) for beta in (0.01, 0.02, 0.03, 0.05, 0.06, 0.07, 0.1, 0.45)
+    ] + [(0.02, 0.01)]:
         assert [weights.format(0, alpha), weights.format(1, beta)] in options
     assert [weights.format(0, 0)] in options
     assert [weights.format(1, 0)] in options
 
 
 @pytest.mark.parametrize(
-    ('name', 'options'), DOCUMENTED, ids=[' '.join(options) for _, options in DOCUMENTED])
+    ('name', 'options'), DOCUMENTED, ids=[' '.join(options) for _, options in DOCUMENTED]
+)
 def test_documented_options_merge_and_build(name, options):
     parser = argparse.ArgumentParser()
     parser.add_argument('--cfg-options', nargs='+', action=DictAction)
@@ -646,17 +744,25 @@ def test_loss_of_weight_zero_is_without_effect(index):
     assert all(np.isfinite(norm) for norm in norms.values())
 
 
-@pytest.mark.parametrize(('stock', 'change', 'context'), [
-    ('fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', "dict(type='MDRLHead')", None),
-    ('pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
-     "dict(type='MDRLHead', context=dict(type='PSPHead'))", 'PSPHead'),
-    ('fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', "dict(type='MCIBIHead')", None),
-])
+@pytest.mark.parametrize(
+    ('stock', 'change', 'context'),
+    [
+        ('fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', "dict(type='MDRLHead')", None),
+        (
+            'pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+            "dict(type='MDRLHead', context=dict(type='PSPHead'))",
+            'PSPHead',
+        ),
+        ('fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', "dict(type='MCIBIHead')", None),
+    ],
+)
 def test_one_line_turns_a_stock_config_into_ours(stock, change, context, tmp_path):
     path = tmp_path / 'changed.py'
-    path.write_text(f"_base_ = '{(MMSEG_CONFIGS / stock).as_posix()}'\n"
-                    "custom_imports = dict(imports=['mmseg_cmdl'], allow_failed_imports=False)\n"
-                    f'model = dict(decode_head={change})\n')
+    path.write_text(
+        f"_base_ = '{(MMSEG_CONFIGS / stock).as_posix()}'\n"
+        "custom_imports = dict(imports=['mmseg_cmdl'], allow_failed_imports=False)\n"
+        f'model = dict(decode_head={change})\n'
+    )
     cfg = offline(Config.fromfile(path))
     model = tiny_model(cfg)
     head = model.decode_head
@@ -675,6 +781,7 @@ def test_one_line_turns_a_stock_config_into_ours(stock, change, context, tmp_pat
 def test_weights_file_is_loaded(tmp_path):
     """Both ways the README gives to load ImageNet weights from a file."""
     import timm
+
     name = load(LITE0).model.backbone.model_name
     whole = timm.create_model(name, pretrained=False)
     features = timm.create_model(name, pretrained=False, features_only=True)
@@ -682,9 +789,13 @@ def test_weights_file_is_loaded(tmp_path):
     assert not missing.missing_keys
     torch.save(whole.state_dict(), tmp_path / 'whole.pth')
     torch.save(features.state_dict(), tmp_path / 'features.pth')
-    for options in ({'model.backbone.pretrained_cfg_overlay.file': str(tmp_path / 'whole.pth')},
-                    {'model.backbone.pretrained': False,
-                     'model.backbone.checkpoint_path': str(tmp_path / 'features.pth')}):
+    for options in (
+        {'model.backbone.pretrained_cfg_overlay.file': str(tmp_path / 'whole.pth')},
+        {
+            'model.backbone.pretrained': False,
+            'model.backbone.checkpoint_path': str(tmp_path / 'features.pth'),
+        },
+    ):
         cfg = load(LITE0)
         init_default_scope('mmseg')
         cfg.merge_from_dict(options)

@@ -1,4 +1,5 @@
 """DGCW's configs and README against the paper, and the small configs trained by the Runner."""
+
 import json
 import re
 
@@ -49,18 +50,26 @@ def options_of(text):
     """'a.b=1 a.c=x' as `--cfg-options` reads it."""
     pairs = (option.split('=') for option in text.split())
     values = {'True': True, 'False': False}
-    return {key: int(value) if value.isdigit() else values.get(value, value)
-            for key, value in pairs}
+    return {
+        key: int(value) if value.isdigit() else values.get(value, value) for key, value in pairs
+    }
 
 
 def documented():
     """Options in the README's tables and commands."""
     text = README.read_text().replace('\\\n', ' ')
-    tables = [cell for line in text.splitlines() if line.startswith('|')
-              for cell in re.findall(r'`([^`]*)`', line)
-              if re.fullmatch(r'[\w.]+=\S+( [\w.]+=\S+)*', cell)]
-    commands = [' '.join(line.partition('--cfg-options ')[2].split())
-                for line in text.splitlines() if '--cfg-options ' in line]
+    tables = [
+        cell
+        for line in text.splitlines()
+        if line.startswith('|')
+        for cell in re.findall(r'`([^`]*)`', line)
+        if re.fullmatch(r'[\w.]+=\S+( [\w.]+=\S+)*', cell)
+    ]
+    commands = [
+        ' '.join(line.partition('--cfg-options ')[2].split())
+        for line in text.splitlines()
+        if '--cfg-options ' in line
+    ]
     return tables, [command for command in commands if '=' in command]
 
 
@@ -72,15 +81,26 @@ def test_readme_has_the_papers_figures():
     for context in CONTEXTS:
         name = BASE.format(context)
         assert rows[f'[{name}]({name}.py)'][:3] == [
-            PLAIN[context], f'{DGCW[name][SINGLE]:.2f}', '-']
+            PLAIN[context],
+            f'{DGCW[name][SINGLE]:.2f}',
+            '-',
+        ]
     assert rows[f'[{OHEM}]({OHEM}.py)'][:3] == [
-        '-', f'{DGCW[OHEM][SINGLE]:.2f}', f'{DGCW[OHEM][MULTI]:.2f}']
+        '-',
+        f'{DGCW[OHEM][SINGLE]:.2f}',
+        f'{DGCW[OHEM][MULTI]:.2f}',
+    ]
     for name, metrics in DGCW.items():
         figure = list(metrics.values())[-1]
-        assert any(cell and cell.replace('.', '').isdigit() and float(cell) == figure
-                   for cell in rows[f'[{name}]({name}.py)']), name
-    found = {row[1].strip('`'): tuple(row[2:5]) for row in table_rows(README) if len(row) == 6
-             and '=' in row[1]}
+        assert any(
+            cell and cell.replace('.', '').isdigit() and float(cell) == figure
+            for cell in rows[f'[{name}]({name}.py)']
+        ), name
+    found = {
+        row[1].strip('`'): tuple(row[2:5])
+        for row in table_rows(README)
+        if len(row) == 6 and '=' in row[1]
+    }
     assert found == ABLATIONS
 
 
@@ -108,11 +128,12 @@ def test_documented_options_build(options):
 
 
 def test_documented_commands_merge():
-    command, = COMMANDS
+    (command,) = COMMANDS
     cfg = load('dgcw_deeplabv3_r101-d8-ohem_4xb2-80k_cityscapes-trainval-769x769')
     cfg.merge_from_dict(options_of(command))
     assert cfg.test_dataloader.dataset.data_prefix == dict(
-        img_path='leftImg8bit/test', seg_map_path='gtFine/test')
+        img_path='leftImg8bit/test', seg_map_path='gtFine/test'
+    )
     assert cfg.test_evaluator.type == 'CityscapesMetric'
     assert cfg.val_evaluator.type == 'IoUMetric'
 
@@ -121,17 +142,20 @@ def test_documented_commands_merge():
 def test_differs_from_mmsegmentations_own_in_nothing_but_the_head(context):
     """Model, data and schedule; checkpoints, tests by scale and how a test is cut: ours."""
     name = BASE.format(context)
-    stock, = MMSEG_CONFIGS.glob(f'*/{name.replace("dgcw_", "", 1)}.py')
+    (stock,) = MMSEG_CONFIGS.glob(f'*/{name.replace("dgcw_", "", 1)}.py')
     drop = ('default_hooks', 'tta_pipeline', 'img_ratios')
     stock = without_method(Config.fromfile(stock), drop)
-    if context == 'fcn':                                    # written with nothing in `size`
+    if context == 'fcn':  # written with nothing in `size`
         stock['model']['data_preprocessor'].setdefault('size', [769, 769])
     assert without_method(load(name), (*drop, 'img_ratios')) == {
-        key: value for key, value in stock.items() if key != 'img_ratios'}
+        key: value for key, value in stock.items() if key != 'img_ratios'
+    }
 
 
-@pytest.mark.parametrize('name', ['fcn_efficientnet-lite0-d8_1xb8-4k_camvid-240x320',
-                                  'fcn_r18s-d8_1xb8-demo_synthetic-128x128'])
+@pytest.mark.parametrize(
+    'name',
+    ['fcn_efficientnet-lite0-d8_1xb8-4k_camvid-240x320', 'fcn_r18s-d8_1xb8-demo_synthetic-128x128'],
+)
 def test_small_configs_differ_from_their_baselines_in_head_and_window(name):
     ours, baseline = without_method(load(f'dgcw_{name}')), without_method(load(name))
     for cfg in (ours, baseline):
@@ -149,7 +173,7 @@ def test_settings_are_the_papers(name):
     assert cfg.model.auxiliary_head.in_index == head.in_index - 1
     assert cfg.model.auxiliary_head.loss_decode.loss_weight == 0.4
     crop = cfg.model.data_preprocessor.size
-    if name != SYNTHETIC:                                  # whose images are of the crop's size
+    if name != SYNTHETIC:  # whose images are of the crop's size
         assert cfg.model.test_cfg.mode == 'slide'
         assert tuple(cfg.model.test_cfg.crop_size) == tuple(crop)
         assert all(0 < step < side for step, side in zip(cfg.model.test_cfg.stride, crop))
@@ -174,12 +198,15 @@ def test_settings_are_the_papers(name):
 def test_train_and_val_together():
     cfg = load('dgcw_deeplabv3_r101-d8-ohem_4xb2-80k_cityscapes-trainval-769x769')
     prefixes = [part.data_prefix for part in cfg.train_dataloader.dataset.datasets]
-    assert prefixes == [dict(img_path=f'leftImg8bit/{split}', seg_map_path=f'gtFine/{split}')
-                        for split in ('train', 'val')]
+    assert prefixes == [
+        dict(img_path=f'leftImg8bit/{split}', seg_map_path=f'gtFine/{split}')
+        for split in ('train', 'val')
+    ]
     train = load(OHEM)
     assert cfg.model == train.model
     assert [part.pipeline for part in cfg.train_dataloader.dataset.datasets] == [
-        train.train_pipeline] * 2
+        train.train_pipeline
+    ] * 2
 
 
 def test_trains_every_parameter_of_every_compared_context():
@@ -198,11 +225,18 @@ def run(cfg, folder, iterations):
     """Trains and validates through the Runner; the loss of every iteration, and mIoU."""
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.update(num_workers=0, persistent_workers=False)
-    cfg.merge_from_dict({
-        'work_dir': str(folder), 'train_cfg.max_iters': iterations,
-        'train_cfg.val_interval': iterations, 'param_scheduler.0.end': iterations,
-        'default_hooks.checkpoint.interval': iterations, 'default_hooks.logger.interval': 1,
-        'train_dataloader.batch_size': 4, 'randomness': dict(seed=0)})
+    cfg.merge_from_dict(
+        {
+            'work_dir': str(folder),
+            'train_cfg.max_iters': iterations,
+            'train_cfg.val_interval': iterations,
+            'param_scheduler.0.end': iterations,
+            'default_hooks.checkpoint.interval': iterations,
+            'default_hooks.logger.interval': 1,
+            'train_dataloader.batch_size': 4,
+            'randomness': dict(seed=0),
+        }
+    )
     runner = Runner.from_cfg(cfg)
     runner.train()
     losses, _ = runner.message_hub.get_scalar('train/decode.loss_ce').data

@@ -125,9 +125,7 @@ def test_training_on_camvid_learns_and_resumes(camvid_job):
 
 @pytest.mark.slow
 def test_bank_moves_through_both_halves_on_camvid(camvid_job):
-    half, whole = (
-        torch.load(camvid_job / f'iter_{i}.pth')['state_dict'] for i in (100, 200)
-    )
+    half, whole = (torch.load(camvid_job / f'iter_{i}.pth')['state_dict'] for i in (100, 200))
     for iteration, state in ((100, half), (200, whole)):
         assert state['decode_head.bank.num_updates'] == iteration
         lengths = state[BANK].norm(dim=-1)

@@ -1,4 +1,5 @@
 """Metafiles and READMEs name configs that exist, all of them, and no figure of unknown origin."""
+
 import re
 from pathlib import Path
 
@@ -28,57 +29,108 @@ PAPER = {
     ('ccnet', 'r50', 'ade20k'): ('42.47', '43.22', None),
     ('pspnet', 'r101', 'ade20k'): (None, None, '46.70'),
 }
-PAPER = {f'mdrl_{context}_{backbone}-d8_{SETTING[dataset]}': figures
-         for (context, backbone, dataset), figures in PAPER.items()}
+PAPER = {
+    f'mdrl_{context}_{backbone}-d8_{SETTING[dataset]}': figures
+    for (context, backbone, dataset), figures in PAPER.items()
+}
 # MCIBI, table 5: (context, dataset): (plain, MCIBI); table 6: multi-scale and flip; table 4: CIHP
-MCIBI_SETTING = {**SETTING, 'lip': '8xb4-140k_lip-473x473',
-                 'coco-stuff164k': '4xb4-220k_coco-stuff164k-512x512',
-                 'cihp': '8xb4-140k_lip-473x473_cihp-473x473'}
+MCIBI_SETTING = {
+    **SETTING,
+    'lip': '8xb4-140k_lip-473x473',
+    'coco-stuff164k': '4xb4-220k_coco-stuff164k-512x512',
+    'cihp': '8xb4-140k_lip-473x473_cihp-473x473',
+}
 MCIBI_TABLE_5 = {
-    'ade20k': dict(fcn=('36.96', '42.84'), pspnet=('42.64', '43.77'), ocrnet=('42.47', '43.34'),
-                   deeplabv3=('43.19', '44.34')),
-    'cityscapes': dict(fcn=('75.16', '78.50'), pspnet=('79.05', '79.90'),
-                       ocrnet=('79.40', '79.98'), deeplabv3=('80.57', '81.14')),
-    'lip': dict(fcn=('48.63', '51.07'), pspnet=('51.94', '52.84'), ocrnet=('52.25', '52.80'),
-                deeplabv3=('52.35', '53.52')),
-    'coco-stuff164k': dict(fcn=('35.11', '39.95'), pspnet=('41.01', '41.80'),
-                           ocrnet=('40.57', '41.10'), deeplabv3=('41.86', '42.08')),
+    'ade20k': dict(
+        fcn=('36.96', '42.84'),
+        pspnet=('42.64', '43.77'),
+        ocrnet=('42.47', '43.34'),
+        deeplabv3=('43.19', '44.34'),
+    ),
+    'cityscapes': dict(
+        fcn=('75.16', '78.50'),
+        pspnet=('79.05', '79.90'),
+        ocrnet=('79.40', '79.98'),
+        deeplabv3=('80.57', '81.14'),
+    ),
+    'lip': dict(
+        fcn=('48.63', '51.07'),
+        pspnet=('51.94', '52.84'),
+        ocrnet=('52.25', '52.80'),
+        deeplabv3=('52.35', '53.52'),
+    ),
+    'coco-stuff164k': dict(
+        fcn=('35.11', '39.95'),
+        pspnet=('41.01', '41.80'),
+        ocrnet=('40.57', '41.10'),
+        deeplabv3=('41.86', '42.08'),
+    ),
     'cihp': dict(fcn=('27.20', '27.57'), deeplabv3=('27.02', '27.89')),
 }
-MCIBI_PAPER = {f'mcibi_{context}_r50-d8_{MCIBI_SETTING[dataset]}': (*figures, None)
-               for dataset, row in MCIBI_TABLE_5.items() for context, figures in row.items()}
-for name, multi in (('r50-d8_4xb4', '45.95'), ('r101-d8_4xb4', '47.22'), ('s101-d8_4xb4', '47.36'),
-                    ('vit-l_8xb2', '50.80')):
+MCIBI_PAPER = {
+    f'mcibi_{context}_r50-d8_{MCIBI_SETTING[dataset]}': (*figures, None)
+    for dataset, row in MCIBI_TABLE_5.items()
+    for context, figures in row.items()
+}
+for name, multi in (
+    ('r50-d8_4xb4', '45.95'),
+    ('r101-d8_4xb4', '47.22'),
+    ('s101-d8_4xb4', '47.36'),
+    ('vit-l_8xb2', '50.80'),
+):
     name = f'mcibi_deeplabv3_{name}-160k_ade20k-512x512'
     MCIBI_PAPER[name] = (*MCIBI_PAPER.get(name, (None, None))[:2], multi)
 HEAD = 'model.decode_head'
 # MCIBI, tables 1 and 2; table 1 is without representation consistent learning
 NO_RCL = f'{HEAD}.loss_memory=None'
 MCIBI_ABLATIONS = {
-    f'{HEAD}.fusion=add {NO_RCL}': '40.99', f'{HEAD}.fusion=weighted_add {NO_RCL}': '41.17',
-    f'{HEAD}.fusion=concat {NO_RCL}': '42.18', f'{HEAD}.momentum_power=0 {NO_RCL}': '41.77',
-    f'{HEAD}.bank.strategy=mean {NO_RCL}': '41.95', NO_RCL: '42.18',
-    f'{HEAD}.bank.init=memory.pth {NO_RCL}': '42.20', f'{HEAD}.bank.init=memory.pth': '42.75',
+    f'{HEAD}.fusion=add {NO_RCL}': '40.99',
+    f'{HEAD}.fusion=weighted_add {NO_RCL}': '41.17',
+    f'{HEAD}.fusion=concat {NO_RCL}': '42.18',
+    f'{HEAD}.momentum_power=0 {NO_RCL}': '41.77',
+    f'{HEAD}.bank.strategy=mean {NO_RCL}': '41.95',
+    NO_RCL: '42.18',
+    f'{HEAD}.bank.init=memory.pth {NO_RCL}': '42.20',
+    f'{HEAD}.bank.init=memory.pth': '42.75',
 }
 ALPHA, BETA = (f'{HEAD}.loss_consistency.{index}.loss_weight' for index in (0, 1))
 # tables 2, 3 and 4
 ABLATIONS = {
-    **{f'{HEAD}.bank.num_distributions={number}': mIoU for number, mIoU in zip(
-        range(1, 16, 2),
-        ['78.50', '78.64', '78.66', '77.47', '79.16', '78.74', '78.35', '78.54'])},
-    f'{BETA}=0': '78.20', f'{ALPHA}=0': '77.59',
-    **{f'{ALPHA}=0.01 {BETA}={beta}': mIoU for beta, mIoU in zip(
-        ['0.01', '0.02', '0.03', '0.05', '0.06', '0.07', '0.1', '0.45'],
-        ['78.97', '78.8', '78.00', '79.16', '78.51', '78.03', '78.07', '78.58'])},
+    **{
+        f'{HEAD}.bank.num_distributions={number}': mIoU
+        for number, mIoU in zip(
+            range(1, 16, 2),
+            ['78.50', '78.64', '78.66', '77.47', '79.16', '78.74', '78.35', '78.54'],
+        )
+    },
+    f'{BETA}=0': '78.20',
+    f'{ALPHA}=0': '77.59',
+    **{
+        f'{ALPHA}=0.01 {BETA}={beta}': mIoU
+        for beta, mIoU in zip(
+            ['0.01', '0.02', '0.03', '0.05', '0.06', '0.07', '0.1', '0.45'],
+            ['78.97', '78.8', '78.00', '79.16', '78.51', '78.03', '78.07', '78.58'],
+        )
+    },
     f'{ALPHA}=0.02 {BETA}=0.01': '78.36',
 }
-CLASSES = {'Cityscapes': 'CityscapesDataset', 'ADE20K': 'ADE20KDataset', 'CamVid': 'CamVidDataset',
-           'COCO-Stuff 164k': 'COCOStuffDataset', 'Synthetic scenes': 'SyntheticScenesDataset',
-           'LIP': 'LIPDataset', 'CIHP': 'CIHPDataset',
-           'Pascal Context 59': 'PascalContextDataset59', 'COCO-Stuff 10k': 'COCOStuffDataset',
-           'Pascal Context': 'PascalContextDataset'}
-FIGURES = {**PAPER, **MCIBI_PAPER,
-           **{name: (None, single, None) for name, single in car_figures.PAPER.items()}}
+CLASSES = {
+    'Cityscapes': 'CityscapesDataset',
+    'ADE20K': 'ADE20KDataset',
+    'CamVid': 'CamVidDataset',
+    'COCO-Stuff 164k': 'COCOStuffDataset',
+    'Synthetic scenes': 'SyntheticScenesDataset',
+    'LIP': 'LIPDataset',
+    'CIHP': 'CIHPDataset',
+    'Pascal Context 59': 'PascalContextDataset59',
+    'COCO-Stuff 10k': 'COCOStuffDataset',
+    'Pascal Context': 'PascalContextDataset',
+}
+FIGURES = {
+    **PAPER,
+    **MCIBI_PAPER,
+    **{name: (None, single, None) for name, single in car_figures.PAPER.items()},
+}
 # DGCW, tables 1 and 3 to 6: (context and backbone, setting): metrics
 DGCW = {
     ('fcn_r101-d8', '4xb2-80k_cityscapes-769x769'): {SINGLE: 77.81},
@@ -86,7 +138,8 @@ DGCW = {
     ('deeplabv3_r101-d8', '4xb2-80k_cityscapes-769x769'): {SINGLE: 80.43},
     ('deeplabv3_r101-d8-ohem', '4xb2-80k_cityscapes-769x769'): {SINGLE: 80.86, MULTI: 81.80},
     ('deeplabv3_r101-d8-ohem', '4xb2-80k_cityscapes-trainval-769x769'): {
-        'mIoU (paper, test set, ms+flip)': 81.6},
+        'mIoU (paper, test set, ms+flip)': 81.6
+    },
     ('deeplabv3_r101-d8', '4xb4-80k_pascal-context-513x513'): {SINGLE: 53.9},
     ('deeplabv3_r101-d8', '4xb4-160k_ade20k-513x513'): {SINGLE: 45.51},
 }
@@ -95,8 +148,9 @@ DGCW = {f'dgcw_{network}_{setting}': metrics for (network, setting), metrics in 
 
 def models():
     """(metafile, entry) of every model."""
-    return [(path, entry) for path in METAFILES
-            for entry in yaml.safe_load(path.read_text())['Models']]
+    return [
+        (path, entry) for path in METAFILES for entry in yaml.safe_load(path.read_text())['Models']
+    ]
 
 
 ENTRIES = {entry['Name']: (path, entry) for path, entry in models()}
@@ -126,8 +180,11 @@ def test_entry_agrees_with_its_config(name):
     trained_on = cfg.train_dataloader.dataset
     for dataset in trained_on.get('datasets', [trained_on]):
         assert CLASSES[data['Training Data']] == dataset.type
-    collection, = (item for item in yaml.safe_load(metafile.read_text())['Collections']
-                   if item['Name'] == entry['In Collection'])
+    (collection,) = (
+        item
+        for item in yaml.safe_load(metafile.read_text())['Collections']
+        if item['Name'] == entry['In Collection']
+    )
     assert data['Training Data'] in collection['Metadata']['Training Data']
     assert (ROOT / collection['README']).parent == metafile.parent
     heads = cfg.model.decode_head
@@ -135,13 +192,17 @@ def test_entry_agrees_with_its_config(name):
     for method in ('MDRL', 'MCIBI', 'DGCW'):
         assert (entry['In Collection'] == method) == (head.type == f'{method}Head')
     assert (entry['In Collection'] == 'CAR') == (
-        cfg.model.type.startswith('CAR') and cfg.model.get('losses') != [])
+        cfg.model.type.startswith('CAR') and cfg.model.get('losses') != []
+    )
 
 
 def table_rows(path):
     """Cells of every row of every table."""
-    return [[cell.strip() for cell in line.strip('|').split('|')]
-            for line in path.read_text().splitlines() if line.startswith('|')]
+    return [
+        [cell.strip() for cell in line.strip('|').split('|')]
+        for line in path.read_text().splitlines()
+        if line.startswith('|')
+    ]
 
 
 def test_figures_say_whose_they_are():
@@ -149,16 +210,20 @@ def test_figures_say_whose_they_are():
     for name, (metafile, entry) in ENTRIES.items():
         assert not {'Weights', 'Training log'} & set(entry), name
         _, single, multi = FIGURES.get(name, (None, None, None))
-        expected = {key: float(figure) for key, figure in {SINGLE: single, MULTI: multi}.items()
-                    if figure}
+        expected = {
+            key: float(figure) for key, figure in {SINGLE: single, MULTI: multi}.items() if figure
+        }
         expected.update(DGCW.get(name, {}))
         metrics = dict(entry['Results']['Metrics'])
         measured = metrics.pop(MEASURED, None)
         assert metrics == expected, name
-        rows = [row for row in table_rows(metafile.parent / 'README.md')
-                if row[0] == f'[{name}]({name}.py)']
+        rows = [
+            row
+            for row in table_rows(metafile.parent / 'README.md')
+            if row[0] == f'[{name}]({name}.py)'
+        ]
         assert rows, name
-        for row in rows:                         # a row may be in two of the paper's tables
+        for row in rows:  # a row may be in two of the paper's tables
             assert (measured is None) == (row[-1] == 'not yet measured'), name
             assert measured is None or str(measured) in row[-1], name
 
@@ -179,8 +244,7 @@ def test_readme_tables_have_the_figures_of_mcibi():
         assert row == [figure or '-' for figure in expected], name
 
 
-@pytest.mark.parametrize(('folder', 'expected'), [
-    ('mdrl', ABLATIONS), ('mcibi', MCIBI_ABLATIONS)])
+@pytest.mark.parametrize(('folder', 'expected'), [('mdrl', ABLATIONS), ('mcibi', MCIBI_ABLATIONS)])
 def test_readme_ablations_have_the_papers_figures(folder, expected):
     found = {}
     for row in table_rows(CONFIGS / folder / 'README.md'):

@@ -2,6 +2,7 @@
 
 A config names this module in `custom_imports`, so a dumped copy of it works in any process.
 """
+
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from mmseg.registry import MODELS
@@ -17,7 +18,8 @@ class TIMMStandIn(BaseModule):
         inputs = (3, *channels[:-1])
         self.stages = nn.ModuleList(
             ConvModule(i, o, 3, stride=s, padding=1, norm_cfg=dict(type='BN'))
-            for i, o, s in zip(inputs, channels, strides))
+            for i, o, s in zip(inputs, channels, strides)
+        )
 
     def forward(self, x):
         """[B, 3, H, W] to a list of five maps."""

@@ -6,6 +6,7 @@ falls on all of them alike; it prints medians and the ratio to the section's ref
     python tools/benchmark.py                         # everything, on CUDA where there is one
     python tools/benchmark.py consistency voting --device cpu --json benchmark.json
 """
+
 import argparse
 import json
 import platform
@@ -39,8 +40,11 @@ MCIBI_TABLE_3 = {
 }
 
 
-CAR_LOSSES = ('IntraClassCenterToPixelLoss', 'InterClassCenterToCenterLoss',
-              'InterClassCenterToPixelLoss')
+CAR_LOSSES = (
+    'IntraClassCenterToPixelLoss',
+    'InterClassCenterToCenterLoss',
+    'InterClassCenterToPixelLoss',
+)
 
 
 class Timer:
@@ -84,7 +88,8 @@ class Timer:
             self._synchronize()
             return torch.cuda.max_memory_allocated(self.device) - before
         with torch.profiler.profile(
-                activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile:
             run()
         events = [e for e in profile.profiler.kineto_results.events() if e.name() == '[memory]']
         held = peak = 0
@@ -137,34 +142,53 @@ def benchmark_consistency(timer, args):
         measured = timer(forms)
         del upstream, forms
         for name, values in measured.items():
-            results.append(dict(
-                classes=K, form=name, **values, ratio=values['ms'] / measured['floor']['ms'],
-                similarity_mib=B * h * w * K * N * 4 / 2**20))
+            results.append(
+                dict(
+                    classes=K,
+                    form=name,
+                    **values,
+                    ratio=values['ms'] / measured['floor']['ms'],
+                    similarity_mib=B * h * w * K * N * 4 / 2**20,
+                )
+            )
     print_table(
         'Losses + update, forward and backward, against the bare similarity product (floor)\n'
         f'N={N}, Z={Z}, {B}x{h}x{w} pixels; one [P, K, N] map is the last column',
         ['form', 'K', 'ms', 'x floor', 'peak MiB', '[P, K, N] MiB'],
-        [[r['form'], r['classes'], r['ms'], r['ratio'], r['peak_mib'], r['similarity_mib']]
-         for r in results])
+        [
+            [r['form'], r['classes'], r['ms'], r['ratio'], r['peak_mib'], r['similarity_mib']]
+            for r in results
+        ],
+    )
     return results
 
 
 def _mdrl_head(K, N, Z, formulation, fused):
     """A narrow head in training mode whose bank has Z channels."""
-    return MODELS.build(dict(
-        type='MDRLHead', in_channels=8, channels=8, num_classes=K, norm_cfg=dict(type='BN'),
-        bank=dict(type='DistributionBank', num_distributions=N, channels=Z), fuse_losses=fused,
-        loss_consistency=[
-            dict(type='ClassLocalConsistencyLoss', formulation=formulation, loss_weight=0.01),
-            dict(type='ClassGlobalConsistencyLoss', formulation=formulation, loss_weight=0.05)]))
+    return MODELS.build(
+        dict(
+            type='MDRLHead',
+            in_channels=8,
+            channels=8,
+            num_classes=K,
+            norm_cfg=dict(type='BN'),
+            bank=dict(type='DistributionBank', num_distributions=N, channels=Z),
+            fuse_losses=fused,
+            loss_consistency=[
+                dict(type='ClassLocalConsistencyLoss', formulation=formulation, loss_weight=0.01),
+                dict(type='ClassGlobalConsistencyLoss', formulation=formulation, loss_weight=0.05),
+            ],
+        )
+    )
 
 
 def benchmark_voting(timer, args):
     """Feature voting and its 1x1 fusion: bank times kernel first, against N maps and a conv."""
     K, N, Z = 150, 9, 512
     torch.manual_seed(0)
-    bank = MODELS.build(dict(
-        type='DistributionBank', num_classes=K, num_distributions=N, channels=Z)).to(timer.device)
+    bank = MODELS.build(
+        dict(type='DistributionBank', num_classes=K, num_distributions=N, channels=Z)
+    ).to(timer.device)
     weights = torch.randn(2, K, 64, 64, device=timer.device).softmax(1)
     kernel = torch.randn(Z, N * Z, 1, 1, device=timer.device)
 
@@ -177,11 +201,15 @@ def benchmark_voting(timer, args):
         return bank.vote(weights, kernel)
 
     measured = timer(dict(naive=naive, collapsed=collapsed))
-    rows = [dict(form=name, **values, speedup=measured['naive']['ms'] / values['ms'])
-            for name, values in measured.items()]
-    print_table(f'Feature voting + fusion, K={K}, N={N}, Z={Z}, 2x64x64 pixels',
-                ['form', 'ms', 'times faster', 'peak MiB'],
-                [[r['form'], r['ms'], r['speedup'], r['peak_mib']] for r in rows])
+    rows = [
+        dict(form=name, **values, speedup=measured['naive']['ms'] / values['ms'])
+        for name, values in measured.items()
+    ]
+    print_table(
+        f'Feature voting + fusion, K={K}, N={N}, Z={Z}, 2x64x64 pixels',
+        ['form', 'ms', 'times faster', 'peak MiB'],
+        [[r['form'], r['ms'], r['speedup'], r['peak_mib']] for r in rows],
+    )
     return rows
 
 
@@ -217,16 +245,25 @@ def benchmark_car(timer, args):
             forms[f'{formulation}, fused'] = lambda losses=losses, ours=ours: ours(losses)
         measured = timer(forms)
         for name, values in measured.items():
-            results.append(dict(
-                classes=K, form=name, **values, ratio=values['ms'] / measured['floor']['ms'],
-                memory=values['peak_mib'] / measured['one-hot']['peak_mib']))
+            results.append(
+                dict(
+                    classes=K,
+                    form=name,
+                    **values,
+                    ratio=values['ms'] / measured['floor']['ms'],
+                    memory=values['peak_mib'] / measured['one-hot']['peak_mib'],
+                )
+            )
     print_table(
         f'Losses of CAR, forward and backward, {B}x{C}x{h}x{w} features\n'
         'floor: two passes over the features, one [P, C] x [C, K] product and its backward; '
         'one-hot: the equations with a one-hot matrix and a map of distributed centres',
         ['form', 'K', 'ms', 'x floor', 'peak MiB', 'x memory of one-hot'],
-        [[r['form'], r['classes'], r['ms'], r['ratio'], r['peak_mib'], r['memory']]
-         for r in results])
+        [
+            [r['form'], r['classes'], r['ms'], r['ratio'], r['peak_mib'], r['memory']]
+            for r in results
+        ],
+    )
     return results
 
 
@@ -291,23 +328,47 @@ def benchmark_update(timer, args):
         after['loop over classes'] = memory
 
     measured = timer({'ours': ours, 'materialised': materialised, 'loop over classes': loop})
-    rows = [dict(form=name, **values, times=values['ms'] / measured['ours']['ms'],
-                 times_memory=values['peak_mib'] / measured['ours']['peak_mib'],
-                 difference=float((after[name] - after['ours']).abs().max()))
-            for name, values in measured.items()]
+    rows = [
+        dict(
+            form=name,
+            **values,
+            times=values['ms'] / measured['ours']['ms'],
+            times_memory=values['peak_mib'] / measured['ours']['peak_mib'],
+            difference=float((after[name] - after['ours']).abs().max()),
+        )
+        for name, values in measured.items()
+    ]
     print_table(
         f'MCIBI memory update, K={K}, {B}x{C}x{size}x{size} features, {B}x512x512 labels;\n'
         'difference: largest to the memory that ours gives',
         ['form', 'ms', 'x time', 'peak MiB', 'x memory', 'difference'],
-        [[r['form'], r['ms'], r['times'], r['peak_mib'], r['times_memory'],
-          f'{r["difference"]:.1e}'] for r in rows])
+        [
+            [
+                r['form'],
+                r['ms'],
+                r['times'],
+                r['peak_mib'],
+                r['times_memory'],
+                f'{r["difference"]:.1e}',
+            ]
+            for r in rows
+        ],
+    )
     return rows
 
 
 def _head(kind, in_channels, channels, num_classes, **options):
-    return MODELS.build(dict(
-        type=kind, in_channels=in_channels, in_index=0, channels=channels,
-        num_classes=num_classes, norm_cfg=dict(type='BN'), **options))
+    return MODELS.build(
+        dict(
+            type=kind,
+            in_channels=in_channels,
+            in_index=0,
+            channels=channels,
+            num_classes=num_classes,
+            norm_cfg=dict(type='BN'),
+            **options,
+        )
+    )
 
 
 def benchmark_head(timer, args):
@@ -318,8 +379,11 @@ def benchmark_head(timer, args):
     samples = []
     for _ in features:
         labels = torch.randint(0, K, (1, 8 * size, 8 * size), device=timer.device)
-        samples.append(SegDataSample(
-            gt_sem_seg=PixelData(data=labels), metainfo=dict(img_shape=(8 * size, 8 * size))))
+        samples.append(
+            SegDataSample(
+                gt_sem_seg=PixelData(data=labels), metainfo=dict(img_shape=(8 * size, 8 * size))
+            )
+        )
     heads = {
         'FCNHead': _head('FCNHead', in_channels, 512, K),
         'MDRLHead': _head('MDRLHead', in_channels, 512, K),
@@ -343,12 +407,14 @@ def benchmark_head(timer, args):
             forms[name] = train if mode == 'training step' else predict
         measured = timer(forms)
         for name, values in measured.items():
-            rows.append(dict(mode=mode, head=name, **values,
-                             ratio=values['ms'] / measured['FCNHead']['ms']))
+            rows.append(
+                dict(mode=mode, head=name, **values, ratio=values['ms'] / measured['FCNHead']['ms'])
+            )
     print_table(
         f'Heads, 2x{in_channels}x{size}x{size} features, 512 channels, K={K}',
         ['head', 'mode', 'ms', 'x FCN', 'peak MiB'],
-        [[r['head'], r['mode'], r['ms'], r['ratio'], r['peak_mib']] for r in rows])
+        [[r['head'], r['mode'], r['ms'], r['ratio'], r['peak_mib']] for r in rows],
+    )
     return rows
 
 
@@ -374,17 +440,31 @@ def benchmark_complexity(timer, args):
         # shapes are enough to count operations
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             head.to('meta')([features.to('meta')])
-        rows.append(dict(
-            head=name, **measured[name], params_m=sum(p.numel() for p in head.parameters()) / 1e6,
-            gmacs=counter.get_total_flops() / 2e9, paper=MCIBI_TABLE_3.get(name)))
-    rows += [dict(head=name, paper=values) for name, values in MCIBI_TABLE_3.items()
-             if name not in heads]
+        rows.append(
+            dict(
+                head=name,
+                **measured[name],
+                params_m=sum(p.numel() for p in head.parameters()) / 1e6,
+                gmacs=counter.get_total_flops() / 2e9,
+                paper=MCIBI_TABLE_3.get(name),
+            )
+        )
+    rows += [
+        dict(head=name, paper=values) for name, values in MCIBI_TABLE_3.items() if name not in heads
+    ]
     print_table(
         'Inference on a 1x2048x128x128 map; whole heads, with classifier, 512 channels, K=19.\n'
         '"paper" is MCIBI, table 3: context modules on a V100',
         ['head', 'params M', 'GMACs', 'ms', 'peak MiB', 'paper: M', 'paper: GMACs', 'paper: ms'],
-        [[r['head'], *(r.get(key, '') for key in ('params_m', 'gmacs', 'ms', 'peak_mib')),
-          *(r['paper'] or ('', '', ''))] for r in rows])
+        [
+            [
+                r['head'],
+                *(r.get(key, '') for key in ('params_m', 'gmacs', 'ms', 'peak_mib')),
+                *(r['paper'] or ('', '', '')),
+            ]
+            for r in rows
+        ],
+    )
     return rows
 
 
@@ -393,7 +473,8 @@ def _naive_channel_weighting(layer, x):
     pixels = x.flatten(2).transpose(1, 2)
     query, key, value, g1, g2 = (
         lambda rows, conv=conv: F.linear(rows, conv.weight.flatten(1), conv.bias)
-        for conv in (layer.query, layer.key, layer.value, layer.g1, layer.g2))
+        for conv in (layer.query, layer.key, layer.value, layer.g1, layer.g2)
+    )
     weights = channel_weights(query(pixels), key(pixels), layer.norm)
     relations = g2(g1(weights * value(pixels).unsqueeze(2)).relu())
     return x + relations.sum(dim=2).transpose(1, 2).reshape(x.shape)
@@ -404,9 +485,9 @@ def _free_gib(device):
     if device.type == 'cuda':
         return torch.cuda.mem_get_info(device)[0] / 2**30
     try:
-        line, = re.findall(r'MemAvailable: *(\d+) kB', Path('/proc/meminfo').read_text())
+        (line,) = re.findall(r'MemAvailable: *(\d+) kB', Path('/proc/meminfo').read_text())
     except (OSError, ValueError):
-        return 8.
+        return 8.0
     return int(line) / 2**20
 
 
@@ -430,23 +511,41 @@ def benchmark_channel_weighting(timer, args):
                     out.sum().backward()
 
             forms = {'ours': partial(run, layer)}
-            pairs_gib = (h * w)**2 * C * 4 / 2**30
+            pairs_gib = (h * w) ** 2 * C * 4 / 2**30
             if pairs_gib * (9 if mode == 'training' else 4) <= limit:
                 forms['naive'] = partial(run, partial(_naive_channel_weighting, layer))
             measured = timer(forms)
             naive = measured.get('naive', {})
             for name, values in measured.items():
-                rows.append(dict(
-                    mode=mode, size=f'{h}x{w}', form=name, **values,
-                    ns_per_pair=1e6 * values['ms'] / (h * w)**2,
-                    speedup=naive['ms'] / values['ms'] if naive else '',
-                    memory_ratio=naive['peak_mib'] / values['peak_mib'] if naive else ''))
+                rows.append(
+                    dict(
+                        mode=mode,
+                        size=f'{h}x{w}',
+                        form=name,
+                        **values,
+                        ns_per_pair=1e6 * values['ms'] / (h * w) ** 2,
+                        speedup=naive['ms'] / values['ms'] if naive else '',
+                        memory_ratio=naive['peak_mib'] / values['peak_mib'] if naive else '',
+                    )
+                )
     print_table(
         f'DGCW, 1x{C} maps, norm {args.norm}; the naive form where it needs at most {limit:.0f} '
         'GiB',
         ['form', 'mode', 'map', 'ms', 'peak MiB', 'ns a pair', 'times faster', 'times smaller'],
-        [[r['form'], r['mode'], r['size'], r['ms'], r['peak_mib'], r['ns_per_pair'], r['speedup'],
-          r['memory_ratio']] for r in rows])
+        [
+            [
+                r['form'],
+                r['mode'],
+                r['size'],
+                r['ms'],
+                r['peak_mib'],
+                r['ns_per_pair'],
+                r['speedup'],
+                r['memory_ratio'],
+            ]
+            for r in rows
+        ],
+    )
     return rows
 
 
@@ -458,47 +557,95 @@ def _map_size(text):
     return int(found[1]), int(found[2])
 
 
-SECTIONS = dict(consistency=benchmark_consistency, car=benchmark_car,
-                channel_weighting=benchmark_channel_weighting, voting=benchmark_voting,
-                update=benchmark_update, head=benchmark_head, complexity=benchmark_complexity)
+SECTIONS = dict(
+    consistency=benchmark_consistency,
+    car=benchmark_car,
+    channel_weighting=benchmark_channel_weighting,
+    voting=benchmark_voting,
+    update=benchmark_update,
+    head=benchmark_head,
+    complexity=benchmark_complexity,
+)
 
 
 def parse_args():
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('sections', nargs='*', metavar='SECTION',
-                        help=f'any of {", ".join(SECTIONS)} (default: all)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
-                        help='cpu or cuda (default: cuda where there is one)')
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'sections',
+        nargs='*',
+        metavar='SECTION',
+        help=f'any of {", ".join(SECTIONS)} (default: all)',
+    )
+    parser.add_argument(
+        '--device',
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='cpu or cuda (default: cuda where there is one)',
+    )
     parser.add_argument('--repeats', type=int, default=9, help='timed rounds (default: 9)')
     parser.add_argument('--warmup', type=int, default=2, help='rounds before them (default: 2)')
     parser.add_argument('--threads', type=int, help="CPU threads (default: PyTorch's choice)")
-    parser.add_argument('--classes', type=int, nargs='+', default=[19, 150, 171, 1000],
-                        help='K of the section consistency (default: 19 150 171 1000)')
-    parser.add_argument('--car-classes', type=int, nargs='+', default=[19, 60, 171],
-                        help='K of the section car (default: 19 60 171)')
-    parser.add_argument('--largest-plain', type=int, default=171, metavar='K',
-                        help='largest K at which the plain losses are timed too (default: 171)')
-    parser.add_argument('--head-size', type=int, default=64,
-                        help='feature size of the section head (default: 64)')
-    parser.add_argument('--map-sizes', type=_map_size, nargs='+', metavar='HxW',
-                        default=[(12, 24), (24, 24), (32, 32), (32, 64)],
-                        help='maps of the section channel_weighting '
-                        '(default: 12x24 24x24 32x32 32x64)')
-    parser.add_argument('--norm', choices=NORMS, default='sum',
-                        help='normalisation in the section channel_weighting (default: sum)')
-    parser.add_argument('--naive-gib', type=float, metavar='GIB',
-                        help='memory up to which that section times the naive form too '
-                        '(default: nine tenths of what is free)')
-    parser.add_argument('--update-images', type=int, default=8, metavar='B',
-                        help='images of the section update; 0.5 GiB for each of them in the '
-                        'materialised forms (default: 8)')
+    parser.add_argument(
+        '--classes',
+        type=int,
+        nargs='+',
+        default=[19, 150, 171, 1000],
+        help='K of the section consistency (default: 19 150 171 1000)',
+    )
+    parser.add_argument(
+        '--car-classes',
+        type=int,
+        nargs='+',
+        default=[19, 60, 171],
+        help='K of the section car (default: 19 60 171)',
+    )
+    parser.add_argument(
+        '--largest-plain',
+        type=int,
+        default=171,
+        metavar='K',
+        help='largest K at which the plain losses are timed too (default: 171)',
+    )
+    parser.add_argument(
+        '--head-size', type=int, default=64, help='feature size of the section head (default: 64)'
+    )
+    parser.add_argument(
+        '--map-sizes',
+        type=_map_size,
+        nargs='+',
+        metavar='HxW',
+        default=[(12, 24), (24, 24), (32, 32), (32, 64)],
+        help='maps of the section channel_weighting (default: 12x24 24x24 32x32 32x64)',
+    )
+    parser.add_argument(
+        '--norm',
+        choices=NORMS,
+        default='sum',
+        help='normalisation in the section channel_weighting (default: sum)',
+    )
+    parser.add_argument(
+        '--naive-gib',
+        type=float,
+        metavar='GIB',
+        help='memory up to which that section times the naive form too '
+        '(default: nine tenths of what is free)',
+    )
+    parser.add_argument(
+        '--update-images',
+        type=int,
+        default=8,
+        metavar='B',
+        help='images of the section update; 0.5 GiB for each of them in the '
+        'materialised forms (default: 8)',
+    )
     parser.add_argument('--json', type=Path, help='write all numbers there')
     args = parser.parse_args()
     unknown = set(args.sections) - set(SECTIONS)
     if unknown:
-        parser.error(f'unknown section {", ".join(sorted(unknown))}: choose from '
-                     f'{", ".join(SECTIONS)}')
+        parser.error(
+            f'unknown section {", ".join(sorted(unknown))}: choose from {", ".join(SECTIONS)}'
+        )
     if args.repeats < 1 or args.warmup < 0:
         parser.error('--repeats must be at least 1 and --warmup at least 0')
     if args.device.startswith('cuda') and not torch.cuda.is_available():
@@ -513,7 +660,10 @@ def main():
     device = torch.device(args.device)
     machine = dict(
         device=torch.cuda.get_device_name(device) if device.type == 'cuda' else _cpu_name(),
-        threads=torch.get_num_threads(), torch=torch.__version__, mmseg_cmdl=mmseg_cmdl.__version__)
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        mmseg_cmdl=mmseg_cmdl.__version__,
+    )
     print(', '.join(f'{key}: {value}' for key, value in machine.items()), flush=True)
     timer = Timer(device, args.repeats, args.warmup)
     results = dict(machine=machine)
@@ -528,8 +678,9 @@ def _cpu_name():
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((x.split(':')[1].strip() for x in lines if x.startswith('model name')),
-                platform.machine())
+    return next(
+        (x.split(':')[1].strip() for x in lines if x.startswith('model name')), platform.machine()
+    )
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@
 Measured on the validation set, in the features that enter the classifier: what class-aware
 regularization (CAR) lowers. Give a run with CAR and the same run without it to compare them.
 """
+
 import argparse
 import itertools
 import json
@@ -21,15 +22,23 @@ from mmseg_cmdl import launch  # isort: skip
 from mmseg_cmdl.evaluation import measure_compactness  # isort: skip
 
 COLUMNS = dict(
-    intra_variance='variance within classes', relative_variance='of all variance',
-    center_similarity='mean cosine of centres', largest_similarity='largest cosine')
+    intra_variance='variance within classes',
+    relative_variance='of all variance',
+    center_similarity='mean cosine of centres',
+    largest_similarity='largest cosine',
+)
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('runs', nargs='+', metavar='CONFIG CHECKPOINT',
-                        help='config file and checkpoint of each run, in turn')
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'runs',
+        nargs='+',
+        metavar='CONFIG CHECKPOINT',
+        help='config file and checkpoint of each run, in turn',
+    )
     parser.add_argument('--samples', type=int, help='images of the validation set (default: all)')
     parser.add_argument('--device', default=get_device(), help='default: %(default)s')
     parser.add_argument('--json', type=Path, help='write all numbers there')

@@ -6,6 +6,7 @@ in editable mode. Needs no data and no GPU; two CPU cores take some minutes.
     python tools/demo.py                    # or: make demo
     python tools/demo.py --iters 1000 --work-dir work_dirs/longer-demo
 """
+
 import argparse
 import json
 import re
@@ -39,16 +40,23 @@ def mim(*arguments, log, label):
     # not `python -m mim`: that would put the working folder, often a checkout, before the install
     command = [str(Path(sys.executable).with_name('mim')), *map(str, arguments)]
     lines = []
-    with open(log, 'w') as file, subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with (
+        open(log, 'w') as file,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process,
+    ):
         for line in process.stdout:
             file.write(line)
             lines.append(line)
             match = ITERATION.search(line)
             if match:
                 done, total, eta, loss = match.groups()
-                print(f'\r  {label}: iteration {done}/{total}, loss {loss}, {eta} left   ',
-                      end='', flush=True)
+                print(
+                    f'\r  {label}: iteration {done}/{total}, loss {loss}, {eta} left   ',
+                    end='',
+                    flush=True,
+                )
     print(f'\r  {label}: done{" " * 50}')
     if process.returncode:
         sys.stderr.write(''.join(lines[-25:]))
@@ -62,15 +70,37 @@ def train_and_test(name, config, folder, options):
         shutil.rmtree(work_dir)
     work_dir.mkdir(parents=True)
     start = time.time()
-    mim('train', 'mmseg_cmdl', config, '--gpus', 0, '--work-dir', work_dir, *options,
-        log=work_dir / 'train.out', label=f'training {name}')
+    mim(
+        'train',
+        'mmseg_cmdl',
+        config,
+        '--gpus',
+        0,
+        '--work-dir',
+        work_dir,
+        *options,
+        log=work_dir / 'train.out',
+        label=f'training {name}',
+    )
     seconds = time.time() - start
     checkpoint = Path((work_dir / 'last_checkpoint').read_text().strip())
-    mim('test', 'mmseg_cmdl', config, '--gpus', 0, '--checkpoint', checkpoint,
-        '--work-dir', work_dir / 'test', log=work_dir / 'test.out', label=f'testing {name}')
+    mim(
+        'test',
+        'mmseg_cmdl',
+        config,
+        '--gpus',
+        0,
+        '--checkpoint',
+        checkpoint,
+        '--work-dir',
+        work_dir / 'test',
+        log=work_dir / 'test.out',
+        label=f'testing {name}',
+    )
     metrics = json.loads(next((work_dir / 'test').glob('*/*.json')).read_text())
-    return dict(checkpoint=checkpoint, metrics=metrics, seconds=seconds,
-                config=work_dir / Path(config).name)
+    return dict(
+        checkpoint=checkpoint, metrics=metrics, seconds=seconds, config=work_dir / Path(config).name
+    )
 
 
 def predict(model, dataset, indices):
@@ -84,10 +114,12 @@ def predict(model, dataset, indices):
             result = dict(
                 image=data['inputs'][0].permute(1, 2, 0).numpy()[..., ::-1],
                 truth=sample.gt_sem_seg.data[0].numpy(),
-                prediction=sample.pred_sem_seg.data[0].numpy())
+                prediction=sample.pred_sem_seg.data[0].numpy(),
+            )
             if hasattr(model.decode_head, 'distribution_map'):
                 classes, distributions = model.decode_head.distribution_map(
-                    model.extract_feat(prepared['inputs']))
+                    model.extract_feat(prepared['inputs'])
+                )
                 result.update(classes=classes[0].numpy(), distributions=distributions[0].numpy())
         results.append(result)
     return results
@@ -98,15 +130,21 @@ def draw(path, results, dataset, num_distributions, scores):
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
     from matplotlib.patches import Patch
+
     palette, names = dataset.metainfo['palette'], dataset.metainfo['classes']
-    columns = ['image', 'ground truth', *(f'{name}\nmIoU {score:.1f}' for name, score in
-                                          scores.items()), 'distribution of each pixel']
+    columns = [
+        'image',
+        'ground truth',
+        *(f'{name}\nmIoU {score:.1f}' for name, score in scores.items()),
+        'distribution of each pixel',
+    ]
     rows = len(results['FCN'])
     figure, axes = plt.subplots(rows, 5, figsize=(11, 2.25 * rows + 0.9), squeeze=False)
     for row, (fcn, mdrl) in enumerate(zip(results['FCN'], results['MDRL-FCN'])):
         void = fcn['truth'] == 255
         pictures = [
-            fcn['image'], color_labels(fcn['truth'], palette),
+            fcn['image'],
+            color_labels(fcn['truth'], palette),
             *(color_labels(np.where(void, 255, r['prediction']), palette) for r in (fcn, mdrl)),
             color_distributions(mdrl['classes'], mdrl['distributions'], num_distributions, palette),
         ]
@@ -117,11 +155,20 @@ def draw(path, results, dataset, num_distributions, scores):
             axis.set_yticks([])
             if row == 0:
                 axis.set_title(columns[column], fontsize=11)
-    handles = [Patch(facecolor=np.array(color) / 255, edgecolor='0.5', label=name)
-               for color, name in zip(palette, names)]
+    handles = [
+        Patch(facecolor=np.array(color) / 255, edgecolor='0.5', label=name)
+        for color, name in zip(palette, names)
+    ]
     handles.append(Patch(facecolor='white', edgecolor='0.5', label='ignored'))
-    figure.legend(handles=handles, loc='lower center', ncols=len(handles), fontsize=9,
-                  frameon=False, handlelength=1, columnspacing=1.2)
+    figure.legend(
+        handles=handles,
+        loc='lower center',
+        ncols=len(handles),
+        fontsize=9,
+        frameon=False,
+        handlelength=1,
+        columnspacing=1.2,
+    )
     figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -129,15 +176,26 @@ def draw(path, results, dataset, num_distributions, scores):
 
 def parse_args():
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'),
-                        help='logs, checkpoints and the figure go there, replacing those of an '
-                        'earlier demo (default: work_dirs/demo)')
-    parser.add_argument('--iters', type=int,
-                        help="iterations of each training (default: the configs' own)")
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        default=Path('work_dirs/demo'),
+        help='logs, checkpoints and the figure go there, replacing those of an '
+        'earlier demo (default: work_dirs/demo)',
+    )
+    parser.add_argument(
+        '--iters', type=int, help="iterations of each training (default: the configs' own)"
+    )
     parser.add_argument('--seed', type=int, default=0, help='seed of both trainings (default: 0)')
-    parser.add_argument('--samples', type=int, nargs='+', default=[0, 1, 2, 3],
-                        help='validation scenes in the figure (default: 0 1 2 3)')
+    parser.add_argument(
+        '--samples',
+        type=int,
+        nargs='+',
+        default=[0, 1, 2, 3],
+        help='validation scenes in the figure (default: 0 1 2 3)',
+    )
     args = parser.parse_args()
     if args.iters is not None and args.iters < 1:
         parser.error('--iters must be at least 1')
@@ -150,12 +208,17 @@ def main():
     args = parse_args()
     options = ['--cfg-options', f'randomness.seed={args.seed}']
     if args.iters:
-        options += [f'train_cfg.max_iters={args.iters}', f'train_cfg.val_interval={args.iters}',
-                    f'param_scheduler.0.end={args.iters}',
-                    f'default_hooks.checkpoint.interval={args.iters}']
+        options += [
+            f'train_cfg.max_iters={args.iters}',
+            f'train_cfg.val_interval={args.iters}',
+            f'param_scheduler.0.end={args.iters}',
+            f'default_hooks.checkpoint.interval={args.iters}',
+        ]
     print('FCN and MDRL-FCN on synthetic scenes, same backbone, data, seed and iterations')
-    runs = {name: train_and_test(name, config, args.work_dir, options)
-            for name, config in CONFIGS.items()}
+    runs = {
+        name: train_and_test(name, config, args.work_dir, options)
+        for name, config in CONFIGS.items()
+    }
 
     table = PrettyTable(['model', 'mIoU', 'mAcc', 'aAcc', 'training'])
     table.align = 'r'
@@ -171,8 +234,13 @@ def main():
         dataset = DATASETS.build(model.cfg.val_dataloader.dataset)
         results[name] = predict(model, dataset, args.samples)
     figure = args.work_dir / 'demo.png'
-    draw(figure, results, dataset, model.decode_head.bank.num_distributions,
-         {name: run['metrics']['mIoU'] for name, run in runs.items()})
+    draw(
+        figure,
+        results,
+        dataset,
+        model.decode_head.bank.num_distributions,
+        {name: run['metrics']['mIoU'] for name, run in runs.items()},
+    )
     print(f'Figure: {figure}\nLogs and checkpoints: {args.work_dir}')
 
 

@@ -6,6 +6,7 @@ CONFIG is that of the training, with `type='CAREncoderDecoder'` or `'CARCascadeE
 1x1 linear conv is merged into `conv_seg`; a conv that `pointwise` made 1x1 becomes the middle of a
 kernel of its former size, which is the same conv, so OUT loads into the config without CAR.
 """
+
 import argparse
 import copy
 from pathlib import Path
@@ -26,18 +27,38 @@ TOLERANCE = 1e-5
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help='config file of the training with CAR')
     parser.add_argument('checkpoint', help='checkpoint file or URL of that training')
     parser.add_argument('out', type=Path, help='where the plain checkpoint goes')
-    parser.add_argument('--check', action='store_true', help='predict random input with both and '
-                        f'fail unless logits agree to {TOLERANCE:g} of the largest')
-    parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), default=[128, 128],
-                        help='size of that input (default: 128 128)')
-    parser.add_argument('--out-config', type=Path, metavar='FILE',
-                        help='write the config of the plain segmentor there, complete')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override settings of the config')
+    parser.add_argument(
+        '--check',
+        action='store_true',
+        help='predict random input with both and '
+        f'fail unless logits agree to {TOLERANCE:g} of the largest',
+    )
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        default=[128, 128],
+        help='size of that input (default: 128 128)',
+    )
+    parser.add_argument(
+        '--out-config',
+        type=Path,
+        metavar='FILE',
+        help='write the config of the plain segmentor there, complete',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config',
+    )
     args = parser.parse_args(argv)
     if args.out.exists() and args.out.samefile(args.checkpoint):
         parser.error('OUT is CHECKPOINT itself; choose another name')
@@ -53,8 +74,10 @@ def plain_config(model):
     cls = MODELS.get(model.type)
     plain_type = getattr(cls, 'plain_type', None)
     if plain_type is None:
-        raise SystemExit(f"error: the config's model is {model.type!r}, which has nothing to fold: "
-                         'give the config with CAREncoderDecoder or CARCascadeEncoderDecoder')
+        raise SystemExit(
+            f"error: the config's model is {model.type!r}, which has nothing to fold: "
+            'give the config with CAREncoderDecoder or CARCascadeEncoderDecoder'
+        )
     plain = copy.deepcopy(model)
     plain.type = plain_type
     for option in CAR_OPTIONS:
@@ -80,15 +103,18 @@ def read_state(path):
     """(checkpoint, state) of a checkpoint file, DistributedDataParallel's prefix taken off."""
     checkpoint = CheckpointLoader.load_checkpoint(launch.checked_checkpoint(path), 'cpu')
     state = checkpoint.get('state_dict', checkpoint)
-    return checkpoint, {key[7:] if key.startswith('module.') else key: value
-                        for key, value in state.items()}
+    return checkpoint, {
+        key[7:] if key.startswith('module.') else key: value for key, value in state.items()
+    }
 
 
 def load(model, state, path):
     """Put a checkpoint's state into the model with CAR; every key must fit."""
     if model.car.linear is not None and 'car.linear.weight' not in state:
-        raise SystemExit(f'error: {path} has no car.linear.weight: it is a plain checkpoint, there '
-                         'is nothing to fold')
+        raise SystemExit(
+            f'error: {path} has no car.linear.weight: it is a plain checkpoint, there '
+            'is nothing to fold'
+        )
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -123,8 +149,9 @@ def main(argv=None):
         difference, scale = largest_difference(model, plain, args.size)
         print(f'largest difference of the logits: {difference:.3g}, largest logit: {scale:.3g}')
         if not difference <= TOLERANCE * max(1.0, scale):
-            raise SystemExit(f'error: the folded model does not predict the same, so {args.out} '
-                             'was not written')
+            raise SystemExit(
+                f'error: the folded model does not predict the same, so {args.out} was not written'
+            )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(dict(meta=checkpoint.get('meta', {}), state_dict=folded), args.out)
     print(f'{args.out}: checkpoint for {plain_model.type}')

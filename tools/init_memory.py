@@ -18,6 +18,7 @@ layers along, and the head takes both. Without --checkpoint they, and a backbone
 pretrained, are as the config initialises them, and norms use the statistics of their batch, as
 in the first iterations of training.
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -54,7 +55,7 @@ class Reservoir:
 
     def __init__(self, num_classes, size, channels, seed):
         self.size = size
-        self.numbers = torch.full((num_classes, size), -1.)  # -1 where nothing is kept yet
+        self.numbers = torch.full((num_classes, size), -1.0)  # -1 where nothing is kept yet
         self.vectors = torch.zeros(num_classes, size, channels)
         self.counts = torch.zeros(num_classes, dtype=torch.int64)
         self.generator = torch.Generator().manual_seed(seed)
@@ -98,8 +99,10 @@ def spherical_kmeans(vectors, num_centers, generator, starts=4, iterations=50):
         return vectors[:1]
     lengths = lengths[lengths > 0]
     units = F.normalize(vectors)[vectors.norm(dim=1) > 0]
-    fits = [_fit(units, num_centers, generator, iterations)
-            for _ in range(starts if num_centers > 1 else 1)]
+    fits = [
+        _fit(units, num_centers, generator, iterations)
+        for _ in range(starts if num_centers > 1 else 1)
+    ]
     centers, groups, _ = max(fits, key=lambda fit: fit[2])
     counts = torch.bincount(groups, minlength=len(centers))
     mean_length = torch.zeros(len(centers)).index_add_(0, groups, lengths) / counts.clamp(min=1)
@@ -133,8 +136,10 @@ def check_head(cfg, path):
     cls = MODELS.get(head.type) if isinstance(head, dict) else None
     if cls is None or not issubclass(cls, DatasetContextHead):
         kind = head.type if isinstance(head, dict) else 'a cascade of heads'
-        sys.exit(f'error: the decode head of {path} is {kind}, which has no memory; take a config '
-                 'with MCIBIHead or MDRLHead')
+        sys.exit(
+            f'error: the decode head of {path} is {kind}, which has no memory; take a config '
+            'with MCIBIHead or MDRLHead'
+        )
 
 
 def build_model(cfg, checkpoint, device):
@@ -159,24 +164,34 @@ def load_layers(model, checkpoint):
     content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
     state = content.get('state_dict', content)
     own = model.state_dict()
-    prefixes = ('backbone.', 'neck.', *(
-        f'decode_head.{layer}.' for layer in model.decode_head.embedding_layers))
+    prefixes = (
+        'backbone.',
+        'neck.',
+        *(f'decode_head.{layer}.' for layer in model.decode_head.embedding_layers),
+    )
     for key in own:
         if not key.startswith(prefixes) or key.endswith('num_batches_tracked'):
             continue
         if key not in state or state[key].shape != own[key].shape:
             found = f'as {tuple(state[key].shape)}' if key in state else 'not at all'
-            sys.exit(f'error: the config needs {key} as {tuple(own[key].shape)}, and {checkpoint} '
-                     f'has it {found}; give a checkpoint of this config')
-    model.load_state_dict({key: value for key, value in state.items() if key.startswith(prefixes)},
-                          strict=False)
+            sys.exit(
+                f'error: the config needs {key} as {tuple(own[key].shape)}, and {checkpoint} '
+                f'has it {found}; give a checkpoint of this config'
+            )
+    model.load_state_dict(
+        {key: value for key, value in state.items() if key.startswith(prefixes)}, strict=False
+    )
 
 
 def is_pretrained(cfg):
     """Whether the config names weights for the backbone."""
     backbone = cfg.model.backbone
-    return bool(cfg.model.get('pretrained') or backbone.get('pretrained')
-                or backbone.get('init_cfg') or backbone.get('checkpoint_path'))
+    return bool(
+        cfg.model.get('pretrained')
+        or backbone.get('pretrained')
+        or backbone.get('init_cfg')
+        or backbone.get('checkpoint_path')
+    )
 
 
 def collect(model, cfg, size, seed, max_images):
@@ -197,8 +212,8 @@ def collect(model, cfg, size, seed, max_images):
     progress, seen = ProgressBar(total, file=sys.stderr), 0
     for batch in loader:
         data = model.data_preprocessor(batch, training=True)
-        samples = data['data_samples'][:total - seen]
-        vectors = head.memory_vectors(model.extract_feat(data['inputs'][:len(samples)]))
+        samples = data['data_samples'][: total - seen]
+        vectors = head.memory_vectors(model.extract_feat(data['inputs'][: len(samples)]))
         labels = head._stack_batch_gt(samples).squeeze(1)
         head.label_check(labels, samples)
         classes = labels_at_feature_size(labels, vectors.shape[1:3]).flatten()
@@ -224,31 +239,54 @@ def choose(reservoir, strategy, num_centers, seed):
             continue
         if strategy == 'cluster':
             vectors = spherical_kmeans(vectors, num_centers, generator)
-        centers[c, :len(vectors)] = vectors
-        filled[c, :len(vectors)] = True
+        centers[c, : len(vectors)] = vectors
+        filled[c, : len(vectors)] = True
     return centers, filled
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help='config with MCIBIHead or MDRLHead')
     parser.add_argument('out', type=Path, help='file to write')
-    parser.add_argument('--strategy', choices=['random', 'cluster'], default='random',
-                        help='random pixels, or centres of k-means by cosine (default: random)')
-    parser.add_argument('--centers', type=int, metavar='N',
-                        help="vectors for each class (default: what the config's bank has)")
-    parser.add_argument('--samples', type=int, default=1000, metavar='M',
-                        help='pixels of each class that --strategy cluster looks at; K * M * C * 4 '
-                        'bytes of memory (default: 1000)')
+    parser.add_argument(
+        '--strategy',
+        choices=['random', 'cluster'],
+        default='random',
+        help='random pixels, or centres of k-means by cosine (default: random)',
+    )
+    parser.add_argument(
+        '--centers',
+        type=int,
+        metavar='N',
+        help="vectors for each class (default: what the config's bank has)",
+    )
+    parser.add_argument(
+        '--samples',
+        type=int,
+        default=1000,
+        metavar='M',
+        help='pixels of each class that --strategy cluster looks at; K * M * C * 4 '
+        'bytes of memory (default: 1000)',
+    )
     parser.add_argument('--seed', type=int, default=0, help='(default: 0)')
     parser.add_argument('--checkpoint', help='checkpoint of the whole model to take weights from')
-    parser.add_argument('--max-images', type=int, metavar='N',
-                        help='look at so many images only, drawn at random (default: all)')
+    parser.add_argument(
+        '--max-images',
+        type=int,
+        metavar='N',
+        help='look at so many images only, drawn at random (default: all)',
+    )
     parser.add_argument('--device', default=None, help='(default: a GPU where there is one)')
     parser.add_argument('--overwrite', action='store_true', help='replace the file if it exists')
-    parser.add_argument('--cfg-options', nargs='+', action=launch.DictAction, metavar='KEY=VALUE',
-                        help='override settings of the config')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=launch.DictAction,
+        metavar='KEY=VALUE',
+        help='override settings of the config',
+    )
     args = parser.parse_args(argv)
     for name in ('centers', 'samples', 'max_images'):
         value = getattr(args, name)
@@ -268,9 +306,11 @@ def main(argv=None):
     device = args.device or get_device()
     checkpoint = None if args.checkpoint is None else launch.checked_checkpoint(args.checkpoint)
     if checkpoint is None and not is_pretrained(cfg):
-        print('warning: the backbone is not pretrained and no --checkpoint is given: training will '
-              'start from another random backbone, to which these vectors mean nothing',
-              file=sys.stderr)
+        print(
+            'warning: the backbone is not pretrained and no --checkpoint is given: training will '
+            'start from another random backbone, to which these vectors mean nothing',
+            file=sys.stderr,
+        )
     MMLogger.get_current_instance().setLevel('WARNING')  # not every weight's initialisation
     set_random_seed(args.seed)
     model = build_model(cfg, checkpoint, device)
@@ -279,15 +319,24 @@ def main(argv=None):
     reservoir, num_images, classes = collect(model, cfg, size, args.seed, args.max_images)
     centers, filled = choose(reservoir, args.strategy, num_centers, args.seed)
 
-    origin = dict(strategy=args.strategy, seed=args.seed, images=num_images,
-                  config=Path(args.config).name,
-                  checkpoint=None if checkpoint is None else Path(checkpoint).name)
-    InitialMemory(centers, filled, reservoir.counts, classes,
-                  model.decode_head.embedding_state(), origin).save(args.out)
-    print(f'{args.out}: {num_centers} for each of {len(centers)} classes, {centers.shape[2]} '
-          f'channels, from {int(reservoir.counts.sum())} pixels of {num_images} images')
-    for text, rows in (('never seen', ~filled.any(dim=1)),
-                       ('with fewer vectors than asked for', filled.any(1) & ~filled.all(1))):
+    origin = dict(
+        strategy=args.strategy,
+        seed=args.seed,
+        images=num_images,
+        config=Path(args.config).name,
+        checkpoint=None if checkpoint is None else Path(checkpoint).name,
+    )
+    InitialMemory(
+        centers, filled, reservoir.counts, classes, model.decode_head.embedding_state(), origin
+    ).save(args.out)
+    print(
+        f'{args.out}: {num_centers} for each of {len(centers)} classes, {centers.shape[2]} '
+        f'channels, from {int(reservoir.counts.sum())} pixels of {num_images} images'
+    )
+    for text, rows in (
+        ('never seen', ~filled.any(dim=1)),
+        ('with fewer vectors than asked for', filled.any(1) & ~filled.all(1)),
+    ):
         names = [classes[c] for c in rows.nonzero()[:, 0].tolist()]
         if names:
             print(f'{len(names)} classes {text}: {", ".join(names)}')

@@ -1,4 +1,5 @@
 """CamVid, 11 classes: the original 960x720 frames and the usual 480x360 copy."""
+
 import os.path as osp
 from collections import Counter
 from typing import Optional
@@ -50,24 +51,51 @@ class CamVidDataset(BaseSegDataset):
     """
 
     METAINFO = dict(
-        classes=('Sky', 'Building', 'Pole', 'Road', 'Pavement', 'Tree', 'SignSymbol', 'Fence',
-                 'Car', 'Pedestrian', 'Bicyclist'),
-        palette=[[128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [0, 0, 192],
-                 [128, 128, 0], [192, 128, 128], [64, 64, 128], [64, 0, 128], [64, 64, 0],
-                 [0, 128, 192]])
+        classes=(
+            'Sky',
+            'Building',
+            'Pole',
+            'Road',
+            'Pavement',
+            'Tree',
+            'SignSymbol',
+            'Fence',
+            'Car',
+            'Pedestrian',
+            'Bicyclist',
+        ),
+        palette=[
+            [128, 128, 128],
+            [128, 0, 0],
+            [192, 192, 128],
+            [128, 64, 128],
+            [0, 0, 192],
+            [128, 128, 0],
+            [192, 128, 128],
+            [64, 64, 128],
+            [64, 0, 128],
+            [64, 64, 0],
+            [0, 128, 192],
+        ],
+    )
 
-    def __init__(self,
-                 img_suffix: Optional[str] = None,
-                 seg_map_suffix: str = '.png',
-                 check_annotations: bool = True,
-                 reduce_zero_label: bool = False,
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        img_suffix: Optional[str] = None,
+        seg_map_suffix: str = '.png',
+        check_annotations: bool = True,
+        reduce_zero_label: bool = False,
+        **kwargs,
+    ) -> None:
         if reduce_zero_label:
-            raise ValueError('CamVidDataset: reduce_zero_label=True would drop class 0, the sky; '
-                             'leave it False, void is ignored already')
+            raise ValueError(
+                'CamVidDataset: reduce_zero_label=True would drop class 0, the sky; '
+                'leave it False, void is ignored already'
+            )
         self.check_annotations = check_annotations
         super().__init__(
-            img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, reduce_zero_label=False, **kwargs)
+            img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, reduce_zero_label=False, **kwargs
+        )
 
     @classmethod
     def get_label_map(cls, new_classes=None) -> dict:
@@ -98,7 +126,8 @@ class CamVidDataset(BaseSegDataset):
             raise FileNotFoundError(
                 f'CamVidDataset: no {self.img_suffix} image in {img_dir}'
                 + (f' for {self.ann_file}' if self.ann_file else '')
-                + f'; check data_root, data_prefix and img_suffix, or run {CONVERTER}')
+                + f'; check data_root, data_prefix and img_suffix, or run {CONVERTER}'
+            )
         if self.ann_file:
             self._require_files(data_list, 'img_path', img_dir, self.img_suffix)
 
@@ -115,21 +144,26 @@ class CamVidDataset(BaseSegDataset):
         if not folder or not fileio.isdir(folder, backend_args=self.backend_args):
             raise FileNotFoundError(
                 f"CamVidDataset: data_prefix['{key}'] is {folder!r}, which is not a folder; set "
-                f'data_root to where CamVid lies, or run {CONVERTER}')
+                f'data_root to where CamVid lies, or run {CONVERTER}'
+            )
 
     def _names(self, folder, suffix):
         return fileio.list_dir_or_file(
-            folder, list_dir=False, suffix=suffix, recursive=True, backend_args=self.backend_args)
+            folder, list_dir=False, suffix=suffix, recursive=True, backend_args=self.backend_args
+        )
 
     def _find_suffix(self, img_dir):
         found = Counter(osp.splitext(name)[1] for name in self._names(img_dir, SUFFIXES))
         if not found:
             raise FileNotFoundError(
                 f'CamVidDataset: no image ({", ".join(SUFFIXES)}) in {img_dir}; check data_root '
-                f'and data_prefix, or run {CONVERTER}')
+                f'and data_prefix, or run {CONVERTER}'
+            )
         if len(found) > 1:
-            raise ValueError(f'CamVidDataset: {img_dir} holds images of several kinds, '
-                             f'{dict(found)}; pass img_suffix')
+            raise ValueError(
+                f'CamVidDataset: {img_dir} holds images of several kinds, '
+                f'{dict(found)}; pass img_suffix'
+            )
         return next(iter(found))
 
     def _require_files(self, data_list, key, folder, suffix):
@@ -139,7 +173,8 @@ class CamVidDataset(BaseSegDataset):
             kind = 'image' if key == 'img_path' else 'annotation'
             raise FileNotFoundError(
                 f'CamVidDataset: {len(missing)} of {len(data_list)} frames have no {kind}, the '
-                f'first is {missing[0]}; restore the files, or run {CONVERTER} again')
+                f'first is {missing[0]}; restore the files, or run {CONVERTER} again'
+            )
 
     def _check_annotation(self, data_info):
         path = data_info['seg_map_path']
@@ -149,18 +184,24 @@ class CamVidDataset(BaseSegDataset):
 
         mode, size, ids = self._read(path, decode=True)
         if mode not in ('L', 'P', 'I;16', 'I'):
-            fail(f'is a {mode} image, not one class id a pixel',
-                 f'the original colour labels must go through {CONVERTER} first')
+            fail(
+                f'is a {mode} image, not one class id a pixel',
+                f'the original colour labels must go through {CONVERTER} first',
+            )
         image_size = self._read(data_info['img_path'])[1]
         if image_size != size:
-            fail('is {}x{}, its image {} {}x{}'.format(*size, data_info['img_path'], *image_size),
-                 'use annotations of the same copy of CamVid as the images')
+            fail(
+                'is {}x{}, its image {} {}x{}'.format(*size, data_info['img_path'], *image_size),
+                'use annotations of the same copy of CamVid as the images',
+            )
         wrong = (ids > VOID) & (ids != IGNORED)
         if wrong.any():
             values, counts = np.unique(ids[wrong], return_counts=True)
-            fail(f'holds the ids {values[:8].tolist()} ({counts.sum()} pixels), and only 0 to 10, '
-                 f'{VOID} and {IGNORED} (void) are CamVid ids',
-                 f'write the annotations anew with {CONVERTER}')
+            fail(
+                f'holds the ids {values[:8].tolist()} ({counts.sum()} pixels), and only 0 to 10, '
+                f'{VOID} and {IGNORED} (void) are CamVid ids',
+                f'write the annotations anew with {CONVERTER}',
+            )
 
     def _read(self, path, decode=False):
         with fileio.get_local_path(path, backend_args=self.backend_args) as local_path:
@@ -169,5 +210,7 @@ class CamVidDataset(BaseSegDataset):
                 with Image.open(local_path) as image:
                     return image.mode, image.size, np.asarray(image) if decode else None
             except (Image.UnidentifiedImageError, OSError, SyntaxError) as error:
-                raise ValueError(f'CamVidDataset: {path} is no image that can be read ({error}); '
-                                 'fetch or convert it again') from error
+                raise ValueError(
+                    f'CamVidDataset: {path} is no image that can be read ({error}); '
+                    'fetch or convert it again'
+                ) from error

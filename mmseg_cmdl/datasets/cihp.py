@@ -1,4 +1,5 @@
 """CIHP: several people in an image, labelled with the parts of LIP."""
+
 from mmseg.datasets import LIPDataset
 from mmseg.registry import DATASETS
 
@@ -19,6 +20,8 @@ class CIHPDataset(LIPDataset):
     """
 
     METAINFO = dict(
-        classes=tuple('Torso-skin' if name == 'Jumpsuits' else name
-                      for name in LIPDataset.METAINFO['classes']),
-        palette=LIPDataset.METAINFO['palette'])
+        classes=tuple(
+            'Torso-skin' if name == 'Jumpsuits' else name for name in LIPDataset.METAINFO['classes']
+        ),
+        palette=LIPDataset.METAINFO['palette'],
+    )

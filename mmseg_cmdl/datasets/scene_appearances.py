@@ -1,4 +1,5 @@
 """How the classes of SyntheticScenesDataset look: colours and textures."""
+
 from typing import NamedTuple
 
 import cv2
@@ -31,26 +32,66 @@ class Appearance(NamedTuple):
 
 # Each colour serves at least three classes and most textures two: neither tells the class.
 APPEARANCES = {
-    'sky': (Appearance('blue', 'gradient'), Appearance('grey', 'clouds'),
-            Appearance('orange', 'gradient'), Appearance('black', 'speckle')),
-    'ground': (Appearance('green', 'leaves'), Appearance('white', 'clouds'),
-               Appearance('yellow', 'stripes'), Appearance('orange', 'speckle')),
-    'road': (Appearance('grey', 'speckle'), Appearance('black', 'clouds'),
-             Appearance('red', 'bricks'), Appearance('yellow', 'leaves')),
-    'building': (Appearance('red', 'bricks'), Appearance('blue', 'grid'),
-                 Appearance('white', 'windows'), Appearance('grey', 'windows')),
-    'tree': (Appearance('green', 'leaves', 'round'), Appearance('orange', 'leaves', 'round'),
-             Appearance('black', 'stripes', 'conifer'), Appearance('white', 'speckle', 'round')),
-    'car': (Appearance('red', 'plain', 'saloon'), Appearance('black', 'plain', 'saloon'),
-            Appearance('white', 'stripes', 'van'), Appearance('blue', 'grid', 'van')),
-    'sign': (Appearance('red', 'plain', 'disc'), Appearance('yellow', 'plain', 'diamond'),
-             Appearance('blue', 'stripes', 'square'), Appearance('green', 'plain', 'square')),
-    'person': (Appearance('red', 'stripes'), Appearance('black', 'plain'),
-               Appearance('yellow', 'plain'), Appearance('blue', 'leaves')),
+    'sky': (
+        Appearance('blue', 'gradient'),
+        Appearance('grey', 'clouds'),
+        Appearance('orange', 'gradient'),
+        Appearance('black', 'speckle'),
+    ),
+    'ground': (
+        Appearance('green', 'leaves'),
+        Appearance('white', 'clouds'),
+        Appearance('yellow', 'stripes'),
+        Appearance('orange', 'speckle'),
+    ),
+    'road': (
+        Appearance('grey', 'speckle'),
+        Appearance('black', 'clouds'),
+        Appearance('red', 'bricks'),
+        Appearance('yellow', 'leaves'),
+    ),
+    'building': (
+        Appearance('red', 'bricks'),
+        Appearance('blue', 'grid'),
+        Appearance('white', 'windows'),
+        Appearance('grey', 'windows'),
+    ),
+    'tree': (
+        Appearance('green', 'leaves', 'round'),
+        Appearance('orange', 'leaves', 'round'),
+        Appearance('black', 'stripes', 'conifer'),
+        Appearance('white', 'speckle', 'round'),
+    ),
+    'car': (
+        Appearance('red', 'plain', 'saloon'),
+        Appearance('black', 'plain', 'saloon'),
+        Appearance('white', 'stripes', 'van'),
+        Appearance('blue', 'grid', 'van'),
+    ),
+    'sign': (
+        Appearance('red', 'plain', 'disc'),
+        Appearance('yellow', 'plain', 'diamond'),
+        Appearance('blue', 'stripes', 'square'),
+        Appearance('green', 'plain', 'square'),
+    ),
+    'person': (
+        Appearance('red', 'stripes'),
+        Appearance('black', 'plain'),
+        Appearance('yellow', 'plain'),
+        Appearance('blue', 'leaves'),
+    ),
 }
 CLASSES = tuple(APPEARANCES)
-PALETTE = [[110, 165, 220], [150, 200, 120], [120, 90, 130], [190, 110, 90], [40, 120, 50],
-           [40, 40, 160], [230, 200, 40], [220, 40, 70]]
+PALETTE = [
+    [110, 165, 220],
+    [150, 200, 120],
+    [120, 90, 130],
+    [190, 110, 90],
+    [40, 120, 50],
+    [40, 40, 160],
+    [230, 200, 40],
+    [220, 40, 70],
+]
 
 
 def _noise_tiles(size=256):

@@ -4,6 +4,7 @@ A scene is painted from back to front: sky, ground, buildings, road, then
 trees, signs, cars and people by their distance. Each thing is drawn in one of
 the appearances of its class.
 """
+
 from typing import NamedTuple
 
 import cv2
@@ -85,24 +86,45 @@ def _draw_road(canvas, look, horizon):
     if rng.random() < 0.5:  # along the view
         top, bottom = rng.uniform(0.2, 0.8, 2) * width
         near, far = rng.uniform(0.25, 0.5) * width, rng.uniform(0.03, 0.12) * width
-        canvas.paint('road', look, [np.array([
-            (top - far, horizon), (top + far, horizon), (bottom + near, height),
-            (bottom - near, height)])])
+        canvas.paint(
+            'road',
+            look,
+            [
+                np.array(
+                    [
+                        (top - far, horizon),
+                        (top + far, horizon),
+                        (bottom + near, height),
+                        (bottom - near, height),
+                    ]
+                )
+            ],
+        )
         dashes = [(start, min(start + 0.12, 1)) for start in (0.1, 0.35, 0.65)]
         lines = []
         for start, end in dashes:
             near_y, far_y = (horizon + (height - horizon) * t for t in (end, start))
             near_x, far_x = (top + (bottom - top) * t for t in (end, start))
             wide = 0.03 * near
-            lines.append(np.array([(far_x - wide * start, far_y), (far_x + wide * start, far_y),
-                                   (near_x + wide * end, near_y), (near_x - wide * end, near_y)]))
+            lines.append(
+                np.array(
+                    [
+                        (far_x - wide * start, far_y),
+                        (far_x + wide * start, far_y),
+                        (near_x + wide * end, near_y),
+                        (near_x - wide * end, near_y),
+                    ]
+                )
+            )
     else:  # across it
         top = horizon + rng.uniform(0.1, 0.45) * (height - horizon)
         bottom = top + rng.uniform(0.3, 0.6) * (height - horizon)
         canvas.paint('road', look, [_box(0, top, width, bottom)])
         middle, length = (top + bottom) / 2, 12 * canvas.unit
-        lines = [_box(x, middle, x + length / 2, middle + canvas.unit)
-                 for x in np.arange(rng.uniform(-length, 0), width, length)]
+        lines = [
+            _box(x, middle, x + length / 2, middle + canvas.unit)
+            for x in np.arange(rng.uniform(-length, 0), width, length)
+        ]
     if rng.random() < 0.6:
         canvas.tint(lines, (225, 225, 215))
 
@@ -113,8 +135,15 @@ def _draw_building(canvas, look, horizon):
     wide, high = rng.uniform(16, 42) * unit, rng.uniform(12, 42) * unit
     shape = [_box(left, horizon - high, left + wide, horizon + unit)]
     if rng.random() < 0.4:
-        shape.append(np.array([(left, horizon - high), (left + wide, horizon - high),
-                               (left + wide / 2, horizon - high - wide / 3)]))
+        shape.append(
+            np.array(
+                [
+                    (left, horizon - high),
+                    (left + wide, horizon - high),
+                    (left + wide / 2, horizon - high - wide / 3),
+                ]
+            )
+        )
     canvas.paint('building', look, shape)
 
 
@@ -125,8 +154,10 @@ def _draw_tree(canvas, look, x, y, scale):
     if shape == 'conifer':
         crown = [np.array([(x - wide, y - high / 6), (x + wide, y - high / 6), (x, y - high)])]
     else:
-        crown = [_disc(x, y - high * 0.65, wide, high * 0.38),
-                 _disc(x - wide * 0.5, y - high * 0.5, wide * 0.7, high * 0.25)]
+        crown = [
+            _disc(x, y - high * 0.65, wide, high * 0.38),
+            _disc(x - wide * 0.5, y - high * 0.5, wide * 0.7, high * 0.25),
+        ]
     trunk = [_box(x - 1.5 * scale, y - high / 3, x + 1.5 * scale, y)]
     canvas.paint('tree', look, trunk + crown)
     canvas.tint([_box(x - 1.5 * scale, y - high / 5, x + 1.5 * scale, y)], (85, 60, 45))
@@ -143,12 +174,28 @@ def _draw_car(canvas, look, x, y, scale):
         windows = [_box(x + half * 0.55, base - body * 0.85, x + half * 0.9, base - body * 0.5)]
     else:
         roof = base - body - half * 0.35
-        shape = [_box(x - half, base - body, x + half, base),
-                 np.array([(x - half * 0.7, base - body), (x - half * 0.4, roof),
-                           (x + half * 0.35, roof), (x + half * 0.65, base - body)])]
+        shape = [
+            _box(x - half, base - body, x + half, base),
+            np.array(
+                [
+                    (x - half * 0.7, base - body),
+                    (x - half * 0.4, roof),
+                    (x + half * 0.35, roof),
+                    (x + half * 0.65, base - body),
+                ]
+            ),
+        ]
         glass = roof + half * 0.08
-        windows = [np.array([(x - half * 0.5, base - body), (x - half * 0.33, glass),
-                             (x + half * 0.28, glass), (x + half * 0.48, base - body)])]
+        windows = [
+            np.array(
+                [
+                    (x - half * 0.5, base - body),
+                    (x - half * 0.33, glass),
+                    (x + half * 0.28, glass),
+                    (x + half * 0.48, base - body),
+                ]
+            )
+        ]
     wheels = [_disc(x + side * half * 0.6, y - wheel, wheel, corners=10) for side in (-1, 1)]
     canvas.paint('car', look, shape + wheels)
     canvas.tint(windows, (60, 70, 85))
@@ -159,9 +206,11 @@ def _draw_sign(canvas, look, x, y, scale):
     high, radius = canvas.rng.uniform(22, 32) * scale, canvas.rng.uniform(7, 10) * scale
     pole = _box(x - 0.8 * scale, y - high, x + 0.8 * scale, y)
     shape = APPEARANCES['sign'][look].shape
-    face = {'disc': _disc(x, y - high, radius),
-            'diamond': _disc(x, y - high, radius * 1.35, corners=4),
-            'square': _box(x - radius, y - high - radius, x + radius, y - high + radius)}[shape]
+    face = {
+        'disc': _disc(x, y - high, radius),
+        'diamond': _disc(x, y - high, radius * 1.35, corners=4),
+        'square': _box(x - radius, y - high - radius, x + radius, y - high + radius),
+    }[shape]
     canvas.paint('sign', look, [pole, face])
     canvas.tint([_box(x - 0.8 * scale, y - high + radius, x + 0.8 * scale, y)], (130, 130, 135))
     if shape == 'disc':
@@ -171,8 +220,10 @@ def _draw_sign(canvas, look, x, y, scale):
 def _draw_person(canvas, look, x, y, scale):
     high = canvas.rng.uniform(24, 32) * scale
     wide, head = high * 0.2, high * 0.11
-    legs = [_box(x - wide * 0.8, y - high * 0.45, x - wide * 0.1, y),
-            _box(x + wide * 0.1, y - high * 0.45, x + wide * 0.8, y)]
+    legs = [
+        _box(x - wide * 0.8, y - high * 0.45, x - wide * 0.1, y),
+        _box(x + wide * 0.1, y - high * 0.45, x + wide * 0.8, y),
+    ]
     torso = _box(x - wide, y - high * 0.82, x + wide, y - high * 0.4)
     face = [_disc(x, y - high + head, head, corners=10)]
     canvas.paint('person', look, [*legs, torso, *face])
@@ -181,8 +232,12 @@ def _draw_person(canvas, look, x, y, scale):
 
 
 # drawer and how many there are of it, at least and at most
-_THINGS = {'tree': (_draw_tree, 1, 3), 'car': (_draw_car, 1, 3), 'sign': (_draw_sign, 1, 2),
-           'person': (_draw_person, 1, 4)}
+_THINGS = {
+    'tree': (_draw_tree, 1, 3),
+    'car': (_draw_car, 1, 3),
+    'sign': (_draw_sign, 1, 2),
+    'person': (_draw_person, 1, 4),
+}
 
 
 def render_scene(rng, size=(128, 128), border=0) -> Scene:

@@ -1,4 +1,5 @@
 """Street scenes made on the fly, for demos and tests: no files, no download."""
+
 import re
 from functools import lru_cache
 
@@ -15,9 +16,11 @@ from .scene_renderer import Scene, render_scene
 
 SCHEME = 'synthetic-scenes'
 SPLITS = ('train', 'val', 'test')
-_PATH = re.compile(rf'{SCHEME}://(?P<split>{"|".join(SPLITS)})/(?P<height>\d+)x(?P<width>\d+)'
-                   r'-seed(?P<seed>\d+)-border(?P<border>\d+)/'
-                   r'(?P<kind>image|label|appearance)/(?P<index>\d+)\.png')
+_PATH = re.compile(
+    rf'{SCHEME}://(?P<split>{"|".join(SPLITS)})/(?P<height>\d+)x(?P<width>\d+)'
+    r'-seed(?P<seed>\d+)-border(?P<border>\d+)/'
+    r'(?P<kind>image|label|appearance)/(?P<index>\d+)\.png'
+)
 
 
 @lru_cache(maxsize=4)  # an image and its maps are asked for one after the other
@@ -30,8 +33,10 @@ def _read(path):
     """Scene of a path, and which of its planes the path means."""
     match = _PATH.fullmatch(str(path))
     if match is None:
-        raise FileNotFoundError(f'{path} is no path of a synthetic scene; one looks like '
-                                f'{SCHEME}://val/128x128-seed0-border1/image/000012.png')
+        raise FileNotFoundError(
+            f'{path} is no path of a synthetic scene; one looks like '
+            f'{SCHEME}://val/128x128-seed0-border1/image/000012.png'
+        )
     numbers = [int(match[key]) for key in ('height', 'width', 'seed', 'border', 'index')]
     return _scene(match['split'], *numbers), match['kind']
 
@@ -107,29 +112,36 @@ class SyntheticScenesDataset(BaseSegDataset):
     #: looks of each class, in the order of the ``appearance`` map
     APPEARANCES = {name: tuple(look.name for look in looks) for name, looks in APPEARANCES.items()}
 
-    def __init__(self,
-                 length: int = 256,
-                 size: tuple = (128, 128),
-                 split: str = 'train',
-                 seed: int = 0,
-                 border: int = 1,
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        length: int = 256,
+        size: tuple = (128, 128),
+        split: str = 'train',
+        seed: int = 0,
+        border: int = 1,
+        **kwargs,
+    ) -> None:
         height, width = (size, size) if isinstance(size, int) else size
         if length < 1:
             raise ValueError(f'SyntheticScenesDataset: length must be at least 1, got {length}')
         if min(height, width) < 32:
-            raise ValueError('SyntheticScenesDataset: size must be at least 32 each way, '
-                             f'got {size}')
+            raise ValueError(
+                f'SyntheticScenesDataset: size must be at least 32 each way, got {size}'
+            )
         if split not in SPLITS:
-            raise ValueError(f'SyntheticScenesDataset: split must be one of {SPLITS}, '
-                             f'got {split!r}')
+            raise ValueError(
+                f'SyntheticScenesDataset: split must be one of {SPLITS}, got {split!r}'
+            )
         if seed < 0 or border < 0:
-            raise ValueError('SyntheticScenesDataset: seed and border must not be negative, got '
-                             f'{seed} and {border}')
+            raise ValueError(
+                'SyntheticScenesDataset: seed and border must not be negative, got '
+                f'{seed} and {border}'
+            )
         for key in ('ann_file', 'data_root', 'data_prefix'):
             if kwargs.get(key):
-                raise ValueError(f'SyntheticScenesDataset reads no files; remove {key}='
-                                 f'{kwargs[key]!r}')
+                raise ValueError(
+                    f'SyntheticScenesDataset reads no files; remove {key}={kwargs[key]!r}'
+                )
         self.length = length
         self.folder = f'{SCHEME}://{split}/{height}x{width}-seed{seed}-border{border}'
         super().__init__(**kwargs)
@@ -141,12 +153,17 @@ class SyntheticScenesDataset(BaseSegDataset):
             list[dict]: As :class:`mmseg.datasets.BaseSegDataset` has it, and
             ``appearance_path``.
         """
-        return [dict(img_path=f'{self.folder}/image/{index:06d}.png',
-                     seg_map_path=f'{self.folder}/label/{index:06d}.png',
-                     appearance_path=f'{self.folder}/appearance/{index:06d}.png',
-                     label_map=self.label_map,
-                     reduce_zero_label=self.reduce_zero_label,
-                     seg_fields=[]) for index in range(self.length)]
+        return [
+            dict(
+                img_path=f'{self.folder}/image/{index:06d}.png',
+                seg_map_path=f'{self.folder}/label/{index:06d}.png',
+                appearance_path=f'{self.folder}/appearance/{index:06d}.png',
+                label_map=self.label_map,
+                reduce_zero_label=self.reduce_zero_label,
+                seg_fields=[],
+            )
+            for index in range(self.length)
+        ]
 
     def render(self, index: int) -> Scene:
         """One scene before any pipeline, for figures.
@@ -186,8 +203,10 @@ class LoadSceneAppearance(BaseTransform):
             KeyError: The dataset has no appearances.
         """
         if 'appearance_path' not in results:
-            raise KeyError('LoadSceneAppearance works on SyntheticScenesDataset alone; '
-                           f'{results.get("img_path")} has no appearance_path')
+            raise KeyError(
+                'LoadSceneAppearance works on SyntheticScenesDataset alone; '
+                f'{results.get("img_path")} has no appearance_path'
+            )
         data = np.frombuffer(fileio.get(results['appearance_path']), np.uint8)
         results['gt_appearance'] = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
         results['seg_fields'].append('gt_appearance')

@@ -21,9 +21,7 @@ ALLOWED_NODES = frozenset(_NODE_TYPES.split())
 
 # Three sizes, none like the example's, one of them no multiple of any stride; two batch sizes.
 CHECKED_SHAPES = tuple(
-    (batch, height, width)
-    for batch in (1, 3)
-    for height, width in ((64, 64), (97, 65), (80, 128))
+    (batch, height, width) for batch in (1, 3) for height, width in ((64, 64), (97, 65), (80, 128))
 )
 EXAMPLE_SHAPE = (2, 64, 96)
 SMALLEST_SIDE = 32
@@ -62,8 +60,12 @@ def export_program(
         ) from error
 
 
-def to_onnx(program: 'torch.export.ExportedProgram', path: str, opset: int = 18,
-            metadata: Dict[str, str] = {}) -> None:
+def to_onnx(
+    program: 'torch.export.ExportedProgram',
+    path: str,
+    opset: int = 18,
+    metadata: Dict[str, str] = {},
+) -> None:
     """Write an exported program as ONNX: input `images`, output `output`, dynamic as recorded.
 
     Args:

@@ -3,6 +3,7 @@
 What class-aware regularization is for (CAR, section 3.2 and 3.3; its figure 4 draws the similarity
 of class centres).
 """
+
 from typing import Dict, Iterable, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from ..utils import labels_at_feature_size
 
 class Compactness(NamedTuple):
     """All numbers are over present classes; the last three don't depend on the features' scale."""
+
     pixels: int
     classes: int
     intra_variance: float  # mean of (x - mu[y])^2 over pixels and channels
@@ -44,8 +46,9 @@ class ClassCompactness:
         """
         K, C = self.num_classes, features.shape[1]
         if self.sums is None:
-            self.counts, self.squares = (features.new_zeros(K + 1, dtype=torch.float64)
-                                         for _ in range(2))
+            self.counts, self.squares = (
+                features.new_zeros(K + 1, dtype=torch.float64) for _ in range(2)
+            )
             self.sums = features.new_zeros(K + 1, C, dtype=torch.float64)
         labels = labels_at_feature_size(labels, features.shape[2:]).flatten().long()
         labelled = (labels != self.ignore_index) & (labels >= 0) & (labels < K)
@@ -78,9 +81,13 @@ class ClassCompactness:
         cosines = directions @ directions.t()
         others = ~torch.eye(len(centers), dtype=torch.bool, device=cosines.device)
         return Compactness(
-            int(total), len(centers), float(within / (total * channels)),
-            float(within / around_mean), float(cosines[others].mean()),
-            float(cosines[others].max()))
+            int(total),
+            len(centers),
+            float(within / (total * channels)),
+            float(within / around_mean),
+            float(cosines[others].mean()),
+            float(cosines[others].max()),
+        )
 
 
 @torch.no_grad()
@@ -99,10 +106,12 @@ def measure_compactness(model: nn.Module, batches: Iterable[Dict[str, list]]) ->
     head = model.decode_head
     head = head[-1] if isinstance(head, nn.ModuleList) else head
     meter = ClassCompactness(
-        head.num_classes, -1 if head.ignore_index is None else head.ignore_index)
+        head.num_classes, -1 if head.ignore_index is None else head.ignore_index
+    )
     entered = []
     handle = head.conv_seg.register_forward_pre_hook(
-        lambda module, inputs: entered.append(inputs[0]))
+        lambda module, inputs: entered.append(inputs[0])
+    )
     model.eval()
     try:
         for batch in batches:

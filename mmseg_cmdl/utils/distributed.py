@@ -3,6 +3,7 @@
 Every sum over pixels of a class runs over the pixels of all ranks, so that one
 global batch gives the same bank and the same gradients on any number of GPUs.
 """
+
 import mmengine.dist as dist
 import torch
 from torch import Tensor
@@ -19,7 +20,6 @@ def all_reduce_sum_(tensor: Tensor) -> Tensor:
 
 
 class _GlobalSum(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, share):
         return all_reduce_sum_(share.clone())

@@ -1,12 +1,12 @@
 """Labels at the size of a feature map."""
+
 from typing import Tuple
 
 import torch
 from torch import Tensor
 
 
-def labels_at_feature_size(labels: Tensor, size: Tuple[int, int],
-                           mode: str = 'nearest') -> Tensor:
+def labels_at_feature_size(labels: Tensor, size: Tuple[int, int], mode: str = 'nearest') -> Tensor:
     """Nearest labels at feature size: row and column indices are rounded down after scaling.
 
     The index arithmetic is in integers. Float scale factors, as in `F.interpolate`, can land on
@@ -26,5 +26,6 @@ def labels_at_feature_size(labels: Tensor, size: Tuple[int, int],
     scale, shift = (1, 0) if mode == 'nearest' else (2, 1)
     rows, cols = (
         (scale * torch.arange(n, device=labels.device) + shift) * full // (scale * n)
-        for n, full in zip(size, labels.shape[-2:]))
+        for n, full in zip(size, labels.shape[-2:])
+    )
     return labels[:, rows[:, None], cols]

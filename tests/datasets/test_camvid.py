@@ -1,4 +1,5 @@
 """CamVidDataset on files written here, and on the real 480x360 CamVid where it is."""
+
 import numpy as np
 import pytest
 from mmengine.config import Config
@@ -9,8 +10,19 @@ from PIL import Image
 from mmseg_cmdl.datasets import CamVidDataset
 from tests.conftest import ROOT
 
-NAMES = ['Sky', 'Building', 'Pole', 'Road', 'Pavement', 'Tree', 'SignSymbol', 'Fence', 'Car',
-         'Pedestrian', 'Bicyclist']
+NAMES = [
+    'Sky',
+    'Building',
+    'Pole',
+    'Road',
+    'Pavement',
+    'Tree',
+    'SignSymbol',
+    'Fence',
+    'Car',
+    'Pedestrian',
+    'Bicyclist',
+]
 LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
 DATASETS = ROOT / 'configs' / '_base_' / 'datasets'
 
@@ -38,8 +50,11 @@ def write(root, name, label, image_suffix='.png', size=None):
 
 
 def build(root, split='train', **kwargs):
-    return CamVidDataset(data_root=str(root), data_prefix=dict(
-        img_path=f'images/{split}', seg_map_path=f'annotations/{split}'), **kwargs)
+    return CamVidDataset(
+        data_root=str(root),
+        data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'),
+        **kwargs,
+    )
 
 
 def test_classes_and_palette():
@@ -111,13 +126,16 @@ def test_mixed_suffixes_need_a_choice(tmp_path, all_ids):
     assert len(build(tmp_path, img_suffix='.jpg')) == 1
 
 
-@pytest.mark.parametrize(('values', 'words'), [
-    ([12], [r'\[12\]', '1 pixels']),
-    ([31, 12, 31], [r'\[12, 31\]', '3 pixels']),
-])
+@pytest.mark.parametrize(
+    ('values', 'words'),
+    [
+        ([12], [r'\[12\]', '1 pixels']),
+        ([31, 12, 31], [r'\[12, 31\]', '3 pixels']),
+    ],
+)
 def test_unknown_ids_are_named(tmp_path, all_ids, values, words):
     write(tmp_path, 'fine', all_ids)
-    all_ids.ravel()[:len(values)] = values
+    all_ids.ravel()[: len(values)] = values
     write(tmp_path, 'wrong', all_ids)
     with pytest.raises(ValueError, match=r'wrong\.png') as caught:
         build(tmp_path)
@@ -185,8 +203,9 @@ def test_empty_and_absent_split(tmp_path, all_ids):
 
 def test_images_alone_for_prediction(tmp_path, all_ids):
     write(tmp_path, 'a', all_ids)
-    dataset = CamVidDataset(data_root=str(tmp_path), data_prefix=dict(img_path='images/train'),
-                            pipeline=LOAD[:1])
+    dataset = CamVidDataset(
+        data_root=str(tmp_path), data_prefix=dict(img_path='images/train'), pipeline=LOAD[:1]
+    )
     assert dataset[0]['img'].shape == (6, 8, 3)
 
 
@@ -195,15 +214,66 @@ def test_reduce_zero_label_is_refused(tmp_path):
         build(tmp_path, reduce_zero_label=True)
 
 
-@pytest.mark.parametrize(('split', 'frames', 'shares'), [
-    # shares of ids 0 to 10 and void, counted from the PNG files
-    ('train', 367, [.1685, .2326, .0098, .3166, .0449, .0972, .0117, .0113, .0587, .0064, .0029,
-                    .0395]),
-    ('val', 101, [.0918, .2596, .0056, .2895, .0872, .1634, .0089, .0308, .0175, .0065, .0222,
-                  .0170]),
-    ('test', 233, [.1707, .2461, .0118, .2581, .0927, .1125, .0101, .0118, .0397, .0063, .0019,
-                   .0383]),
-])
+@pytest.mark.parametrize(
+    ('split', 'frames', 'shares'),
+    [
+        # shares of ids 0 to 10 and void, counted from the PNG files
+        (
+            'train',
+            367,
+            [
+                0.1685,
+                0.2326,
+                0.0098,
+                0.3166,
+                0.0449,
+                0.0972,
+                0.0117,
+                0.0113,
+                0.0587,
+                0.0064,
+                0.0029,
+                0.0395,
+            ],
+        ),
+        (
+            'val',
+            101,
+            [
+                0.0918,
+                0.2596,
+                0.0056,
+                0.2895,
+                0.0872,
+                0.1634,
+                0.0089,
+                0.0308,
+                0.0175,
+                0.0065,
+                0.0222,
+                0.0170,
+            ],
+        ),
+        (
+            'test',
+            233,
+            [
+                0.1707,
+                0.2461,
+                0.0118,
+                0.2581,
+                0.0927,
+                0.1125,
+                0.0101,
+                0.0118,
+                0.0397,
+                0.0063,
+                0.0019,
+                0.0383,
+            ],
+        ),
+    ],
+)
 def test_real_camvid(camvid_root, split, frames, shares):
     dataset = build(camvid_root, split, pipeline=LOAD[1:])
     assert len(dataset) == frames
@@ -215,12 +285,15 @@ def test_real_camvid(camvid_root, split, frames, shares):
     assert counts[11:255].sum() == 0
 
 
-@pytest.mark.parametrize(('name', 'crop', 'scale'), [
-    ('camvid', (720, 960), (720, 960)),
-    ('camvid_480x360', (360, 480), (360, 480)),
-    ('camvid_240x320', (240, 320), (360, 480)),
-    ('camvid_180x240', (180, 240), (360, 480)),
-])
+@pytest.mark.parametrize(
+    ('name', 'crop', 'scale'),
+    [
+        ('camvid', (720, 960), (720, 960)),
+        ('camvid_480x360', (360, 480), (360, 480)),
+        ('camvid_240x320', (240, 320), (360, 480)),
+        ('camvid_180x240', (180, 240), (360, 480)),
+    ],
+)
 def test_base_config(name, crop, scale, camvid_root):
     cfg = Config.fromfile(DATASETS / f'{name}.py')
     for split, frames in dict(train=367, val=101, test=233).items():

@@ -1,4 +1,5 @@
 """SyntheticScenesDataset: what it draws, and every door of MMSegmentation it must go through."""
+
 import hashlib
 import itertools
 import subprocess
@@ -19,8 +20,11 @@ from mmseg_cmdl.datasets import SyntheticScenesDataset, synthetic_scenes
 from tests.conftest import ROOT
 
 CLASSES = ('sky', 'ground', 'road', 'building', 'tree', 'car', 'sign', 'person')
-LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),
-        dict(type='LoadSceneAppearance')]
+LOAD = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='LoadSceneAppearance'),
+]
 CONFIG = ROOT / 'configs' / '_base_' / 'datasets' / 'synthetic_scenes.py'
 SCENES = 150
 
@@ -93,8 +97,9 @@ def mean_colors(scenes):
     images = np.stack([scene.image for scene in scenes]).astype(np.float64)
     labels = np.stack([scene.label for scene in scenes])
     appearances = np.stack([scene.appearance for scene in scenes])
-    return np.stack([[images[(labels == c) & (appearances == a)].mean(0) for a in range(4)]
-                     for c in range(8)])
+    return np.stack(
+        [[images[(labels == c) & (appearances == a)].mean(0) for a in range(4)] for c in range(8)]
+    )
 
 
 def test_looks_differ_more_within_a_class_than_between_classes(scenes):
@@ -133,8 +138,9 @@ def test_one_feature_per_class_fits_worse_than_one_per_look(seed):
 
     feature, label, look = known(np.s_[:150])
     per_class = np.stack([feature[label == c].mean(0) for c in range(8)])
-    per_look = np.stack([[feature[(label == c) & (look == a)].mean(0) for a in range(4)]
-                         for c in range(8)])
+    per_look = np.stack(
+        [[feature[(label == c) & (look == a)].mean(0) for a in range(4)] for c in range(8)]
+    )
     feature, label, look = known(np.s_[150:])
 
     def recall(centers, owner):
@@ -167,18 +173,26 @@ def test_depends_on_seed_split_and_index_alone():
     dataset = SyntheticScenesDataset(length=4)
     backwards = [dataset.render(index) for index in (3, 2, 1, 0)]
     assert fingerprint(backwards[::-1]) == first
-    others = [scenes(seed=1), scenes(split='val'), scenes(split='test'), scenes(border=0),
-              scenes(size=(128, 96))]
+    others = [
+        scenes(seed=1),
+        scenes(split='val'),
+        scenes(split='test'),
+        scenes(border=0),
+        scenes(size=(128, 96)),
+    ]
     assert len({first, *others}) == 6
 
 
 def test_another_process_draws_the_same(tmp_path):
-    code = ('import hashlib; from mmseg_cmdl.datasets import SyntheticScenesDataset\n'
-            'dataset = SyntheticScenesDataset(length=3, seed=5)\n'
-            'planes = [plane for index in range(3) for plane in dataset.render(index)]\n'
-            'print(hashlib.sha256(b"".join(p.tobytes() for p in planes)).hexdigest())')
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120,
-                          cwd=tmp_path)
+    code = (
+        'import hashlib; from mmseg_cmdl.datasets import SyntheticScenesDataset\n'
+        'dataset = SyntheticScenesDataset(length=3, seed=5)\n'
+        'planes = [plane for index in range(3) for plane in dataset.render(index)]\n'
+        'print(hashlib.sha256(b"".join(p.tobytes() for p in planes)).hexdigest())'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     dataset = SyntheticScenesDataset(length=3, seed=5)
     assert done.stdout.strip() == fingerprint([dataset.render(index) for index in range(3)])
@@ -186,10 +200,12 @@ def test_another_process_draws_the_same(tmp_path):
 
 @pytest.mark.parametrize('method', ['fork', 'spawn'])
 def test_loader_workers_draw_the_same(method):
-    dataset = SyntheticScenesDataset(length=6, size=(48, 64),
-                                     pipeline=[*LOAD, dict(type='PackSegInputs')])
-    loader = torch.utils.data.DataLoader(dataset, batch_size=1, num_workers=2, collate_fn=list,
-                                         multiprocessing_context=method)
+    dataset = SyntheticScenesDataset(
+        length=6, size=(48, 64), pipeline=[*LOAD, dict(type='PackSegInputs')]
+    )
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=1, num_workers=2, collate_fn=list, multiprocessing_context=method
+    )
     for index, (sample,) in enumerate(loader):
         scene = dataset.render(index)
         assert (sample['inputs'].numpy() == scene.image.transpose(2, 0, 1)[::-1]).all()
@@ -207,22 +223,24 @@ def test_train_and_val_share_no_scene():
 
 
 def test_ignored_border():
-    plain, thin, wide = (SyntheticScenesDataset(border=border, size=(48, 64)).render(3)
-                         for border in (0, 1, 3))
+    plain, thin, wide = (
+        SyntheticScenesDataset(border=border, size=(48, 64)).render(3) for border in (0, 1, 3)
+    )
     assert (plain.label < 8).all()
     assert (plain.image == thin.image).all()
     label = plain.label.tolist()
     expected = np.zeros((48, 64), bool)
     for y in range(48):
         for x in range(64):
-            expected[y, x] = ((x + 1 < 64 and label[y][x] != label[y][x + 1])
-                              or (y + 1 < 48 and label[y][x] != label[y + 1][x]))
+            expected[y, x] = (x + 1 < 64 and label[y][x] != label[y][x + 1]) or (
+                y + 1 < 48 and label[y][x] != label[y + 1][x]
+            )
     assert expected.any()
     assert ((thin.label == 255) == expected).all()
     assert (thin.label[~expected] == plain.label[~expected]).all()
     grown = np.zeros_like(expected)
     for y, x in np.argwhere(expected):
-        grown[max(y - 1, 0):y + 2, max(x - 1, 0):x + 2] = True
+        grown[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = True
     assert ((wide.label == 255) == grown).all()
 
 
@@ -233,13 +251,16 @@ def test_scenes_of_any_size():
         assert len(np.unique(scene.label)) > 6
 
 
-@pytest.mark.parametrize(('arguments', 'words'), [
-    (dict(length=0), 'length must be at least 1, got 0'),
-    (dict(size=(31, 64)), r'at least 32 each way, got \(31, 64\)'),
-    (dict(split='training'), r"one of \('train', 'val', 'test'\), got 'training'"),
-    (dict(seed=-1), 'must not be negative, got -1 and 1'),
-    (dict(data_root='data/'), "reads no files; remove data_root='data/'"),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (dict(length=0), 'length must be at least 1, got 0'),
+        (dict(size=(31, 64)), r'at least 32 each way, got \(31, 64\)'),
+        (dict(split='training'), r"one of \('train', 'val', 'test'\), got 'training'"),
+        (dict(seed=-1), 'must not be negative, got -1 and 1'),
+        (dict(data_root='data/'), "reads no files; remove data_root='data/'"),
+    ],
+)
 def test_wrong_arguments(arguments, words):
     with pytest.raises(ValueError, match=words):
         SyntheticScenesDataset(**arguments)
@@ -267,11 +288,17 @@ def test_what_render_returns_can_be_drawn_on():
 
 
 def test_appearance_follows_crop_flip_and_resize():
-    dataset = SyntheticScenesDataset(length=8, border=0, pipeline=[
-        *LOAD,
-        dict(type='RandomResize', scale=(128, 128), ratio_range=(0.75, 1.5), keep_ratio=True),
-        dict(type='RandomCrop', crop_size=(64, 80)), dict(type='RandomFlip', prob=0.5),
-        dict(type='PhotoMetricDistortion')])
+    dataset = SyntheticScenesDataset(
+        length=8,
+        border=0,
+        pipeline=[
+            *LOAD,
+            dict(type='RandomResize', scale=(128, 128), ratio_range=(0.75, 1.5), keep_ratio=True),
+            dict(type='RandomCrop', crop_size=(64, 80)),
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='PhotoMetricDistortion'),
+        ],
+    )
     flips = 0
     for index, sample in enumerate(dataset):
         assert sample['img'].shape == (64, 80, 3)
@@ -312,29 +339,64 @@ def test_trains_scores_draws_and_infers(tmp_path, one_thread):
     """The base config through Runner: IoUMetric, drawn results, TTA; and MMSegInferencer."""
     cfg = Config.fromfile(CONFIG)
     norm = dict(type='BN')
-    cfg.merge_from_dict(dict(
-        default_scope='mmseg', work_dir=str(tmp_path), log_level='ERROR',
-        model=dict(
-            type='EncoderDecoder',
-            data_preprocessor=dict(
-                type='SegDataPreProcessor', mean=[110.0] * 3, std=[60.0] * 3, bgr_to_rgb=True,
-                pad_val=0, seg_pad_val=255, size=(64, 64)),
-            backbone=dict(
-                type='ResNetV1c', depth=18, stem_channels=8, base_channels=8, num_stages=2,
-                strides=(1, 2), dilations=(1, 1), out_indices=(1,), norm_cfg=norm),
-            decode_head=dict(
-                type='FCNHead', in_channels=16, in_index=0, channels=16, num_convs=1,
-                concat_input=False, num_classes=8, norm_cfg=norm, dropout_ratio=0.,
-                align_corners=False, loss_decode=dict(type='CrossEntropyLoss')),
-            train_cfg=dict(), test_cfg=dict(mode='whole')),
-        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
-        train_cfg=dict(type='IterBasedTrainLoop', max_iters=80, val_interval=80),
-        val_cfg=dict(type='ValLoop'), test_cfg=dict(type='TestLoop'),
-        visualizer=dict(type='SegLocalVisualizer', name=tmp_path.name,
-                        vis_backends=[dict(type='LocalVisBackend')]),
-        default_hooks=dict(
-            visualization=dict(type='SegVisualizationHook', draw=True, interval=5),
-            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=80))))
+    cfg.merge_from_dict(
+        dict(
+            default_scope='mmseg',
+            work_dir=str(tmp_path),
+            log_level='ERROR',
+            model=dict(
+                type='EncoderDecoder',
+                data_preprocessor=dict(
+                    type='SegDataPreProcessor',
+                    mean=[110.0] * 3,
+                    std=[60.0] * 3,
+                    bgr_to_rgb=True,
+                    pad_val=0,
+                    seg_pad_val=255,
+                    size=(64, 64),
+                ),
+                backbone=dict(
+                    type='ResNetV1c',
+                    depth=18,
+                    stem_channels=8,
+                    base_channels=8,
+                    num_stages=2,
+                    strides=(1, 2),
+                    dilations=(1, 1),
+                    out_indices=(1,),
+                    norm_cfg=norm,
+                ),
+                decode_head=dict(
+                    type='FCNHead',
+                    in_channels=16,
+                    in_index=0,
+                    channels=16,
+                    num_convs=1,
+                    concat_input=False,
+                    num_classes=8,
+                    norm_cfg=norm,
+                    dropout_ratio=0.0,
+                    align_corners=False,
+                    loss_decode=dict(type='CrossEntropyLoss'),
+                ),
+                train_cfg=dict(),
+                test_cfg=dict(mode='whole'),
+            ),
+            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
+            train_cfg=dict(type='IterBasedTrainLoop', max_iters=80, val_interval=80),
+            val_cfg=dict(type='ValLoop'),
+            test_cfg=dict(type='TestLoop'),
+            visualizer=dict(
+                type='SegLocalVisualizer',
+                name=tmp_path.name,
+                vis_backends=[dict(type='LocalVisBackend')],
+            ),
+            default_hooks=dict(
+                visualization=dict(type='SegVisualizationHook', draw=True, interval=5),
+                checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=80),
+            ),
+        )
+    )
     # small enough for a busy machine; the loaders with workers have a test of their own
     for split in ('train', 'val'):
         cfg[f'{split}_dataloader'].merge(dict(num_workers=0, persistent_workers=False))
@@ -348,23 +410,36 @@ def test_trains_scores_draws_and_infers(tmp_path, one_thread):
     runner = Runner.from_cfg(cfg)
     runner.train()
     scores = runner.test()
-    shares = sum(np.bincount(runner.val_dataloader.dataset.render(index).label.ravel(),
-                             minlength=256)[:8] for index in range(10))
+    shares = sum(
+        np.bincount(runner.val_dataloader.dataset.render(index).label.ravel(), minlength=256)[:8]
+        for index in range(10)
+    )
     assert scores['aAcc'] > 100 * shares.max() / shares.sum() + 5
     drawn = {path.name for path in tmp_path.rglob('*.png')}
-    assert drawn == {f'{mode}_{index}.png_{step}.png' for mode, index, step in [
-        ('val', '000004', 80), ('val', '000009', 80), ('test', '000004', 80),
-        ('test', '000009', 80)]}
+    assert drawn == {
+        f'{mode}_{index}.png_{step}.png'
+        for mode, index, step in [
+            ('val', '000004', 80),
+            ('val', '000009', 80),
+            ('test', '000004', 80),
+            ('test', '000009', 80),
+        ]
+    }
 
     dataset = runner.val_dataloader.dataset
     runner.model.eval()
     sample = dataset[4]
     with torch.no_grad():
-        expected = runner.model.test_step(dict(
-            inputs=[sample['inputs']], data_samples=[sample['data_samples']]))[0]
+        expected = runner.model.test_step(
+            dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
+        )[0]
     inferencer = MMSegInferencer(
-        model=cfg.copy(), weights=str(tmp_path / 'iter_80.pth'), device='cpu',
-        classes=list(CLASSES), palette=dataset.metainfo['palette'])
+        model=cfg.copy(),
+        weights=str(tmp_path / 'iter_80.pth'),
+        device='cpu',
+        classes=list(CLASSES),
+        palette=dataset.metainfo['palette'],
+    )
     mask = inferencer(dataset.get_data_info(4)['img_path'])['predictions']
     assert (mask == expected.pred_sem_seg.data[0].numpy()).all()
 
@@ -372,8 +447,9 @@ def test_trains_scores_draws_and_infers(tmp_path, one_thread):
     assert len(averaged['inputs']) == 2 * 6  # flipped or not, at six scales
     model = MODELS.build(dict(type='SegTTAModel', module=runner.model))
     with torch.no_grad():
-        result = model.test_step({key: [[item] for item in items]
-                                  for key, items in averaged.items()})[0]
+        result = model.test_step(
+            {key: [[item] for item in items] for key, items in averaged.items()}
+        )[0]
     assert (result.gt_sem_seg.data == expected.gt_sem_seg.data).all()
     agreement = (result.pred_sem_seg.data == expected.pred_sem_seg.data).float().mean()
     assert 0.5 < agreement < 1

@@ -170,9 +170,7 @@ def test_output_and_normalization(output, tool, tmp_path, onnx):
 
 def test_aligned_corners_and_group_norm(tool, tmp_path, onnx):
     """MMSegmentation's resize looks at sizes where corners are aligned, only to warn."""
-    config, checkpoint = job(
-        tmp_path, 'mdrl_psp', norm='GN', head_options=dict(align_corners=True)
-    )
+    config, checkpoint = job(tmp_path, 'mdrl_psp', norm='GN', head_options=dict(align_corners=True))
     tool.main([config, checkpoint, str(tmp_path / 'model.onnx')])
 
 

@@ -3,6 +3,7 @@
 Of four blocks of pixels the second is all ignored, class 2 is in the third only, class 4 is nowhere
 and class 5 is a single pixel of the last; a rank may have no pixel at all.
 """
+
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -26,8 +27,11 @@ SPLITS = {
 }
 LOSSES = {
     f'{name}_{formulation}': (cls, formulation)
-    for name, cls in dict(intra=IntraClassCenterToPixelLoss, c2c=InterClassCenterToCenterLoss,
-                          c2p=InterClassCenterToPixelLoss).items()
+    for name, cls in dict(
+        intra=IntraClassCenterToPixelLoss,
+        c2c=InterClassCenterToCenterLoss,
+        c2p=InterClassCenterToPixelLoss,
+    ).items()
     for formulation in ('paper', 'released')
 }
 
@@ -41,7 +45,7 @@ def blocks():
         labels = torch.full((size,), 255)
         if classes:
             labels = torch.tensor(classes)[torch.randint(len(classes), (size,), generator=g)]
-            labels[torch.rand(size, generator=g) < .1] = 255
+            labels[torch.rand(size, generator=g) < 0.1] = 255
         noise = torch.randn(size, 7, generator=g, dtype=torch.float64)
         out.append((around[labels.clamp(max=K - 1)] + noise, labels))
     out[3][1][20] = 5
@@ -61,9 +65,10 @@ def centers_and_losses(rank, world, split):
     features.requires_grad_()
     with logged_collectives() as log:
         centers, counts = class_centers(features, labels, K)
-    weights = torch.randn(centers.shape, generator=torch.Generator().manual_seed(1),
-                          dtype=torch.float64)
-    grad, = torch.autograd.grad((centers * weights).sum(), features)
+    weights = torch.randn(
+        centers.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
+    (grad,) = torch.autograd.grad((centers * weights).sum(), features)
     out = dict(centers=dict(value=centers.detach(), counts=counts, grad=grad / world, log=log))
     for name, (cls, formulation) in LOSSES.items():
         loss = cls(formulation=formulation)
@@ -72,8 +77,10 @@ def centers_and_losses(rank, world, split):
                 if path == 'plain':
                     value = loss(features, labels, *class_centers(features, labels, K))
                 else:
-                    value, = fused_class_aware(features, labels, K, [loss], chunk_size=11).values()
-                grad, = torch.autograd.grad(value, features)
+                    (value,) = fused_class_aware(
+                        features, labels, K, [loss], chunk_size=11
+                    ).values()
+                (grad,) = torch.autograd.grad(value, features)
             out[f'{name}_{path}'] = dict(value=value.detach(), grad=grad / world, log=log)
     return out
 
@@ -92,13 +99,14 @@ class Step(torch.nn.Module):
 
 def train(rank, world, steps=3, **options):
     """CAREncoderDecoder under DDP: weights, the losses of CAR and the collectives of each step."""
-    model = tiny_segmentor.build(tiny_segmentor.head(dropout_ratio=0.), **options).double()
-    model.backbone.mix[:3].requires_grad_(False)         # maps that the head doesn't read
+    model = tiny_segmentor.build(tiny_segmentor.head(dropout_ratio=0.0), **options).double()
+    model.backbone.mix[:3].requires_grad_(False)  # maps that the head doesn't read
     wrapped = Step(tiny_head.freeze_norms(model.train()))
     if dist.is_initialized():
-        wrapped = DistributedDataParallel(wrapped, broadcast_buffers=False,
-                                          find_unused_parameters=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=.1, momentum=.9)
+        wrapped = DistributedDataParallel(
+            wrapped, broadcast_buffers=False, find_unused_parameters=False
+        )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     part = slice(rank * 4 // world, (rank + 1) * 4 // world)
     out = dict(losses=[], log=[])
     for step in range(steps):
@@ -109,8 +117,9 @@ def train(rank, world, steps=3, **options):
             total, losses = wrapped(images, samples)
             total.backward()
         optimizer.step()
-        out['losses'].append({key: value.detach() for key, value in losses.items()
-                              if key.startswith('car.')})
+        out['losses'].append(
+            {key: value.detach() for key, value in losses.items() if key.startswith('car.')}
+        )
         out['log'].append(log)
     out['weights'] = {key: value.detach().clone() for key, value in model.named_parameters()}
     return out

@@ -3,6 +3,7 @@
 One interpreter imports everything once and forks the ranks before it computes anything, so six
 ranks cost one import. Every rank writes FOLDER/<world size>_<rank>.pt, or its traceback.
 """
+
 import importlib
 import os
 import sys
@@ -22,8 +23,13 @@ TIMEOUT = timedelta(seconds=120)
 def _rank(scenarios, folder, rank, world):
     torch.set_num_threads(1)
     try:
-        dist.init_process_group('gloo', init_method=f'file://{folder}/store_{world}', rank=rank,
-                                world_size=world, timeout=TIMEOUT)
+        dist.init_process_group(
+            'gloo',
+            init_method=f'file://{folder}/store_{world}',
+            rank=rank,
+            world_size=world,
+            timeout=TIMEOUT,
+        )
         result = scenarios.run_all(rank, world)
         dist.barrier()
         dist.destroy_process_group()

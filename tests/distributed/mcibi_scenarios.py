@@ -1,4 +1,5 @@
 """MCIBI's part of the scenarios: what every rank runs of one global batch, and what comes of it."""
+
 import math
 
 import torch
@@ -16,9 +17,9 @@ def _bank_batch(step):
     """
     g = torch.Generator().manual_seed(step)
     features = torch.randn(4, 8, 5, 6, generator=g, dtype=torch.float64)
-    features += torch.arange(8)[:, None, None] * .2
+    features += torch.arange(8)[:, None, None] * 0.2
     labels = torch.tensor([0, 1, 3])[torch.randint(3, (4, 13, 17), generator=g)]
-    labels[torch.rand(labels.shape, generator=g) < .1] = 255
+    labels[torch.rand(labels.shape, generator=g) < 0.1] = 255
     labels[1] = 255
     labels[0, 3, 4] = 4
     if step >= 1:
@@ -41,10 +42,11 @@ def feature_bank_steps(shares, logged_collectives, dtype, strategy, at_label_siz
         features = features.to(dtype)
         with logged_collectives() as calls:
             if at_label_size:
-                counted = bank.update_at_label_size_(features, labels, .3)
+                counted = bank.update_at_label_size_(features, labels, 0.3)
             else:
-                counted = bank.update_(features.permute(0, 2, 3, 1).flatten(0, 2),
-                                       labels[:, ::3, ::3].flatten(), .3)
+                counted = bank.update_(
+                    features.permute(0, 2, 3, 1).flatten(0, 2), labels[:, ::3, ::3].flatten(), 0.3
+                )
         out['log'].append(calls)
         out['bank'].append(bank.features.clone())
         out['filled'].append(bank.filled.clone())
@@ -60,7 +62,7 @@ def head_steps(rank, world, wrap, image_labels, logged_collectives, steps=4, **o
     hub = MessageHub.get_current_instance()
     head = tiny_head.freeze_norms(tiny_head.build_mcibi(**options))
     model = wrap(head)
-    optimizer = torch.optim.SGD(head.parameters(), lr=.05, momentum=.9)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.05, momentum=0.9)
     out = dict(losses=[], grads=[], bank=[], filled=[], log=[])
     part = slice(rank * 4 // world, (rank + 1) * 4 // world)
     for step in range(steps):
@@ -83,11 +85,18 @@ def head_steps(rank, world, wrap, image_labels, logged_collectives, steps=4, **o
     return out
 
 
-BANKS = {f'features_{strategy}_{size}_{str(dtype)[6:]}': (dtype, strategy, size == 'label')
-         for strategy in ('cosine', 'mean') for size in ('label', 'feature')
-         for dtype in (torch.float64, torch.float32)}
+BANKS = {
+    f'features_{strategy}_{size}_{str(dtype)[6:]}': (dtype, strategy, size == 'label')
+    for strategy in ('cosine', 'mean')
+    for size in ('label', 'feature')
+    for dtype in (torch.float64, torch.float32)
+}
 HEADS = {
     'mcibi_label': dict(),
-    'mcibi_feature_context': dict(update_size='feature', context=dict(type='PSPHead'),
-                                  fusion='weighted_add', memory_loss_start=2),
+    'mcibi_feature_context': dict(
+        update_size='feature',
+        context=dict(type='PSPHead'),
+        fusion='weighted_add',
+        memory_loss_start=2,
+    ),
 }

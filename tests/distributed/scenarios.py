@@ -3,6 +3,7 @@
 The batch has blocks with uneven labels: one block all ignored, one class in one block only, one
 class of a single pixel, one class nowhere, one non-finite embedding.
 """
+
 import copy
 import math
 from contextlib import contextmanager
@@ -17,15 +18,33 @@ from mmseg_cmdl.models.memory import DistributionBank
 from tests.distributed import mcibi_scenarios as mcibi
 from tests.models.decode_heads import tiny_head
 
-COLLECTIVES = ('all_reduce', 'broadcast', 'all_gather', 'all_gather_into_tensor', 'reduce',
-               'reduce_scatter', 'reduce_scatter_tensor', 'all_gather_object', 'gather', 'scatter',
-               'broadcast_object_list', 'all_to_all', 'all_to_all_single', 'barrier')
+COLLECTIVES = (
+    'all_reduce',
+    'broadcast',
+    'all_gather',
+    'all_gather_into_tensor',
+    'reduce',
+    'reduce_scatter',
+    'reduce_scatter_tensor',
+    'all_gather_object',
+    'gather',
+    'scatter',
+    'broadcast_object_list',
+    'all_to_all',
+    'all_to_all_single',
+    'barrier',
+)
 
 # Which blocks each rank has, step by step; a rank may have none at all.
 SPLITS = {
     1: [[(0, 1, 2, 3)]] * 5,
-    2: [[(0, 1), (2, 3)], [(1,), (0, 2, 3)], [(0, 2, 3), (1,)], [(3,), (0, 1, 2)],
-        [(), (0, 1, 2, 3)]],
+    2: [
+        [(0, 1), (2, 3)],
+        [(1,), (0, 2, 3)],
+        [(0, 2, 3), (1,)],
+        [(3,), (0, 1, 2)],
+        [(), (0, 1, 2, 3)],
+    ],
     4: [[((rank + step) % 4,) for rank in range(4)] for step in range(5)],
 }
 
@@ -40,6 +59,7 @@ def logged_collectives():
             tensor = args[0] if args else None
             log.append((name, tensor.numel() if isinstance(tensor, torch.Tensor) else -1))
             return originals[name](*args, **kwargs)
+
         return call
 
     for name in COLLECTIVES:
@@ -54,21 +74,21 @@ def logged_collectives():
 def _blocks(seed, channels=8, num_classes=6, num=3):
     """Four blocks of (embeddings, labels) around the vectors of a bank [K, N, Z]."""
     g = torch.Generator().manual_seed(seed)
-    bank = torch.randn(num_classes, num, channels, generator=torch.Generator().manual_seed(0),
-                       dtype=torch.float64)
+    bank = torch.randn(
+        num_classes, num, channels, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     bank /= bank.norm(dim=-1, keepdim=True)
     blocks = []
     for size, classes in [(90, (0, 1, 3)), (30, ()), (17, (2,)), (103, (0, 3))]:
         if classes:
             labels = torch.tensor(classes)[torch.randint(len(classes), (size,), generator=g)]
-            labels[torch.rand(size, generator=g) < .1] = 255
+            labels[torch.rand(size, generator=g) < 0.1] = 255
         else:
             labels = torch.full((size,), 255)
-        centres = bank[labels.clamp(max=num_classes - 1),
-                       torch.randint(num, (size,), generator=g)]
-        embeddings = centres + .7 * torch.randn(size, channels, generator=g, dtype=torch.float64)
+        centres = bank[labels.clamp(max=num_classes - 1), torch.randint(num, (size,), generator=g)]
+        embeddings = centres + 0.7 * torch.randn(size, channels, generator=g, dtype=torch.float64)
         blocks.append((embeddings / embeddings.norm(dim=-1, keepdim=True), labels))
-    blocks[3][1][50] = 4                                 # the only pixel of its class
+    blocks[3][1][50] = 4  # the only pixel of its class
     blocks[3][0][50] = bank[4, 1]
     return bank, blocks
 
@@ -82,7 +102,7 @@ def _share(blocks, which):
 def bank_steps(rank, world, dtype, **options):
     """Five updates: the bank after each, and the collectives of each."""
     initial, _ = _blocks(0)
-    bank = DistributionBank(*initial.shape, momentum=.9, **options).to(dtype)
+    bank = DistributionBank(*initial.shape, momentum=0.9, **options).to(dtype)
     bank.distributions.copy_(initial)
     after, log, counts = [], [], []
     for step, split in enumerate(SPLITS[world]):
@@ -101,15 +121,16 @@ def bank_steps(rank, world, dtype, **options):
 def gumbel_steps(rank, world):
     """Random assignment, equal shares of the batch: four updates."""
     initial, _ = _blocks(0)
-    bank = DistributionBank(*initial.shape, momentum=.9, assignment='gumbel',
-                            update_pixels='all').double()
+    bank = DistributionBank(
+        *initial.shape, momentum=0.9, assignment='gumbel', update_pixels='all'
+    ).double()
     bank.distributions.copy_(initial)
     after = []
     for step in range(4):
         _, blocks = _blocks(step)
         embeddings, labels = _share(blocks, (0, 1, 2, 3))
         part = slice(rank * 240 // world, (rank + 1) * 240 // world)
-        torch.manual_seed(rank)                          # the global generator has no say
+        torch.manual_seed(rank)  # the global generator has no say
         bank.update_(embeddings[part], labels[part])
         after.append(bank.distributions.clone())
     return dict(bank=torch.stack(after))
@@ -117,8 +138,7 @@ def gumbel_steps(rank, world):
 
 LOSSES = {
     'local_paper': dict(type='ClassLocalConsistencyLoss'),
-    'local_released': dict(type='ClassLocalConsistencyLoss', formulation='released',
-                           num_classes=5),
+    'local_released': dict(type='ClassLocalConsistencyLoss', formulation='released', num_classes=5),
     'global_paper': dict(type='ClassGlobalConsistencyLoss'),
     'global_released': dict(type='ClassGlobalConsistencyLoss', formulation='released'),
 }
@@ -137,9 +157,9 @@ def losses(rank, world, images):
     out = {}
     for name, config in LOSSES.items():
         torch.manual_seed(0)
-        loss = MODELS.build(dict(config, loss_weight=.5)).double()
+        loss = MODELS.build(dict(config, loss_weight=0.5)).double()
         weight = torch.randn(10, 15, dtype=torch.float64).requires_grad_()
-        similarity = (x[part] @ weight * .3).unflatten(-1, (5, 3))
+        similarity = (x[part] @ weight * 0.3).unflatten(-1, (5, 3))
         with logged_collectives() as log:
             value = loss(similarity, labels[part])
         grads = torch.autograd.grad(value, [weight, *loss.parameters()])
@@ -174,30 +194,33 @@ def _wrapped(head):
     """The head as a model of one iteration, under DDP where there are ranks."""
     model = Step(head)
     if dist.is_initialized():
-        model = DistributedDataParallel(model, broadcast_buffers=False,
-                                        find_unused_parameters=False)
+        model = DistributedDataParallel(
+            model, broadcast_buffers=False, find_unused_parameters=False
+        )
     return model
 
 
 def mcibi_bank_steps(rank, world, name):
     """Updates of FeatureBank, see mcibi_scenarios."""
-    return mcibi.feature_bank_steps([split[rank] for split in SPLITS[world]], logged_collectives,
-                                    *mcibi.BANKS[name])
+    return mcibi.feature_bank_steps(
+        [split[rank] for split in SPLITS[world]], logged_collectives, *mcibi.BANKS[name]
+    )
 
 
 def mcibi_head_steps(rank, world, name):
     """Training of MCIBIHead, see mcibi_scenarios."""
-    return mcibi.head_steps(rank, world, _wrapped, image_labels, logged_collectives,
-                            **mcibi.HEADS[name])
+    return mcibi.head_steps(
+        rank, world, _wrapped, image_labels, logged_collectives, **mcibi.HEADS[name]
+    )
 
 
 def head_steps(rank, world, steps=3, wild_seed=False, dtype=torch.float64, **options):
     """Training under DDP: losses, gradients, weights, bank and collectives of each step."""
     head = tiny_head.freeze_norms(tiny_head.build(dtype, **options))
-    if wild_seed:                        # every rank starts, or restarts, from a bank of its own
+    if wild_seed:  # every rank starts, or restarts, from a bank of its own
         head.bank.distributions.copy_(head.bank.distributions.roll(rank, 0))
     model = _wrapped(head)
-    optimizer = torch.optim.SGD(head.parameters(), lr=.05, momentum=.9)
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.05, momentum=0.9)
     out = dict(losses=[], grads=[], bank=[], log=[])
     per_rank = 4 // world
     part = slice(rank * per_rank, (rank + 1) * per_rank)
@@ -213,14 +236,14 @@ def head_steps(rank, world, steps=3, wild_seed=False, dtype=torch.float64, **opt
         out['grads'].append({name: p.grad.clone() for name, p in head.named_parameters()})
         out['bank'].append(head.bank.distributions.clone())
         out['log'].append(list(log))
-        if wild_seed and step == 1:      # a load makes them differ once more
+        if wild_seed and step == 1:  # a load makes them differ once more
             state = copy.deepcopy(head.state_dict())
             state['bank.distributions'] = state['bank.distributions'].roll(rank, 0)
             head.load_state_dict(state)
     out['weights'] = {name: p.detach().clone() for name, p in head.named_parameters()}
     head.eval()
     with logged_collectives() as log, torch.no_grad():
-        if rank == 0:                    # the others do not take part, so a collective would hang
+        if rank == 0:  # the others do not take part, so a collective would hang
             out['logits'] = head.predict(tiny_head.features(dtype=dtype), tiny_head.metas(), None)
     out['log_of_prediction'] = list(log)
     return out
@@ -242,7 +265,8 @@ HEADS = {
     'pixel_with_context': dict(embedding='pixel', context=dict(type='PSPHead'), fusion='add'),
     'mixed_gumbel': dict(
         loss_consistency=[tiny_head.paper()[0], tiny_head.released()[1]],
-        bank=dict(tiny_head.BANK, assignment='gumbel', update_pixels='all')),
+        bank=dict(tiny_head.BANK, assignment='gumbel', update_pixels='all'),
+    ),
 }
 UNEVEN_IMAGES = {1: (4,), 2: (3, 1), 4: (1, 1, 1, 1)}
 
@@ -253,7 +277,8 @@ def run_all(rank, world):
     for dtype in (torch.float64, torch.float32):
         for pixels in ('correct', 'all'):
             out[f'bank_{pixels}_{str(dtype)[6:]}'] = bank_steps(
-                rank, world, dtype, update_pixels=pixels)
+                rank, world, dtype, update_pixels=pixels
+            )
     out['gumbel'] = gumbel_steps(rank, world)
     out['losses'] = losses(rank, world, UNEVEN_IMAGES[world])
     out['fresh_prediction'] = fresh_prediction(rank, world)

@@ -1,4 +1,5 @@
 """Centres, losses, gradients and training of CAR in 1, 2 and 4 gloo processes."""
+
 import os
 import signal
 import subprocess
@@ -9,12 +10,15 @@ import torch
 
 from tests.distributed import car_scenarios
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or os.name != 'posix',
-                                reason='needs gloo and fork')
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available() or os.name != 'posix', reason='needs gloo and fork'
+)
 WORLDS = [1, 2, 4]
 SPLITS = ['even', 'empty']
-NAMES = ['centers', *(f'{name}_{path}' for name in car_scenarios.LOSSES
-                      for path in ('plain', 'fused'))]
+NAMES = [
+    'centers',
+    *(f'{name}_{path}' for name in car_scenarios.LOSSES for path in ('plain', 'fused')),
+]
 
 
 @pytest.fixture(scope='module')
@@ -23,10 +27,19 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp('car_ranks')
     env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     process = subprocess.Popen(
-        [sys.executable, '-m', 'tests.distributed.launch', str(folder),
-         'tests.distributed.car_scenarios'],
-        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True)
+        [
+            sys.executable,
+            '-m',
+            'tests.distributed.launch',
+            str(folder),
+            'tests.distributed.car_scenarios',
+        ],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
         output, _ = process.communicate(timeout=400)
     except subprocess.TimeoutExpired:
@@ -35,8 +48,10 @@ def results(tmp_path_factory):
     errors = [f'{path.stem}: {path.read_text()}' for path in sorted(folder.glob('*.error'))]
     if process.returncode or errors:
         pytest.fail('\n'.join([output[-3000:], *errors]), pytrace=False)
-    return {world: [torch.load(folder / f'{world}_{rank}.pt') for rank in range(world)]
-            for world in WORLDS}
+    return {
+        world: [torch.load(folder / f'{world}_{rank}.pt') for rank in range(world)]
+        for world in WORLDS
+    }
 
 
 @pytest.fixture(scope='module')
@@ -52,8 +67,9 @@ def _close(got, want):
 @pytest.mark.parametrize('world', WORLDS)
 @pytest.mark.parametrize('split', SPLITS)
 @pytest.mark.parametrize('name', NAMES)
-def test_value_and_feature_gradient_are_those_of_the_whole_batch(results, expected, name, split,
-                                                                 world):
+def test_value_and_feature_gradient_are_those_of_the_whole_batch(
+    results, expected, name, split, world
+):
     ranks = [rank[split][name] for rank in results[world]]
     for rank in ranks:
         _close(rank['value'], expected[name]['value'])

@@ -1,4 +1,5 @@
 """The same global batch gives the same bank and gradients in 1, 2 and 4 gloo processes."""
+
 import os
 import signal
 import subprocess
@@ -10,12 +11,14 @@ import torch
 from tests.distributed import mcibi_scenarios, scenarios
 from tests.models.decode_heads import tiny_head
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or os.name != 'posix',
-                                reason='needs gloo and fork')
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available() or os.name != 'posix', reason='needs gloo and fork'
+)
 ATOL = {torch.float64: 1e-10, torch.float32: 1e-5}
 WORLDS = [2, 4]
-BANKS = [f'bank_{pixels}_{dtype}' for pixels in ('correct', 'all') for dtype in ('float64',
-                                                                                 'float32')]
+BANKS = [
+    f'bank_{pixels}_{dtype}' for pixels in ('correct', 'all') for dtype in ('float64', 'float32')
+]
 HEADS = [f'head_{name}' for name in (*scenarios.HEADS, 'wild_seed', 'float32')]
 
 
@@ -24,9 +27,14 @@ def results(tmp_path_factory):
     """World size -> list of every rank's results."""
     folder = tmp_path_factory.mktemp('ranks')
     env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-    process = subprocess.Popen([sys.executable, '-m', 'tests.distributed.launch', str(folder)],
-                               env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'tests.distributed.launch', str(folder)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
         output, _ = process.communicate(timeout=400)
     except subprocess.TimeoutExpired:
@@ -35,8 +43,10 @@ def results(tmp_path_factory):
     errors = [f'{path.stem}: {path.read_text()}' for path in sorted(folder.glob('*.error'))]
     if process.returncode or errors:
         pytest.fail('\n'.join([output[-3000:], *errors]), pytrace=False)
-    return {world: [torch.load(folder / f'{world}_{rank}.pt') for rank in range(world)]
-            for world in (1, 2, 4)}
+    return {
+        world: [torch.load(folder / f'{world}_{rank}.pt') for rank in range(world)]
+        for world in (1, 2, 4)
+    }
 
 
 def _close(got, expected, atol=None):
@@ -62,12 +72,12 @@ def test_bank_is_that_of_one_process(results, name, world):
         expected = scenarios.bank_steps(0, 1, dtype, update_pixels=name.split('_')[1])
     _close(results[world][0][name]['bank'], expected['bank'])
     steps = expected['bank'].diff(dim=0).abs().amax((1, 2, 3))
-    assert (steps > 1e-3).all()                                        # it does move, every step
+    assert (steps > 1e-3).all()  # it does move, every step
     if name != 'gumbel':
         for rank in results[world]:
             _close(rank[name]['counts'], expected['counts'])
-        assert expected['counts'][:, 2].tolist() == [0, 0, 1, 0, 0]    # the non-finite embedding
-        assert torch.equal(expected['bank'][0, 5], expected['bank'][-1, 5])         # absent class
+        assert expected['counts'][:, 2].tolist() == [0, 0, 1, 0, 0]  # the non-finite embedding
+        assert torch.equal(expected['bank'][0, 5], expected['bank'][-1, 5])  # absent class
 
 
 @pytest.mark.parametrize('world', WORLDS)
@@ -106,8 +116,10 @@ def one_process():
                 return seen[name]
             options = {'wild_seed': dict(wild_seed=True), 'float32': dict(dtype=torch.float32)}
             seen[name] = scenarios.head_steps(
-                0, 1, **{**options, **scenarios.HEADS}[name.removeprefix('head_')])
+                0, 1, **{**options, **scenarios.HEADS}[name.removeprefix('head_')]
+            )
         return seen[name]
+
     return get
 
 
@@ -125,10 +137,10 @@ def test_training_is_that_of_one_process(results, one_process, name, world):
                 _close(grad, expected['grads'][step][key], atol)
         _close(ranks[0]['bank'][step], expected['bank'][step], atol)
         for key, value in expected['losses'][step].items():
-            if key.startswith(('loss_cl', 'loss_cg', 'acc_dist', 'stat_')):      # global numbers
+            if key.startswith(('loss_cl', 'loss_cg', 'acc_dist', 'stat_')):  # global numbers
                 for rank in ranks:
                     _close(rank['losses'][step][key], value, 10 * atol)
-            elif 'loss' in key:                          # the host's: each rank's own images
+            elif 'loss' in key:  # the host's: each rank's own images
                 mean = sum(rank['losses'][step][key] for rank in ranks) / world
                 _close(mean, value, atol)
     for rank in ranks:
@@ -177,7 +189,8 @@ def test_feature_bank_is_that_of_one_process(results, name, world):
         assert rank['log'] == ranks[0]['log']
         # one packed sum, whatever the labels are
         assert [[call for call, _ in step] for step in rank['log']] == [
-            ['all_reduce'] * (world > 1)] * 5
+            ['all_reduce'] * (world > 1)
+        ] * 5
     assert (expected['bank'].diff(dim=0).abs().amax((1, 2)) > 1e-2).all()
     assert expected['filled'][:, 2].tolist() == [False] + [True] * 4
     assert not expected['filled'][:, 5].any()
@@ -197,10 +210,10 @@ def test_training_of_mcibi_is_that_of_one_process(results, one_process, name, wo
                 _close(grad, expected['grads'][step][key], 1e-9)
         _close(ranks[0]['bank'][step], expected['bank'][step], 1e-9)
         for key, value in expected['losses'][step].items():
-            if key.startswith(('memory_', 'acc_memory', 'stat_')):               # global numbers
+            if key.startswith(('memory_', 'acc_memory', 'stat_')):  # global numbers
                 for rank in ranks:
                     _close(rank['losses'][step][key], value, 1e-8)
-            elif 'loss' in key:                          # the host's: each rank's own images
+            elif 'loss' in key:  # the host's: each rank's own images
                 mean = sum(rank['losses'][step][key] for rank in ranks) / world
                 _close(mean, value, 1e-9)
     logs = [rank['log'] for rank in ranks]
@@ -226,7 +239,6 @@ def test_scenarios_hold_what_they_promise():
     assert sum((block[1] == 4).sum() for block in blocks) == 1
     images = scenarios.image_labels()
     assert (images[1] == 255).all()
-    assert [bool((x == 4).any()) for x in images] == [
-        False, False, False, True]
+    assert [bool((x == 4).any()) for x in images] == [False, False, False, True]
     assert tiny_head.NUM_CLASSES == 5
     assert not (images == 2).any()

@@ -212,8 +212,7 @@ def weightless(config):
     head = config['decode_head']
     if head['type'] == 'MDRLHead':
         head['loss_consistency'] = [
-            dict(loss, loss_weight=0.0)
-            for loss in head.get('loss_consistency', cases.RELEASED)
+            dict(loss, loss_weight=0.0) for loss in head.get('loss_consistency', cases.RELEASED)
         ]
     if head['type'] == 'MCIBIHead':
         head['loss_memory'] = dict(type='CrossEntropyLoss', loss_weight=0.0)

@@ -111,8 +111,11 @@ def _ready(problem):
 
 
 def _samples(labels):
-    return cases.batch(labels=labels.clamp(0, 255))[1] if labels.min() < 0 else cases.batch(
-        labels=labels)[1]
+    return (
+        cases.batch(labels=labels.clamp(0, 255))[1]
+        if labels.min() < 0
+        else cases.batch(labels=labels)[1]
+    )
 
 
 def _check_bank(model, state, counted):

@@ -1,4 +1,5 @@
 """Settings of the tests of small modules."""
+
 import pytest
 import torch
 

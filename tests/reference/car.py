@@ -3,6 +3,7 @@
 Equation numbers are those of the CAR paper. The ``released`` forms follow the description beside
 the recorded numbers. Pixels are rows: features [P, C], labels [P].
 """
+
 import math
 
 import torch
@@ -12,8 +13,11 @@ def centers(features, labels, num_classes, ignore_index=255):
     """Eq. 1 -> [K, C], zero for absent classes, and a list of K counts."""
     rows, counts = [], []
     for c in range(num_classes):
-        own = [features[p] for p, label in enumerate(labels.tolist())
-               if label == c and c != ignore_index]
+        own = [
+            features[p]
+            for p, label in enumerate(labels.tolist())
+            if label == c and c != ignore_index
+        ]
         counts.append(len(own))
         rows.append(sum(own) / len(own) if own else features.new_zeros(features.shape[1]))
     return torch.stack(rows), counts
@@ -40,8 +44,14 @@ def _excess(scores, own, margin):
     """Softmax of a dict class -> score; what the classes other than `own` have above the margin."""
     total = torch.stack(list(scores.values())).logsumexp(0)
     zero = 0 * total
-    return sum((torch.maximum((score - total).exp() - margin, zero)
-                for c, score in scores.items() if c != own), zero)
+    return sum(
+        (
+            torch.maximum((score - total).exp() - margin, zero)
+            for c, score in scores.items()
+            if c != own
+        ),
+        zero,
+    )
 
 
 def _mean(sums, formulation):
@@ -55,8 +65,15 @@ def _classes(counts, which):
     return [c for c, n in enumerate(counts) if n or which == 'all']
 
 
-def inter_c2c(mu, counts, threshold=0.5, formulation='paper', classes='all',
-              threshold_classes='all', both_sides=False):
+def inter_c2c(
+    mu,
+    counts,
+    threshold=0.5,
+    formulation='paper',
+    classes='all',
+    threshold_classes='all',
+    both_sides=False,
+):
     """Eq. 4-7, the column side held constant unless `both_sides`."""
     columns = mu if both_sides else mu.detach()
     taking_part = _classes(counts, classes)
@@ -68,13 +85,23 @@ def inter_c2c(mu, counts, threshold=0.5, formulation='paper', classes='all',
     return _mean(sums, formulation)
 
 
-def inter_c2p(features, labels, mu, counts, threshold=0.25, formulation='paper', classes='all',
-              threshold_classes='all', scale=True, ignore_index=255):
+def inter_c2p(
+    features,
+    labels,
+    mu,
+    counts,
+    threshold=0.25,
+    formulation='paper',
+    classes='all',
+    threshold_classes='all',
+    scale=True,
+    ignore_index=255,
+):
     """Eq. 8-14, the centres held constant."""
     mu = mu.detach()
     taking_part = _classes(counts, classes)
     margin = threshold / max(1, len(_classes(counts, threshold_classes)) - 1)
-    divisor = math.sqrt(features.shape[1]) if scale else 1.
+    divisor = math.sqrt(features.shape[1]) if scale else 1.0
     sums = []
     for x, label in zip(features, labels.tolist()):
         if label == ignore_index:

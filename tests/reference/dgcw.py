@@ -3,6 +3,7 @@
 Equation numbers are those of the DGCW paper. The paper says nothing of pairs that are equal in all
 channels; both forms divide by 1e-12 where the sum of squared differences is smaller.
 """
+
 import torch
 
 EQUAL = 1e-12

@@ -1,10 +1,19 @@
 """Watch which operations a piece of code asks of the device."""
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Each of these makes the host wait for the device, or has an output whose size depends on values.
-SYNCHRONISING = ('_local_scalar_dense', 'nonzero', 'unique', '_unique', 'masked_select',
-                 'is_nonzero', 'equal', 'bincount')
+SYNCHRONISING = (
+    '_local_scalar_dense',
+    'nonzero',
+    'unique',
+    '_unique',
+    'masked_select',
+    'is_nonzero',
+    'equal',
+    'bincount',
+)
 
 
 class CountOps(TorchDispatchMode):
@@ -18,7 +27,8 @@ class CountOps(TorchDispatchMode):
         self.total += 1
         name = func.name().split('::')[-1]
         by_mask = name.startswith(('index.Tensor', 'index_put')) and any(
-            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
         base = name.split('.')[0]
         if by_mask or base in SYNCHRONISING or base.startswith(('unique', '_unique')):
             self.synchronising.append(name)

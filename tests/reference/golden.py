@@ -1,4 +1,5 @@
 """Load the recorded numbers under tests/data/golden as tensors."""
+
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def weights(data, prefix=''):
     """The ``sd.<prefix>...`` arrays of a file, the prefix taken off, without BN step counters."""
     start = f'sd.{prefix}'
     return {
-        key[len(start):]: value
+        key[len(start) :]: value
         for key, value in data.items()
         if key.startswith(start) and not key.endswith('num_batches_tracked')
     }

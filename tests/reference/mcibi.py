@@ -2,6 +2,7 @@
 
 Equation numbers are those of the MCIBI paper. Symbols: B images, K classes, P pixels, C channels.
 """
+
 import math
 
 import torch
@@ -17,7 +18,7 @@ def momentum(iteration, num_iterations, start=0.9, power=0.9):
 def cosine(a, b):
     """Eq. 9 for one pixel; 0 where one of the two has no length."""
     lengths = a.norm() * b.norm()
-    return (a @ b / lengths).item() if lengths > 0 else 0.
+    return (a @ b / lengths).item() if lengths > 0 else 0.0
 
 
 def transform(pixels, row, strategy='cosine'):
@@ -25,8 +26,8 @@ def transform(pixels, row, strategy='cosine'):
     mean = sum(pixels) / len(pixels)
     if strategy == 'mean':
         return mean
-    weights = [max(0., 1 - cosine(pixel, row)) for pixel in pixels]
-    if sum(weights) < 1e-12 * len(pixels):               # all parallel: 0 / 0 in the paper
+    weights = [max(0.0, 1 - cosine(pixel, row)) for pixel in pixels]
+    if sum(weights) < 1e-12 * len(pixels):  # all parallel: 0 / 0 in the paper
         return mean
     return sum(w / sum(weights) * pixel for w, pixel in zip(weights, pixels))
 
@@ -35,8 +36,11 @@ def update(memory, filled, features, labels, m, strategy='cosine', ignore_index=
     """Eq. 6 and 8: [K, C], [K], [P, C], [P] -> memory and filled after it."""
     memory, filled = memory.double().clone(), filled.clone()
     for c in range(len(memory)):
-        pixels = [feature.double() for feature, label in zip(features, labels)
-                  if int(label) == c and c != ignore_index and bool(feature.isfinite().all())]
+        pixels = [
+            feature.double()
+            for feature, label in zip(features, labels)
+            if int(label) == c and c != ignore_index and bool(feature.isfinite().all())
+        ]
         if not pixels:
             continue
         if filled[c]:
@@ -53,9 +57,9 @@ def resize(features, size, align_corners=False):
 
     def taps(i, full, cells):
         if align_corners:
-            x = i * (cells - 1) / (full - 1) if full > 1 else 0.
+            x = i * (cells - 1) / (full - 1) if full > 1 else 0.0
         else:
-            x = max(0., (i + .5) * cells / full - .5)
+            x = max(0.0, (i + 0.5) * cells / full - 0.5)
         first = min(math.floor(x), cells - 1)
         return (first, 1 - (x - first)), (min(first + 1, cells - 1), x - first)
 
@@ -64,7 +68,7 @@ def resize(features, size, align_corners=False):
         for x in range(width):
             for i, wy in taps(y, height, h):
                 for j, wx in taps(x, width, w):
-                    if wy * wx > 0:                      # no share of a bad cell is no harm
+                    if wy * wx > 0:  # no share of a bad cell is no harm
                         out[:, :, y, x] += wy * wx * features[:, :, i, j]
     return out
 

@@ -3,6 +3,7 @@
 Equation numbers are those of the MDRL paper. The ``released`` forms follow the description beside
 the recorded numbers. Symbols: B images, K classes, N distributions, P pixels, Z channels.
 """
+
 import math
 
 import torch
@@ -58,8 +59,9 @@ def local_paper(similarity, labels, ignore_index=255):
     """Eq. 12-14: distance = smallest minus cosine of each class, softmax of minus distance."""
     losses = []
     for sim, label in _pixels(similarity, labels, ignore_index):
-        distance = torch.stack([min(-sim[c, n] for n in range(sim.shape[1]))
-                                for c in range(sim.shape[0])])
+        distance = torch.stack(
+            [min(-sim[c, n] for n in range(sim.shape[1])) for c in range(sim.shape[0])]
+        )
         p = (-distance).exp() / (-distance).exp().sum()
         losses.append(-p[label].log())
     return sum(losses) / len(losses) if losses else similarity.sum() * 0
@@ -67,7 +69,7 @@ def local_paper(similarity, labels, ignore_index=255):
 
 def local_released(similarity, labels, weight=None, bias=None, ignore_index=255, eps=1e-5):
     """Nearest distribution, LayerNorm over classes, aligned bilinear resize, cross entropy."""
-    scores = similarity.max(-1).values                                   # B, h, w, K
+    scores = similarity.max(-1).values  # B, h, w, K
     centred = scores - scores.mean(-1, keepdim=True)
     scores = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
     if weight is not None:
@@ -80,8 +82,8 @@ def local_released(similarity, labels, weight=None, bias=None, ignore_index=255,
                 label = int(labels[b, y, x])
                 if label == ignore_index:
                     continue
-                fy = y * (h - 1) / (height - 1) if height > 1 else 0.
-                fx = x * (w - 1) / (width - 1) if width > 1 else 0.
+                fy = y * (h - 1) / (height - 1) if height > 1 else 0.0
+                fx = x * (w - 1) / (width - 1) if width > 1 else 0.0
                 y0, x0 = min(math.floor(fy), h - 1), min(math.floor(fx), w - 1)
                 y1, x1 = min(y0 + 1, h - 1), min(x0 + 1, w - 1)
                 ty, tx = fy - y0, fx - x0
@@ -108,8 +110,9 @@ def global_released(similarity, labels, ignore_index=255):
     per_class = {}
     for sim, label in _pixels(similarity, labels, ignore_index):
         others = sum(sim[c].exp().sum() for c in range(sim.shape[0]) if c != label)
-        ce = torch.stack([(sim[label, n].exp() + others).log() - sim[label, n]
-                          for n in range(sim.shape[1])])
+        ce = torch.stack(
+            [(sim[label, n].exp() + others).log() - sim[label, n] for n in range(sim.shape[1])]
+        )
         per_class.setdefault(label, []).append(ce)
     if not per_class:
         return similarity.sum() * 0
@@ -127,8 +130,17 @@ def nearest_is_own(bank, embedding, label):
     return owner == label
 
 
-def update(bank, embeddings, labels, correct=None, momentum=0.999, epsilon=0.05, iterations=3,
-           pixels='correct', ignore_index=255):
+def update(
+    bank,
+    embeddings,
+    labels,
+    correct=None,
+    momentum=0.999,
+    epsilon=0.05,
+    iterations=3,
+    pixels='correct',
+    ignore_index=255,
+):
     """Eq. 6-8 with the plain largest entry: -> bank after [K, N, Z], soft [P, N], hard [P]."""
     bank = bank.double()
     num_classes, num, _ = bank.shape
@@ -136,8 +148,11 @@ def update(bank, embeddings, labels, correct=None, momentum=0.999, epsilon=0.05,
     soft = torch.zeros(len(embeddings), num, dtype=torch.float64)
     hard = torch.full((len(embeddings),), -1)
     for c in range(num_classes):
-        rows = [p for p in range(len(labels)) if int(labels[p]) == c and c != ignore_index
-                and bool(embeddings[p].isfinite().all())]
+        rows = [
+            p
+            for p in range(len(labels))
+            if int(labels[p]) == c and c != ignore_index and bool(embeddings[p].isfinite().all())
+        ]
         if not rows:
             continue
         points = embeddings[rows].double()
@@ -146,8 +161,9 @@ def update(bank, embeddings, labels, correct=None, momentum=0.999, epsilon=0.05,
         for n in range(num):
             chosen = []
             for p, i in zip(rows, range(len(rows))):
-                right = bool(correct[p]) if correct is not None else \
-                    nearest_is_own(bank, points[i], c)
+                right = (
+                    bool(correct[p]) if correct is not None else nearest_is_own(bank, points[i], c)
+                )
                 if int(hard[p]) == n and (pixels == 'all' or right):
                     chosen.append(points[i])
             if chosen:
@@ -176,8 +192,9 @@ def attend(query, key, value, scale=True):
         keys, values = key[b].flatten(1), value[b].flatten(1)
         for y in range(query.shape[2]):
             for x in range(query.shape[3]):
-                products = torch.stack([query[b, :, y, x] @ keys[:, j]
-                                        for j in range(keys.shape[1])])
+                products = torch.stack(
+                    [query[b, :, y, x] @ keys[:, j] for j in range(keys.shape[1])]
+                )
                 if scale:
                     products = products / math.sqrt(channels)
                 relation = products.exp() / products.exp().sum()
@@ -187,8 +204,12 @@ def attend(query, key, value, scale=True):
 
 def relate(block, query_feats, key_feats):
     """A relation block's own transforms around :func:`attend`."""
-    out = attend(block.query_project(query_feats), block.key_project(key_feats),
-                 block.value_project(key_feats), block.matmul_norm)
+    out = attend(
+        block.query_project(query_feats),
+        block.key_project(key_feats),
+        block.value_project(key_feats),
+        block.matmul_norm,
+    )
     return out if block.out_project is None else block.out_project(out)
 
 

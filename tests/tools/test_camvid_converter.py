@@ -1,4 +1,5 @@
 """tools/dataset_converters/camvid.py on downloads in miniature, and on the real 480x360 CamVid."""
+
 import importlib.util
 import random
 import re
@@ -15,8 +16,19 @@ from tests.conftest import ROOT
 
 SCRIPT = ROOT / 'tools' / 'dataset_converters' / 'camvid.py'
 SPLITS = {'train': 367, 'val': 101, 'test': 233}
-CLASSES = ('Sky', 'Building', 'Pole', 'Road', 'Pavement', 'Tree', 'SignSymbol', 'Fence', 'Car',
-           'Pedestrian', 'Bicyclist')
+CLASSES = (
+    'Sky',
+    'Building',
+    'Pole',
+    'Road',
+    'Pavement',
+    'Tree',
+    'SignSymbol',
+    'Fence',
+    'Car',
+    'Pedestrian',
+    'Bicyclist',
+)
 
 # label_colors.txt of the data set, and SegNet's merging, written down apart from the converter
 TABLE = """
@@ -57,7 +69,8 @@ ID_OF_COLOR = {}
 for _row in TABLE.split('\n')[1:-1]:
     _red, _green, _blue, _, _merged = _row.split()
     ID_OF_COLOR[int(_red), int(_green), int(_blue)] = (
-        CLASSES.index(_merged) if _merged != '-' else 255)
+        CLASSES.index(_merged) if _merged != '-' else 255
+    )
 PALETTE = np.array(list(ID_OF_COLOR), np.uint8)
 
 
@@ -81,8 +94,10 @@ def read(path):
 
 
 def snapshot(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-            for path in sorted(folder.rglob('*'))}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob('*'))
+    }
 
 
 @pytest.fixture(scope='module')
@@ -124,11 +139,14 @@ def segnet(tmp_path):
         lines = []
         for name in names:
             Image.fromarray(rng.integers(0, 256, (4, 6, 3), np.uint8)).save(
-                root / split / f'{name}.png')
+                root / split / f'{name}.png'
+            )
             Image.fromarray(rng.integers(0, 12, (4, 6), np.uint8)).save(
-                root / f'{split}annot' / f'{name}.png')
-            lines.append(f'/SegNet/CamVid/{split}/{name}.png '
-                         f'/SegNet/CamVid/{split}annot/{name}.png\n')
+                root / f'{split}annot' / f'{name}.png'
+            )
+            lines.append(
+                f'/SegNet/CamVid/{split}/{name}.png /SegNet/CamVid/{split}annot/{name}.png\n'
+            )
         (root / f'{split}.txt').write_text(''.join(lines))
     return root.parent
 
@@ -142,19 +160,26 @@ def test_splits_are_the_usual_ones():
     assert {split: len(set(frames)) for split, frames in names.items()} == SPLITS
     assert len({name for frames in names.values() for name in frames}) == 701
     # sequences of the database: frames, first and last
-    for pattern, count, first, last in [('0001TP_', 124, '006690', '010380'),
-                                        ('0006R0_f', 101, '00930', '03930'),
-                                        ('0016E5_', 305, '00390', '08640'),
-                                        ('Seq05VD_f', 171, '00000', '05100')]:
-        numbers = sorted(name[len(pattern):] for frames in names.values() for name in frames
-                         if name.startswith(pattern))
+    for pattern, count, first, last in [
+        ('0001TP_', 124, '006690', '010380'),
+        ('0006R0_f', 101, '00930', '03930'),
+        ('0016E5_', 305, '00390', '08640'),
+        ('Seq05VD_f', 171, '00000', '05100'),
+    ]:
+        numbers = sorted(
+            name[len(pattern) :]
+            for frames in names.values()
+            for name in frames
+            if name.startswith(pattern)
+        )
         assert (len(numbers), numbers[0], numbers[-1]) == (count, first, last)
 
 
 def test_splits_of_real_camvid(camvid_root):
     for split, names in camvid.split_names().items():
         assert sorted(names) == sorted(
-            path.stem for path in (camvid_root / 'annotations' / split).iterdir())
+            path.stem for path in (camvid_root / 'annotations' / split).iterdir()
+        )
 
 
 def test_color_table():
@@ -188,8 +213,10 @@ def test_original_is_converted_exactly(original, tmp_path, capsys):
         assert float(share) == pytest.approx(100 * counts[index] / counts.sum(), abs=0.006)
 
     for split, frames in SPLITS.items():
-        dataset = CamVidDataset(data_root=str(out), data_prefix=dict(
-            img_path=f'images/{split}', seg_map_path=f'annotations/{split}'))
+        dataset = CamVidDataset(
+            data_root=str(out),
+            data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'),
+        )
         assert len(dataset) == frames
 
 
@@ -202,8 +229,9 @@ def test_segnet_copy_is_converted_exactly(segnet, tmp_path):
         for name in names:
             before = read(segnet / 'CamVid' / f'{split}annot' / f'{name}.png')
             after = read(out / 'annotations' / split / f'{name}.png')
-            assert after.tolist() == [[255 if value == 11 else value for value in row]
-                                      for row in before.tolist()]
+            assert after.tolist() == [
+                [255 if value == 11 else value for value in row] for row in before.tolist()
+            ]
             assert (out / 'images' / split / f'{name}.png').is_file()
     assert pixels.sum() == 701 * 24
     assert pixels[11] == 0
@@ -250,8 +278,9 @@ def test_unknown_color_names_file_color_and_pixel(small, tmp_path):
     assert '--unknown-as-void' in message
     assert not (tmp_path / 'out').exists()
 
-    _, _, unknown = camvid.convert(small, tmp_path / 'out', allow_partial=True,
-                                   unknown_as_void=True)
+    _, _, unknown = camvid.convert(
+        small, tmp_path / 'out', allow_partial=True, unknown_as_void=True
+    )
     assert unknown == 2
     ids = read(tmp_path / 'out' / 'annotations' / 'train' / '0006R0_f00930.png')
     assert ids[2, 5] == ids[3, 0] == 255
@@ -330,8 +359,10 @@ def test_wrong_lists(segnet, tmp_path):
 
 
 def test_unknown_layout(tmp_path, small):
-    with pytest.raises(camvid.ConversionError, match='701_StillsRaw_full, LabeledApproved_full or '
-                                                     'train, trainannot'):
+    with pytest.raises(
+        camvid.ConversionError,
+        match='701_StillsRaw_full, LabeledApproved_full or train, trainannot',
+    ):
         camvid.convert(tmp_path, tmp_path / 'out')
     with pytest.raises(camvid.ConversionError, match='does not hold the folders train, trainannot'):
         camvid.convert(small, tmp_path / 'out', layout='segnet')
@@ -377,14 +408,23 @@ def test_what_is_there_is_kept(small, tmp_path, monkeypatch):
 
     camvid.convert(small, out, allow_partial=True, overwrite=True)
     assert {str(path.relative_to(out)) for path in out.rglob('*.*')} == {
-        'other.txt', 'images/train/0006R0_f00930.png', 'images/test/Seq05VD_f02610.png',
-        'annotations/train/0006R0_f00930.png', 'annotations/test/Seq05VD_f02610.png'}
+        'other.txt',
+        'images/train/0006R0_f00930.png',
+        'images/test/Seq05VD_f02610.png',
+        'annotations/train/0006R0_f00930.png',
+        'annotations/test/Seq05VD_f02610.png',
+    }
 
 
 def test_command_line(small, tmp_path):
     def run(*arguments):
-        return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True,
-                              text=True, cwd=tmp_path, timeout=120)
+        return subprocess.run(
+            [sys.executable, str(SCRIPT), *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=120,
+        )
 
     shown = run('--help')
     assert shown.returncode == 0
@@ -408,11 +448,14 @@ def test_real_camvid_as_the_repository_lays_it_out(camvid_root, tmp_path):
             (tmp_path / 'in' / folder).mkdir(parents=True)
         for name in names:
             (tmp_path / 'in' / split / f'{name}.jpg').symlink_to(
-                camvid_root / 'images' / split / f'{name}.jpg')
+                camvid_root / 'images' / split / f'{name}.jpg'
+            )
             (tmp_path / 'in' / f'{split}annot' / f'{name}.png').symlink_to(
-                camvid_root / 'annotations' / split / f'{name}.png')
-        (tmp_path / 'in' / f'{split}.txt').write_text('\n'.join(
-            f'{split}/{name}.jpg {split}annot/{name}.png' for name in names))
+                camvid_root / 'annotations' / split / f'{name}.png'
+            )
+        (tmp_path / 'in' / f'{split}.txt').write_text(
+            '\n'.join(f'{split}/{name}.jpg {split}annot/{name}.png' for name in names)
+        )
     counts, pixels, _ = camvid.convert(tmp_path / 'in', tmp_path / 'out', allow_partial=True)
     assert counts == dict.fromkeys(SPLITS, 20)
     assert pixels.sum() == 60 * 360 * 480

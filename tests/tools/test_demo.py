@@ -50,9 +50,7 @@ def test_progress_comes_from_the_log(demo, tmp_path, monkeypatch, capsys):
     ]  # fmt: skip
 
 
-def test_a_failed_command_shows_its_end_and_where_the_rest_is(
-    demo, tmp_path, monkeypatch, capsys
-):
+def test_a_failed_command_shows_its_end_and_where_the_rest_is(demo, tmp_path, monkeypatch, capsys):
     fake_mim(tmp_path, monkeypatch, 'seq 1 40; echo went wrong >&2; exit 3')
     with pytest.raises(SystemExit, match=rf'mim train x" failed; .* in {tmp_path}/log$'):
         demo.mim('train', 'x', log=tmp_path / 'log', label='training X')

@@ -1,4 +1,5 @@
 """tools/fold_car.py: train with CAR through the Runner, fold, and test the plain segmentor."""
+
 import json
 
 import pytest
@@ -45,7 +46,7 @@ def test_folded_checkpoint_has_the_same_metrics_under_the_plain_config(job, tmp_
     run(test.main, config, checkpoint, '--work-dir', tmp_path / 'car')
     run(test.main, plain, 'plain.pth', '--work-dir', tmp_path / 'plain')
     expected, got = metrics(tmp_path / 'car'), metrics(tmp_path / 'plain')
-    assert expected['mIoU'] > 20                 # more than one class everywhere would have
+    assert expected['mIoU'] > 20  # more than one class everywhere would have
     assert got['mIoU'] == expected['mIoU']
     saved = torch.load('plain.pth', weights_only=True)
     assert set(saved) == {'meta', 'state_dict'}
@@ -68,8 +69,10 @@ def test_a_plain_checkpoint_has_the_same_metrics_under_car(job, tmp_path):
     config = write_car_config(plain.parent / 'car_plain.py', plain)
     run(test.main, plain, 'plain.pth', '--work-dir', tmp_path / 'plain')
     run(test.main, config, 'plain.pth', '--work-dir', tmp_path / 'car')
-    assert metrics(tmp_path / 'plain') == {**metrics(tmp_path / 'car'),
-                                           **_times(metrics(tmp_path / 'plain'))}
+    assert metrics(tmp_path / 'plain') == {
+        **metrics(tmp_path / 'car'),
+        **_times(metrics(tmp_path / 'plain')),
+    }
     assert metrics(tmp_path / 'plain')['mIoU'] > 20
 
 
@@ -90,7 +93,7 @@ def test_check_fails_and_writes_nothing_where_predictions_differ(job, monkeypatc
     with pytest.raises(SystemExit, match='does not predict the same'):
         fold.main([str(config), str(checkpoint), 'plain.pth', '--check'])
     assert not (checkpoint.parent / 'plain.pth').exists()
-    fold.main([str(config), str(checkpoint), 'plain.pth'])       # only --check looks
+    fold.main([str(config), str(checkpoint), 'plain.pth'])  # only --check looks
 
 
 def test_mistakes_are_named(job, tmp_path, capsys):
@@ -105,8 +108,15 @@ def test_mistakes_are_named(job, tmp_path, capsys):
     with pytest.raises(SystemExit, match=r'plain\.pth has no car\.linear\.weight'):
         fold.main([str(config), 'plain.pth', 'out.pth'])
     with pytest.raises(SystemExit, match='does not fit the config'):
-        fold.main([str(config), str(checkpoint), 'out.pth', '--cfg-options',
-                   'model.decode_head.channels=24'])
+        fold.main(
+            [
+                str(config),
+                str(checkpoint),
+                'out.pth',
+                '--cfg-options',
+                'model.decode_head.channels=24',
+            ]
+        )
     with pytest.raises(SystemExit):
         fold.main([str(config), 'plain.pth', 'plain.pth'])
     assert 'OUT is CHECKPOINT itself' in capsys.readouterr().err

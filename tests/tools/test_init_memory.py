@@ -1,4 +1,5 @@
 """tools/init_memory.py: sampling, k-means, and whole runs whose file a head starts from."""
+
 import importlib.util
 from collections import Counter
 
@@ -16,8 +17,10 @@ from tests.paths import TOOLS
 from tests.reference import mdrl
 
 SCRIPT = TOOLS / 'init_memory.py'
-BANKS = {'MCIBIHead': dict(type='FeatureBank'),
-         'MDRLHead': dict(type='DistributionBank', num_distributions=3)}
+BANKS = {
+    'MCIBIHead': dict(type='FeatureBank'),
+    'MDRLHead': dict(type='DistributionBank', num_distributions=3),
+}
 
 
 @pytest.fixture(scope='module')
@@ -30,9 +33,10 @@ def tool():
 
 # ---- sampling ----
 
+
 def test_every_pixel_of_a_class_is_as_likely(tool):
     """2 of 12 over uneven batches: each pixel is kept in 1/6 of 900 runs, never one twice."""
-    vectors = torch.arange(12.)[:, None]
+    vectors = torch.arange(12.0)[:, None]
     seen = Counter()
     for seed in range(900):
         reservoir = tool.Reservoir(3, 2, 1, seed)
@@ -43,7 +47,7 @@ def test_every_pixel_of_a_class_is_as_likely(tool):
         seen.update(kept)
         assert reservoir.counts.tolist() == [0, 12, 0]
         assert not len(reservoir.sample(0))
-    assert all(110 < seen[float(index)] < 190 for index in range(12)), seen   # 150 +- 11
+    assert all(110 < seen[float(index)] < 190 for index in range(12)), seen  # 150 +- 11
 
 
 def test_reservoir_of_many_classes_keeps_all_of_few_pixels(tool):
@@ -60,17 +64,20 @@ def test_reservoir_of_many_classes_keeps_all_of_few_pixels(tool):
 
 # ---- k-means ----
 
+
 def test_centers_are_the_mean_directions_of_groups(tool):
     """Three groups far apart, of other lengths: found from any start."""
     directions = F.normalize(torch.randn(3, 16), dim=1)
     groups = torch.arange(300) % 3
-    noisy = F.normalize(directions[groups] + .05 * torch.randn(300, 16), dim=1)
-    lengths = torch.tensor([1., 5., 20.])[groups] * (torch.rand(300) + .5)
-    expected = torch.stack([
-        mdrl.unit(noisy[groups == g].sum(0)) * lengths[groups == g].mean() for g in range(3)])
+    noisy = F.normalize(directions[groups] + 0.05 * torch.randn(300, 16), dim=1)
+    lengths = torch.tensor([1.0, 5.0, 20.0])[groups] * (torch.rand(300) + 0.5)
+    expected = torch.stack(
+        [mdrl.unit(noisy[groups == g].sum(0)) * lengths[groups == g].mean() for g in range(3)]
+    )
     for seed in range(10):
-        centers = tool.spherical_kmeans(noisy * lengths[:, None], 3,
-                                        torch.Generator().manual_seed(seed))
+        centers = tool.spherical_kmeans(
+            noisy * lengths[:, None], 3, torch.Generator().manual_seed(seed)
+        )
         order = (F.normalize(centers) @ directions.t()).argmax(1)
         assert sorted(order.tolist()) == [0, 1, 2]
         torch.testing.assert_close(centers, expected[order], rtol=1e-4, atol=1e-4)
@@ -83,10 +90,17 @@ def test_one_center_is_the_mean_direction(tool):
     torch.testing.assert_close(center, expected[None])
 
 
-@pytest.mark.parametrize(('vectors', 'num'), [
-    (torch.ones(5, 4), 1), (torch.eye(4)[[0, 1, 1, 0, 0]], 2), (torch.zeros(3, 4), 1),
-    (torch.cat([torch.zeros(3, 4), torch.eye(4)[:2]]), 2), (torch.randn(2, 4), 2),
-], ids=['one direction', 'two', 'zeros', 'some zeros', 'few'])
+@pytest.mark.parametrize(
+    ('vectors', 'num'),
+    [
+        (torch.ones(5, 4), 1),
+        (torch.eye(4)[[0, 1, 1, 0, 0]], 2),
+        (torch.zeros(3, 4), 1),
+        (torch.cat([torch.zeros(3, 4), torch.eye(4)[:2]]), 2),
+        (torch.randn(2, 4), 2),
+    ],
+    ids=['one direction', 'two', 'zeros', 'some zeros', 'few'],
+)
 def test_fewer_directions_than_centers(tool, vectors, num):
     centers = tool.spherical_kmeans(vectors, 3, torch.Generator().manual_seed(0))
     assert centers.shape == (num, 4)
@@ -131,7 +145,8 @@ def _pixels(config, state):
     for index in range(len(dataset)):
         item = dataset[index]
         data = model.data_preprocessor(
-            dict(inputs=[item['inputs']], data_samples=[item['data_samples']]), training=True)
+            dict(inputs=[item['inputs']], data_samples=[item['data_samples']]), training=True
+        )
         with torch.no_grad():
             pixels = model.decode_head.bottleneck(model.backbone(data['inputs'])[0])
             rows = model.decode_head.embed(pixels).flatten(0, 2)
@@ -147,7 +162,7 @@ def _checkpoint(config, path):
     model = MODELS.build(Config.fromfile(config).model)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.running_var, .5, 2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
     torch.save(dict(state_dict=model.state_dict()), path)
     return model.state_dict()
 
@@ -181,8 +196,20 @@ def test_cluster_of_all_pixels(tool, tmp_path, tiny_data):
     config = _config(tmp_path, tiny_data, 'MCIBIHead')
     state = _checkpoint(config, tmp_path / 'weights.pth')
     out = tmp_path / 'memory.pth'
-    tool.main([config, str(out), '--strategy', 'cluster', '--samples', '100000', '--device', 'cpu',
-               '--checkpoint', str(tmp_path / 'weights.pth')])
+    tool.main(
+        [
+            config,
+            str(out),
+            '--strategy',
+            'cluster',
+            '--samples',
+            '100000',
+            '--device',
+            'cpu',
+            '--checkpoint',
+            str(tmp_path / 'weights.pth'),
+        ]
+    )
     memory = InitialMemory.load(out)
     vectors, classes = _pixels(config, state)
     for c in range(3):
@@ -203,7 +230,8 @@ def test_a_head_trains_from_the_file(tool, kind, tmp_path, tiny_data, capsys, mo
     assert 'of 3 images' in said.out
     memory = InitialMemory.load(out)
     assert {key.split('.')[0] for key in memory.embedding} == (
-        {'bottleneck'} if kind == 'MCIBIHead' else {'bottleneck', 'projection'})
+        {'bottleneck'} if kind == 'MCIBIHead' else {'bottleneck', 'projection'}
+    )
 
     cfg = Config.fromfile(config)
     cfg.model.decode_head.bank.init = str(out)
@@ -218,7 +246,8 @@ def test_a_head_trains_from_the_file(tool, kind, tmp_path, tiny_data, capsys, mo
             seen.update({key: value.clone() for key, value in module.state_dict().items()})
 
     runner.model.decode_head.bottleneck.register_forward_pre_hook(
-        lambda *args: look(runner.model.decode_head, args))
+        lambda *args: look(runner.model.decode_head, args)
+    )
     runner.train()
     for key, value in memory.embedding.items():
         assert torch.equal(seen[key], value), key
@@ -230,7 +259,7 @@ def test_a_head_trains_from_the_file(tool, kind, tmp_path, tiny_data, capsys, mo
         assert after.filled.tolist() == [True, True, True, False]
         # eq. 7 at the last of four iterations, by way of the runner's message hub
         last = runner.message_hub.get_scalar('train/decode.stat_memory_momentum').current()
-        assert last == pytest.approx(.25**.9 * (.9 - .009) + .009, rel=1e-5)
+        assert last == pytest.approx(0.25**0.9 * (0.9 - 0.009) + 0.009, rel=1e-5)
     else:
         rows = seen['bank.distributions'][:3]
         torch.testing.assert_close(rows, F.normalize(memory.centers[:3], dim=-1))
@@ -245,8 +274,10 @@ def test_refusals(tool, tmp_path, tiny_data, tiny_config, capsys):
         tool.main(['--help'])
     assert '--strategy' in capsys.readouterr().out
     (tmp_path / 'memory.pth').write_text('there')
-    for arguments, said in (([config, out], 'pass --overwrite'),
-                            ([config, f'{out}2', '--centers', '0'], '--centers must be')):
+    for arguments, said in (
+        ([config, out], 'pass --overwrite'),
+        ([config, f'{out}2', '--centers', '0'], '--centers must be'),
+    ):
         with pytest.raises(SystemExit):
             tool.main(arguments)
         assert said in capsys.readouterr().err

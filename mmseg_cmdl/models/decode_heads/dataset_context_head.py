@@ -2,6 +2,7 @@
 
 Source: MDRL, section 3.1 and eq. 2 to 5; MCIBI, eq. 1 to 5 and 11 to 14.
 """
+
 import inspect
 from abc import abstractmethod
 from typing import Dict, List, Optional, Tuple, Union
@@ -20,8 +21,16 @@ from ..layers import RelationAttention
 from .label_check import LabelCheck
 from .single_image_context import SingleImageContext
 
-_INHERITED = ('num_classes', 'out_channels', 'dropout_ratio', 'conv_cfg', 'norm_cfg', 'act_cfg',
-              'ignore_index', 'align_corners')
+_INHERITED = (
+    'num_classes',
+    'out_channels',
+    'dropout_ratio',
+    'conv_cfg',
+    'norm_cfg',
+    'act_cfg',
+    'ignore_index',
+    'align_corners',
+)
 
 # What only FCNHead has: the convolutions that this head has its own of.
 _FCN_OPTIONS = ('num_convs', 'kernel_size', 'concat_input', 'dilation')
@@ -42,8 +51,10 @@ def _place_leftovers(name: str, options: dict, context: Optional[dict]) -> Tuple
     moved = {key: options[key] for key in options if key not in kept and key in accepted}
     unknown = set(options) - set(kept) - set(moved) - set(_FCN_OPTIONS)
     if unknown:
-        raise TypeError(f'{name} has no option {sorted(unknown)}. If it belongs to the head that '
-                        "was there before, name that head: context=dict(type='PSPHead'), say")
+        raise TypeError(
+            f'{name} has no option {sorted(unknown)}. If it belongs to the head that '
+            "was there before, name that head: context=dict(type='PSPHead'), say"
+        )
     return kept, ({**moved, **context} if moved else context)
 
 
@@ -83,38 +94,47 @@ class DatasetContextHead(BaseDecodeHead):
     # what `fold_` takes off
     training_parts = ('bank', 'consistency', 'loss_decode', 'loss_coarse')
     # layers between the backbone's feature maps and what the memory stores
-    embedding_layers = ('bottleneck', )
+    embedding_layers = ('bottleneck',)
 
-    def __init__(self,
-                 in_channels: Union[int, List[int]],
-                 channels: int,
-                 *,
-                 num_classes: int,
-                 context: Optional[dict] = None,
-                 fusion: str = 'concat',
-                 transform_channels: Optional[int] = None,
-                 hard_aggregate: bool = False,
-                 loss_coarse: Union[dict, List[dict]] = dict(
-                     type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
-                 check_labels: str = 'first',
-                 **kwargs):
+    def __init__(
+        self,
+        in_channels: Union[int, List[int]],
+        channels: int,
+        *,
+        num_classes: int,
+        context: Optional[dict] = None,
+        fusion: str = 'concat',
+        transform_channels: Optional[int] = None,
+        hard_aggregate: bool = False,
+        loss_coarse: Union[dict, List[dict]] = dict(
+            type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4
+        ),
+        check_labels: str = 'first',
+        **kwargs,
+    ):
         name = type(self).__name__
         kwargs, context = _place_leftovers(name, kwargs, context)
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
         if self.out_channels != num_classes:
-            raise ValueError(f'{name}: one logit per class is needed to read the memory, got '
-                             f'out_channels={self.out_channels} with num_classes={num_classes}')
+            raise ValueError(
+                f'{name}: one logit per class is needed to read the memory, got '
+                f'out_channels={self.out_channels} with num_classes={num_classes}'
+            )
         if self.input_transform == 'multiple_select':
-            raise ValueError(f"{name}: input_transform='multiple_select' gives a list of maps; use "
-                             "'resize_concat', or one map with an integer in_index")
+            raise ValueError(
+                f"{name}: input_transform='multiple_select' gives a list of maps; use "
+                "'resize_concat', or one map with an integer in_index"
+            )
         if fusion not in ('concat', 'add', 'weighted_add'):
-            raise ValueError(f"{name}: fusion must be 'concat', 'add' or 'weighted_add', got "
-                             f'{fusion!r}')
+            raise ValueError(
+                f"{name}: fusion must be 'concat', 'add' or 'weighted_add', got {fusion!r}"
+            )
         self.fusion = fusion
         self.hard_aggregate = hard_aggregate
         self.label_check = LabelCheck(check_labels, num_classes, self.ignore_index)
         self.conv_options = dict(
-            conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
+            conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg
+        )
         if transform_channels is None:
             transform_channels = max(1, channels // 2)
 
@@ -122,27 +142,31 @@ class DatasetContextHead(BaseDecodeHead):
         self.coarse_classifier = nn.Sequential(
             ConvModule(channels, channels, 1, **self.conv_options),
             nn.Dropout2d(self.dropout_ratio) if self.dropout_ratio > 0 else nn.Identity(),
-            nn.Conv2d(channels, num_classes, 1))
+            nn.Conv2d(channels, num_classes, 1),
+        )
         normal_init(self.coarse_classifier[-1], std=0.01)  # as conv_seg starts
-        self.relation = RelationAttention(channels, channels, transform_channels,
-                                          **self.conv_options)
+        self.relation = RelationAttention(
+            channels, channels, transform_channels, **self.conv_options
+        )
         if fusion == 'concat':
-            self.fuse_pixels = ConvModule(2 * channels, channels, 3, padding=1,
-                                          **self.conv_options)
+            self.fuse_pixels = ConvModule(2 * channels, channels, 3, padding=1, **self.conv_options)
         elif fusion == 'weighted_add':
             self.fusion_weight = nn.Conv2d(2 * channels, 1, 1)
         self.context = None
         if context is not None:
             inherited = {key: getattr(self, key) for key in _INHERITED}
-            inherited.update(in_channels=in_channels, in_index=self.in_index, channels=channels,
-                             init_cfg=None)
+            inherited.update(
+                in_channels=in_channels, in_index=self.in_index, channels=channels, init_cfg=None
+            )
             if self.input_transform is not None:
                 inherited.update(input_transform=self.input_transform)
             self.context = SingleImageContext(context, inherited)
             self.context_relation = RelationAttention(
-                channels, self.context.channels, transform_channels, **self.conv_options)
-            self.fuse_context = ConvModule(2 * channels, channels, 3, padding=1,
-                                           **self.conv_options)
+                channels, self.context.channels, transform_channels, **self.conv_options
+            )
+            self.fuse_context = ConvModule(
+                2 * channels, channels, 3, padding=1, **self.conv_options
+            )
         self.final_conv = ConvModule(channels, channels, 1, **self.conv_options)
         self.folded_memory = None
 
@@ -167,12 +191,16 @@ class DatasetContextHead(BaseDecodeHead):
                 raise ValueError(
                     f'{type(self).__name__}: {self.bank.initial_path} was made by layers that this '
                     f'head has not ({unexpected[0].strip()}); write it anew with '
-                    'tools/init_memory.py and the config of this model')
+                    'tools/init_memory.py and the config of this model'
+                )
 
     def embedding_state(self) -> Dict[str, Tensor]:
         """State of the layers that make, from feature maps, what the memory stores."""
-        return {key: value.detach().cpu().clone() for key, value in self.state_dict().items()
-                if key.split('.')[0] in self.embedding_layers}
+        return {
+            key: value.detach().cpu().clone()
+            for key, value in self.state_dict().items()
+            if key.split('.')[0] in self.embedding_layers
+        }
 
     def embed(self, pixels: Tensor) -> Tensor:
         """R [B, C, h, w] to what the memory stores of it, [B, h, w, C]."""
@@ -207,8 +235,9 @@ class DatasetContextHead(BaseDecodeHead):
             weights = (classes == weights.argmax(dim=1, keepdim=True)).to(weights)
         return weights
 
-    def aggregate(self, pixels: Tensor, coarse_logits: Tensor,
-                  context: Optional[Tensor] = None) -> Tensor:
+    def aggregate(
+        self, pixels: Tensor, coarse_logits: Tensor, context: Optional[Tensor] = None
+    ) -> Tensor:
         """Augmented pixel representations R_aug (eq. 2 and 4).
 
         Args:
@@ -280,8 +309,9 @@ class DatasetContextHead(BaseDecodeHead):
         """Feature maps of the backbone to logits [B, K, h, w]."""
         return self.cls_seg(self.forward_features(inputs)[-1])
 
-    def loss(self, inputs: List[Tensor], batch_data_samples: SampleList,
-             train_cfg: ConfigType) -> Dict[str, Tensor]:
+    def loss(
+        self, inputs: List[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
+    ) -> Dict[str, Tensor]:
         """All losses of one iteration (MDRL, eq. 18; MCIBI, eq. 19), and scalars to log.
 
         In training, every rank first takes rank 0's bank, once.
@@ -296,8 +326,10 @@ class DatasetContextHead(BaseDecodeHead):
             the coarse ones, and what :meth:`memory_losses` gives.
         """
         if self.folded_memory is not None:
-            raise RuntimeError(f'{type(self).__name__} has been folded for inference; it can not '
-                               'be trained any more')
+            raise RuntimeError(
+                f'{type(self).__name__} has been folded for inference; it can not '
+                'be trained any more'
+            )
         if self.training:
             self.bank.synchronize_()
         labels = self.label_check.stack(batch_data_samples)
@@ -309,8 +341,9 @@ class DatasetContextHead(BaseDecodeHead):
         return losses
 
     def _coarse_losses(self, coarse_logits: Tensor, labels: Tensor) -> Dict[str, Tensor]:
-        logits = resize(coarse_logits, labels.shape[1:], mode='bilinear',
-                        align_corners=self.align_corners)
+        logits = resize(
+            coarse_logits, labels.shape[1:], mode='bilinear', align_corners=self.align_corners
+        )
         weight = None
         if self.sampler is not None:
             weight = self.sampler.sample(logits, labels[:, None])

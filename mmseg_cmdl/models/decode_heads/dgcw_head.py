@@ -1,4 +1,5 @@
 """DGCWHead: distance guided channel weighting at a quarter of the feature size (DGCW)."""
+
 import inspect
 from typing import Dict, List, Optional, Union
 
@@ -24,8 +25,9 @@ def _build_layer(layer: dict, channels: int) -> nn.Module:
     cls = layer['type']
     cls = MODELS.get(cls) if isinstance(cls, str) else cls
     names = () if cls is None else inspect.signature(cls.__init__).parameters
-    return MODELS.build({'in_channels' if 'in_channels' in names else 'channels': channels,
-                         **layer})
+    return MODELS.build(
+        {'in_channels' if 'in_channels' in names else 'channels': channels, **layer}
+    )
 
 
 @MODELS.register_module()
@@ -63,26 +65,31 @@ class DGCWHead(BaseDecodeHead):
         ValueError: Options that don't fit together, or a label that is out of range.
     """
 
-    def __init__(self,
-                 in_channels: Union[int, List[int]],
-                 channels: int = 128,
-                 *,
-                 num_classes: int,
-                 layer: dict = dict(type='ChannelWeighting'),
-                 downsample: int = 4,
-                 context: Optional[dict] = None,
-                 concat_input: bool = False,
-                 check_labels: str = 'first',
-                 **kwargs):
+    def __init__(
+        self,
+        in_channels: Union[int, List[int]],
+        channels: int = 128,
+        *,
+        num_classes: int,
+        layer: dict = dict(type='ChannelWeighting'),
+        downsample: int = 4,
+        context: Optional[dict] = None,
+        concat_input: bool = False,
+        check_labels: str = 'first',
+        **kwargs,
+    ):
         name = type(self).__name__
         kwargs, context = _place_leftovers(name, kwargs, context)
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
         if isinstance(downsample, bool) or not isinstance(downsample, int) or downsample < 1:
-            raise ValueError(f'{name}: downsample must be an integer of at least 1, got '
-                             f'{downsample!r}')
+            raise ValueError(
+                f'{name}: downsample must be an integer of at least 1, got {downsample!r}'
+            )
         if context is None and self.input_transform == 'multiple_select':
-            raise ValueError(f"{name}: input_transform='multiple_select' gives a list of maps; use "
-                             "'resize_concat', or one map with an integer in_index")
+            raise ValueError(
+                f"{name}: input_transform='multiple_select' gives a list of maps; use "
+                "'resize_concat', or one map with an integer in_index"
+            )
         self.downsample = downsample
         self.label_check = LabelCheck(check_labels, self.num_classes, self.ignore_index)
         conv_options = dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
@@ -90,21 +97,28 @@ class DGCWHead(BaseDecodeHead):
         self.context, width = None, self.in_channels
         if context is not None:
             inherited = {key: getattr(self, key) for key in _INHERITED}
-            inherited.update(in_channels=in_channels, in_index=self.in_index,
-                             channels=_CONTEXT_CHANNELS, init_cfg=None)
+            inherited.update(
+                in_channels=in_channels,
+                in_index=self.in_index,
+                channels=_CONTEXT_CHANNELS,
+                init_cfg=None,
+            )
             if self.input_transform is not None:
                 inherited.update(input_transform=self.input_transform)
             self.context = SingleImageContext(context, inherited)
             if isinstance(self.context.head, BaseCascadeDecodeHead):
-                raise ValueError(f'{name}: context {context["type"]} needs the prediction of a '
-                                 'stage before it, which this head has not')
+                raise ValueError(
+                    f'{name}: context {context["type"]} needs the prediction of a '
+                    'stage before it, which this head has not'
+                )
             width = self.context.channels
         self.reduction = ConvModule(width, self.channels, 1, **conv_options)
         self.layer = _build_layer(layer, self.channels)
         self.fusion = None
         if concat_input:
-            self.fusion = ConvModule(width + self.channels, self.channels, 3, padding=1,
-                                     **conv_options)
+            self.fusion = ConvModule(
+                width + self.channels, self.channels, 3, padding=1, **conv_options
+            )
 
     def forward_features(self, inputs: List[Tensor]) -> Tensor:
         """What :meth:`cls_seg` classifies.
@@ -136,8 +150,9 @@ class DGCWHead(BaseDecodeHead):
         """Feature maps of the backbone to logits [B, K, h', w']."""
         return self.cls_seg(self.forward_features(inputs))
 
-    def loss(self, inputs: List[Tensor], batch_data_samples: SampleList,
-             train_cfg: ConfigType) -> Dict[str, Tensor]:
+    def loss(
+        self, inputs: List[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
+    ) -> Dict[str, Tensor]:
         """As in the base class (L_f of eq. 7), after the labels are checked.
 
         Args:

@@ -1,4 +1,5 @@
 """Labels are checked where they enter a head, before anything is indexed with them."""
+
 from typing import List, Optional, Tuple
 
 import torch
@@ -67,7 +68,8 @@ class LabelCheck:
                 raise ValueError(
                     f'{name} has shape {list(label.shape)}{channels}, but a label map has one '
                     'channel that holds class indices. If it is painted in colours, map the '
-                    'colours to indices first and save it as a greyscale or palette PNG')
+                    'colours to indices first and save it as a greyscale or palette PNG'
+                )
             sizes = _image_sizes(meta)
             if sizes and tuple(label.shape[1:]) not in sizes:
                 size = sizes[0]
@@ -76,7 +78,8 @@ class LabelCheck:
                     f'({image}) is {size[0]}x{size[1]} (height x width, '
                     'after the pipeline): image and annotation must be of one size. Resize the '
                     'annotation to its image (nearest), or look for a pair that does not belong '
-                    'together')
+                    'together'
+                )
         return torch.cat(labels)
 
     def __call__(self, labels: Tensor, samples: SampleList) -> None:
@@ -105,4 +108,5 @@ class LabelCheck:
             f'not ignore_index={self.ignore_index}: num_classes={self.num_classes}, '
             f'reduce_zero_label={meta.get("reduce_zero_label", False)}. Set num_classes to what '
             "the annotations hold, turn the dataset's reduce_zero_label on or off, or map these "
-            'values to ignore_index')
+            'values to ignore_index'
+        )

@@ -1,4 +1,5 @@
 """MCIBIHead: one running feature per class, mixed into every pixel (MCIBI)."""
+
 from contextlib import contextmanager
 from typing import Dict, List, NamedTuple, Optional, Union
 
@@ -27,8 +28,10 @@ class AnnealedMomentum:
 
     def __init__(self, start: float, power: float):
         if not 0 <= start <= 1:
-            raise ValueError('MCIBIHead: momentum is the weight of the new features and must be in '
-                             f'[0, 1], got {start}')
+            raise ValueError(
+                'MCIBIHead: momentum is the weight of the new features and must be in '
+                f'[0, 1], got {start}'
+            )
         if power < 0:
             raise ValueError(f'MCIBIHead: momentum_power must be at least 0, got {power}')
         self.start = start
@@ -36,7 +39,7 @@ class AnnealedMomentum:
 
     def at(self, iteration: int, num_iterations: int) -> float:
         """m_t."""
-        left = max(0., 1 - iteration / num_iterations)
+        left = max(0.0, 1 - iteration / num_iterations)
         return left**self.power * (self.start - self.start / 100) + self.start / 100
 
     def now(self) -> float:
@@ -51,6 +54,7 @@ class AnnealedMomentum:
 
 class MemoryOutput(NamedTuple):
     """What the memory losses give, and what the memory is updated from."""
+
     losses: Dict[str, Tensor]
     pixels: Tensor  # R [B, C, h, w]
     labels: Tensor  # [B, H, W]
@@ -72,8 +76,15 @@ class RepresentationConsistency(nn.Module):
         self.losses = losses
         self.start = start
 
-    def forward(self, logits: Optional[Tensor], filled: Tensor, num_updates: Tensor,
-                pixels: Tensor, labels: Tensor, ignore_index: int) -> MemoryOutput:
+    def forward(
+        self,
+        logits: Optional[Tensor],
+        filled: Tensor,
+        num_updates: Tensor,
+        pixels: Tensor,
+        labels: Tensor,
+        ignore_index: int,
+    ) -> MemoryOutput:
         """
         Args:
             logits (Tensor, optional): Of the K vectors of the memory, [K, K, 1, 1].
@@ -92,8 +103,12 @@ class RepresentationConsistency(nn.Module):
             counted = filled & (num_updates >= self.start)
             weight = counted.to(logits.dtype) * (len(filled) / counted.sum().clamp(min=1))
             for loss in self.losses:
-                value = loss(logits, classes, weight=weight[:, None, None].to(logits.dtype),
-                             ignore_index=ignore_index)
+                value = loss(
+                    logits,
+                    classes,
+                    weight=weight[:, None, None].to(logits.dtype),
+                    ignore_index=ignore_index,
+                )
                 name = f'memory_{loss.loss_name}'
                 losses[name] = losses[name] + value if name in losses else value
         return MemoryOutput(losses, pixels.detach(), labels)
@@ -140,34 +155,42 @@ class MCIBIHead(DatasetContextHead):
     and were kept from the memory.
     """
 
-    def __init__(self,
-                 *args,
-                 bank: dict = dict(type='FeatureBank'),
-                 loss_memory: Union[dict, List[dict], None] = dict(
-                     type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
-                 memory_loss_start: int = 0,
-                 momentum: float = 0.9,
-                 momentum_power: float = 0.9,
-                 update_size: str = 'label',
-                 **kwargs):
+    def __init__(
+        self,
+        *args,
+        bank: dict = dict(type='FeatureBank'),
+        loss_memory: Union[dict, List[dict], None] = dict(
+            type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0
+        ),
+        memory_loss_start: int = 0,
+        momentum: float = 0.9,
+        momentum_power: float = 0.9,
+        update_size: str = 'label',
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         if update_size not in ('label', 'feature'):
             raise ValueError(
-                f"MCIBIHead: update_size must be 'label' or 'feature', got {update_size!r}")
+                f"MCIBIHead: update_size must be 'label' or 'feature', got {update_size!r}"
+            )
         if memory_loss_start < 0:
-            raise ValueError('MCIBIHead: memory_loss_start is a number of iterations, got '
-                             f'{memory_loss_start}')
+            raise ValueError(
+                f'MCIBIHead: memory_loss_start is a number of iterations, got {memory_loss_start}'
+            )
         bank = {'channels': self.channels, **bank, 'num_classes': self.num_classes}
         if bank['channels'] != self.channels:
-            raise ValueError("MCIBIHead: the memory stores the head's own channels; bank channels="
-                             f'{bank["channels"]} must equal channels={self.channels}')
+            raise ValueError(
+                "MCIBIHead: the memory stores the head's own channels; bank channels="
+                f'{bank["channels"]} must equal channels={self.channels}'
+            )
         self.update_size = update_size
         self.momentum = AnnealedMomentum(momentum, momentum_power)
         self.bank = MODELS.build(bank)
         losses = loss_memory or []
         losses = [losses] if isinstance(losses, dict) else losses
         self.consistency = RepresentationConsistency(
-            nn.ModuleList(MODELS.build(loss) for loss in losses), memory_loss_start)
+            nn.ModuleList(MODELS.build(loss) for loss in losses), memory_loss_start
+        )
         self.consistency.register_forward_hook(self._update_bank)
 
     def read_memory(self, weights: Tensor) -> Tensor:
@@ -185,12 +208,14 @@ class MCIBIHead(DatasetContextHead):
         logits = self.classify_memory() if len(self.consistency.losses) else None
         filled = self.bank.read(name='filled')
         output = self.consistency(
-            logits, filled, self.bank.read(name='num_updates'), pixels, labels, self.ignore_index)
+            logits, filled, self.bank.read(name='num_updates'), pixels, labels, self.ignore_index
+        )
         losses = dict(output.losses)
         num_filled = filled.sum()
         if logits is not None:
             right = logits.detach().flatten(1).argmax(dim=1) == torch.arange(
-                self.num_classes, device=logits.device)
+                self.num_classes, device=logits.device
+            )
             losses['acc_memory'] = 100 * (right & filled).sum() / num_filled.clamp(min=1)
         losses['stat_filled_classes'] = num_filled.to(pixels.dtype)
         if output.update is not None:
@@ -198,17 +223,23 @@ class MCIBIHead(DatasetContextHead):
             losses['stat_left_out_pixels'] = output.update.left_out
         return losses
 
-    def _update_bank(self, module: nn.Module, inputs: tuple,
-                     output: MemoryOutput) -> Optional[MemoryOutput]:
+    def _update_bank(
+        self, module: nn.Module, inputs: tuple, output: MemoryOutput
+    ) -> Optional[MemoryOutput]:
         """Forward hook: moves the bank after this iteration's losses have seen it."""
         if not self.training:
             return None
         momentum = self.momentum.now()
         if self.update_size == 'label':
             update = self.bank.update_at_label_size_(
-                output.pixels, output.labels, momentum, self.ignore_index, self.align_corners)
+                output.pixels, output.labels, momentum, self.ignore_index, self.align_corners
+            )
         else:
             labels = labels_at_feature_size(output.labels, output.pixels.shape[2:])
-            update = self.bank.update_(self.embed(output.pixels).flatten(0, 2),
-                                       labels.flatten(), momentum, self.ignore_index)
+            update = self.bank.update_(
+                self.embed(output.pixels).flatten(0, 2),
+                labels.flatten(),
+                momentum,
+                self.ignore_index,
+            )
         return output._replace(update=update)

@@ -1,4 +1,5 @@
 """MDRLHead: several distributions per class in a memory bank (MDRL / CMDL)."""
+
 import inspect
 from typing import Dict, List, NamedTuple, Optional, Tuple, Union
 
@@ -27,7 +28,8 @@ class PixelProjection(nn.Module):
         super().__init__()
         self.convs = nn.Sequential(
             ConvModule(in_channels, in_channels, 1, **conv_options),
-            nn.Conv2d(in_channels, channels, 1))
+            nn.Conv2d(in_channels, channels, 1),
+        )
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -46,6 +48,7 @@ def _unit_vectors(pixels: Tensor) -> Tensor:
 
 class ConsistencyOutput(NamedTuple):
     """What the consistency losses give, and what the bank is updated from."""
+
     losses: Dict[str, Tensor]
     embeddings: Tensor  # [P, Z], no gradient
     classes: Tensor  # [P], K for pixels without a class
@@ -70,8 +73,9 @@ class ClassConsistency(nn.Module):
         self.losses = losses
         self.fuse = fuse
 
-    def forward(self, embeddings: Tensor, distributions: Tensor, labels: Tensor,
-                ignore_index: int) -> ConsistencyOutput:
+    def forward(
+        self, embeddings: Tensor, distributions: Tensor, labels: Tensor, ignore_index: int
+    ) -> ConsistencyOutput:
         """
         Args:
             embeddings (Tensor): Unit vectors [B, h, w, Z].
@@ -85,7 +89,8 @@ class ClassConsistency(nn.Module):
         distributions = distributions.to(embeddings.dtype)
         if self.fuse and can_fuse(self.losses):
             losses, *pixels = fused_class_consistency(
-                embeddings, distributions, labels, self.losses, ignore_index)
+                embeddings, distributions, labels, self.losses, ignore_index
+            )
         else:
             losses, *pixels = self._plain(embeddings, distributions, labels, ignore_index)
         return ConsistencyOutput(losses, embeddings.detach().flatten(0, 2), *pixels)
@@ -133,15 +138,18 @@ class MDRLHead(DatasetContextHead):
     training_parts = (*DatasetContextHead.training_parts, 'projection', 'fuse_memory')
     embedding_layers = ('bottleneck', 'projection')
 
-    def __init__(self,
-                 *args,
-                 bank: dict = dict(type='DistributionBank', num_distributions=9),
-                 loss_consistency: Union[dict, List[dict]] = (
-                     dict(type='ClassLocalConsistencyLoss', loss_weight=0.01),
-                     dict(type='ClassGlobalConsistencyLoss', loss_weight=0.05)),
-                 embedding: str = 'projection',
-                 fuse_losses: bool = True,
-                 **kwargs):
+    def __init__(
+        self,
+        *args,
+        bank: dict = dict(type='DistributionBank', num_distributions=9),
+        loss_consistency: Union[dict, List[dict]] = (
+            dict(type='ClassLocalConsistencyLoss', loss_weight=0.01),
+            dict(type='ClassGlobalConsistencyLoss', loss_weight=0.05),
+        ),
+        embedding: str = 'projection',
+        fuse_losses: bool = True,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         bank = {**bank, 'num_classes': self.num_classes}
         bank.setdefault('channels', self.channels)
@@ -149,25 +157,30 @@ class MDRLHead(DatasetContextHead):
             loss_consistency = [loss_consistency]
         if embedding not in ('projection', 'pixel'):
             raise ValueError(
-                f"MDRLHead: embedding must be 'projection' or 'pixel', got {embedding!r}")
+                f"MDRLHead: embedding must be 'projection' or 'pixel', got {embedding!r}"
+            )
         if embedding == 'pixel' and bank['channels'] != self.channels:
             raise ValueError(
                 "MDRLHead: embedding='pixel' stores the head's own channels; bank channels="
-                f'{bank["channels"]} must equal channels={self.channels}')
+                f'{bank["channels"]} must equal channels={self.channels}'
+            )
         if embedding == 'projection' and not loss_consistency:
             raise ValueError(
                 'MDRLHead: only loss_consistency trains the projection; give it a loss, or set '
-                "embedding='pixel'")
+                "embedding='pixel'"
+            )
         self.bank = MODELS.build(bank)
         self.fuse_memory = ConvModule(
-            self.bank.num_distributions * self.bank.channels, self.channels, 1,
-            **self.conv_options)
+            self.bank.num_distributions * self.bank.channels, self.channels, 1, **self.conv_options
+        )
         self.projection = None
         if embedding == 'projection':
             self.projection = PixelProjection(
-                self.channels, self.bank.channels, **self.conv_options)
+                self.channels, self.bank.channels, **self.conv_options
+            )
         self.consistency = ClassConsistency(
-            nn.ModuleList(self._build_loss(loss) for loss in loss_consistency), fuse_losses)
+            nn.ModuleList(self._build_loss(loss) for loss in loss_consistency), fuse_losses
+        )
         self.consistency.register_forward_hook(self._update_bank)
 
     def _build_loss(self, cfg: dict) -> nn.Module:
@@ -201,8 +214,11 @@ class MDRLHead(DatasetContextHead):
         conv.weight.copy_(matrix[..., None, None])
         if fuse.conv.bias is not None:
             conv.bias.copy_(fuse.conv.bias)
-        return nn.Sequential(conv, *([fuse.norm] if fuse.with_norm else []),
-                             *([fuse.activate] if fuse.with_activation else []))
+        return nn.Sequential(
+            conv,
+            *([fuse.norm] if fuse.with_norm else []),
+            *([fuse.activate] if fuse.with_activation else []),
+        )
 
     def embed(self, pixels: Tensor) -> Tensor:
         """R [B, C, h, w] to unit vectors [B, h, w, Z]."""
@@ -233,7 +249,8 @@ class MDRLHead(DatasetContextHead):
         embeddings = self.embed(pixels)
         with torch.autocast(embeddings.device.type, enabled=False):
             output = self.consistency(
-                embeddings, self.bank.read(copy=False), labels, self.ignore_index)
+                embeddings, self.bank.read(copy=False), labels, self.ignore_index
+            )
         losses = dict(output.losses)
         if output.update is not None:
             labelled, correct, left_out = output.update
@@ -241,11 +258,18 @@ class MDRLHead(DatasetContextHead):
             losses['stat_left_out_pixels'] = left_out
         return losses
 
-    def _update_bank(self, module: nn.Module, inputs: tuple,
-                     output: ConsistencyOutput) -> Optional[ConsistencyOutput]:
+    def _update_bank(
+        self, module: nn.Module, inputs: tuple, output: ConsistencyOutput
+    ) -> Optional[ConsistencyOutput]:
         """Forward hook: moves the bank after this iteration's losses have seen it."""
         if not self.training:
             return None
-        return output._replace(update=self.bank.update_from_scores_(
-            output.embeddings, output.classes, output.own_scores, output.correct,
-            ignore_index=self.num_classes))
+        return output._replace(
+            update=self.bank.update_from_scores_(
+                output.embeddings,
+                output.classes,
+                output.own_scores,
+                output.correct,
+                ignore_index=self.num_classes,
+            )
+        )

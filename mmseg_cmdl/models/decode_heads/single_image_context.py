@@ -2,6 +2,7 @@
 
 Source: `SSA` in MDRL, eq. 3; `A_wi` in MCIBI, eq. 4.
 """
+
 from typing import List
 
 from mmengine.model import BaseModule
@@ -33,7 +34,7 @@ class SingleImageContext(BaseModule):
             self.head = MODELS.build(options)
         except (TypeError, AssertionError, KeyError) as error:
             raise ValueError(
-                f'context: {cfg.get("type")} can\'t be built from {sorted(options)} ({error}). It '
+                f"context: {cfg.get('type')} can't be built from {sorted(options)} ({error}). It "
                 'inherits what the memory head has; set in `context` what it needs of its own'
             ) from error
         classifier = getattr(self.head, 'conv_seg', None)
@@ -41,7 +42,8 @@ class SingleImageContext(BaseModule):
             raise ValueError(
                 f'context: {cfg.get("type")} has no conv_seg, so it has no feature map before a '
                 'classifier that could serve as context. Use a head that ends in conv_seg, as '
-                'PSPHead, ASPPHead, CCHead, DAHead, UPerHead, NLHead and OCRHead do')
+                'PSPHead, ASPPHead, CCHead, DAHead, UPerHead, NLHead and OCRHead do'
+            )
         self.channels = classifier.in_channels
         for name, module in list(self.head.named_children()):
             if isinstance(module, nn.Conv2d) and name.endswith(('conv_seg', 'cls_seg')):

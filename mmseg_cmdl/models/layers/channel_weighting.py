@@ -7,6 +7,7 @@ Of B images with n = h * w pixels and C channels, the equations form weights and
 [C, n, n]. Here pixels i are taken a few at a time, everything of theirs is worked out while it is
 in cache, and the backward pass does the same again: memory grows with n, not with its square.
 """
+
 from typing import Callable, Iterator, List, Optional, Tuple
 
 import torch
@@ -46,12 +47,14 @@ def channel_weights(query: Tensor, key: Tensor, norm: str = 'sum') -> Tensor:
     return distances / distances.sum(dim=-1, keepdim=True).clamp(min=_EQUAL)
 
 
-def relation_sum(query: Tensor,
-                 key: Tensor,
-                 value: Tensor,
-                 weight: Tensor,
-                 norm: str = 'sum',
-                 chunk_size: Optional[int] = None) -> Tensor:
+def relation_sum(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    norm: str = 'sum',
+    chunk_size: Optional[int] = None,
+) -> Tensor:
     """``sum_j ReLU(G (W_ij * V_i))``: eq. 2 to 5 up to the second conv of g, chunk by chunk over i.
 
     Args:
@@ -78,8 +81,9 @@ def _whole_relation_sum(query, key, value, weight, norm, chunk_size):
     return F.linear(weighted, weight).relu().sum(dim=2)
 
 
-def _chunks(like: Tensor, chunk_size: int, count: int
-            ) -> Iterator[Tuple[slice, slice, List[Tensor]]]:
+def _chunks(
+    like: Tensor, chunk_size: int, count: int
+) -> Iterator[Tuple[slice, slice, List[Tensor]]]:
     """Goes through the rows of `like` [B, n, C].
 
     Yields:
@@ -95,8 +99,11 @@ def _chunks(like: Tensor, chunk_size: int, count: int
             last_b, last_i = min(b + images, batch), min(i + rows, pixels)
             shape = (last_b - b, last_i - i, pixels, channels)
             size = shape[0] * shape[1] * pixels * channels
-            yield (slice(b, last_b), slice(i, last_i),
-                   [buffer[:size].view(shape) for buffer in memory])
+            yield (
+                slice(b, last_b),
+                slice(i, last_i),
+                [buffer[:size].view(shape) for buffer in memory],
+            )
 
 
 def _normalise(distances: Tensor, norm: str, out: Tensor) -> Optional[Tensor]:
@@ -112,8 +119,9 @@ def _normalise(distances: Tensor, norm: str, out: Tensor) -> Optional[Tensor]:
     return None
 
 
-def _to_distances_(grad: Tensor, inner: Tensor, weights: Tensor, total: Optional[Tensor],
-                   norm: str) -> Tensor:
+def _to_distances_(
+    grad: Tensor, inner: Tensor, weights: Tensor, total: Optional[Tensor], norm: str
+) -> Tensor:
     """Turns the gradient of the weights into that of the squared differences, in place.
 
     Args:
@@ -153,8 +161,15 @@ class _RelationSum(torch.autograd.Function):
             return (*_backward(grad, *ctx.saved_tensors, ctx.norm, ctx.chunk_size), None, None)
 
 
-def _backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, weight: Tensor, norm: str,
-              chunk_size: int) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    norm: str,
+    chunk_size: int,
+) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of Q, K, V and G from that of :func:`relation_sum`."""
     grad_query, grad_value = torch.empty_like(query), torch.empty_like(value)
     grad_key, grad_weight = torch.zeros_like(key), torch.zeros_like(weight)
@@ -208,17 +223,21 @@ class ChannelWeighting(BaseModule):
         ValueError: An unknown `norm`, a `chunk_size` below 1, or a map of other channels.
     """
 
-    def __init__(self,
-                 channels: int,
-                 norm: str = 'sum',
-                 chunk_size: Optional[int] = None,
-                 init_cfg: Optional[dict] = None):
+    def __init__(
+        self,
+        channels: int,
+        norm: str = 'sum',
+        chunk_size: Optional[int] = None,
+        init_cfg: Optional[dict] = None,
+    ):
         super().__init__(init_cfg)
         if norm not in NORMS:
             raise ValueError(f'ChannelWeighting: norm must be one of {NORMS}, got {norm!r}')
         if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f'ChannelWeighting: chunk_size must be at least 1 (or None for what '
-                             f'suits the device), got {chunk_size}')
+            raise ValueError(
+                f'ChannelWeighting: chunk_size must be at least 1 (or None for what '
+                f'suits the device), got {chunk_size}'
+            )
         self.channels, self.norm, self.chunk_size = channels, norm, chunk_size
         self.query, self.key, self.value = (nn.Conv2d(channels, channels, 1) for _ in range(3))
         self.g1 = nn.Conv2d(channels, channels, 1, bias=False)
@@ -238,15 +257,19 @@ class ChannelWeighting(BaseModule):
         if _exporting():  # no comparison of sizes and no context manager in the graph
             return self._update(x, _whole_relation_sum)
         if x.dim() != 4 or x.shape[1] != self.channels:
-            raise ValueError(f'ChannelWeighting(channels={self.channels}) needs a map of shape '
-                             f'[B, {self.channels}, h, w], got {tuple(x.shape)}')
+            raise ValueError(
+                f'ChannelWeighting(channels={self.channels}) needs a map of shape '
+                f'[B, {self.channels}, h, w], got {tuple(x.shape)}'
+            )
         with torch.autocast(x.device.type, enabled=False):
             return self._update(x.to(self.g1.weight.dtype), relation_sum)
 
     def _update(self, x: Tensor, form: Callable) -> Tensor:
         """Eq. 1 and 5 around the form of the sum, which is in float32 or better."""
-        query, key, value = (conv(x).flatten(2).transpose(1, 2).contiguous()
-                             for conv in (self.query, self.key, self.value))
+        query, key, value = (
+            conv(x).flatten(2).transpose(1, 2).contiguous()
+            for conv in (self.query, self.key, self.value)
+        )
         weight = self.g1.weight.flatten(1)
         precise = torch.promote_types(query.dtype, torch.float32)
         query, key, value, weight = (t.to(precise) for t in (query, key, value, weight))
@@ -262,5 +285,8 @@ def _exporting() -> bool:
     """Whether a graph is being recorded that must not depend on the sizes of this example."""
     compiler = getattr(torch, 'compiler', None)
     exporting = getattr(compiler, 'is_exporting', None)
-    return (torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
-            or (exporting is not None and exporting()))
+    return (
+        torch.jit.is_tracing()
+        or torch.onnx.is_in_onnx_export()
+        or (exporting is not None and exporting())
+    )

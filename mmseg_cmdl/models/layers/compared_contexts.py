@@ -3,6 +3,7 @@
 All convs have C output channels. The non-local layer of table 2 is mmcv's:
 ``dict(type='NonLocal2d', reduction=1)``.
 """
+
 from typing import Optional
 
 from mmengine.model import BaseModule

@@ -1,4 +1,5 @@
 """Pixels attend to the memory context (MDRL, eq. 10 and 11; MCIBI, eq. 13 and 14)."""
+
 from typing import Optional
 
 import torch.nn.functional as F
@@ -29,24 +30,28 @@ class RelationAttention(SelfAttentionBlock):
         conv_cfg, norm_cfg, act_cfg (dict, optional): Of the ConvModules.
     """
 
-    def __init__(self,
-                 query_channels: int,
-                 key_channels: int,
-                 transform_channels: int,
-                 out_channels: Optional[int] = None,
-                 share_key_query: bool = False,
-                 key_query_num_convs: int = 2,
-                 value_out_num_convs: int = 1,
-                 key_query_norm: bool = True,
-                 value_out_norm: bool = True,
-                 matmul_norm: bool = True,
-                 with_out_project: bool = True,
-                 conv_cfg: Optional[dict] = None,
-                 norm_cfg: Optional[dict] = dict(type='BN'),
-                 act_cfg: Optional[dict] = dict(type='ReLU')):
+    def __init__(
+        self,
+        query_channels: int,
+        key_channels: int,
+        transform_channels: int,
+        out_channels: Optional[int] = None,
+        share_key_query: bool = False,
+        key_query_num_convs: int = 2,
+        value_out_num_convs: int = 1,
+        key_query_norm: bool = True,
+        value_out_norm: bool = True,
+        matmul_norm: bool = True,
+        with_out_project: bool = True,
+        conv_cfg: Optional[dict] = None,
+        norm_cfg: Optional[dict] = dict(type='BN'),
+        act_cfg: Optional[dict] = dict(type='ReLU'),
+    ):
         if share_key_query and query_channels != key_channels:
-            raise ValueError('RelationAttention: share_key_query needs maps of equal channels, got '
-                             f'query_channels={query_channels} and key_channels={key_channels}')
+            raise ValueError(
+                'RelationAttention: share_key_query needs maps of equal channels, got '
+                f'query_channels={query_channels} and key_channels={key_channels}'
+            )
         super().__init__(
             key_in_channels=key_channels,
             query_in_channels=query_channels,
@@ -63,7 +68,8 @@ class RelationAttention(SelfAttentionBlock):
             with_out=with_out_project,
             conv_cfg=conv_cfg,
             norm_cfg=norm_cfg,
-            act_cfg=act_cfg)
+            act_cfg=act_cfg,
+        )
 
     def forward(self, query_feats: Tensor, key_feats: Tensor) -> Tensor:
         """Relates two maps.
@@ -77,8 +83,12 @@ class RelationAttention(SelfAttentionBlock):
         """
         query, key, value = (
             x.flatten(2).transpose(1, 2).unsqueeze(1)  # [B, 1, hw, channels]
-            for x in (self.query_project(query_feats), self.key_project(key_feats),
-                      self.value_project(key_feats)))
+            for x in (
+                self.query_project(query_feats),
+                self.key_project(key_feats),
+                self.value_project(key_feats),
+            )
+        )
         scale = self.channels**-0.5 if self.matmul_norm else 1.0
         related = F.scaled_dot_product_attention(query, key, value, scale=scale)
         related = related.squeeze(1).transpose(1, 2)

@@ -3,6 +3,7 @@
 Source: CAR, section 3, eq. 1 to 14. In all of them `mu` [K, C] are the centres, zero for a class
 that is absent, and pixels of all ranks count.
 """
+
 import math
 from typing import Optional, Tuple, Union
 
@@ -29,12 +30,14 @@ def class_sums(features: Tensor, rows: Tensor, num_classes: int) -> Tensor:
     """This rank's sum of features and number of pixels of each class, [K, C + 1]."""
     sums = features.new_zeros(num_classes + 1, features.shape[1]).index_add(0, rows, features)
     counts = features.new_zeros(num_classes + 1).index_add(
-        0, rows, features.new_ones(1).expand(len(rows)))
+        0, rows, features.new_ones(1).expand(len(rows))
+    )
     return torch.cat([sums, counts[:, None]], dim=1)[:num_classes]
 
 
-def class_centers(features: Tensor, labels: Tensor, num_classes: int,
-                  ignore_index: int = 255) -> Tuple[Tensor, Tensor]:
+def class_centers(
+    features: Tensor, labels: Tensor, num_classes: int, ignore_index: int = 255
+) -> Tuple[Tensor, Tensor]:
     """Mean feature of each class over the whole batch and all ranks (CAR, eq. 1), with gradient.
 
     One collective. The gradient is that of one process which holds the whole batch, for losses that
@@ -62,9 +65,11 @@ def class_centers(features: Tensor, labels: Tensor, num_classes: int,
 def check_pixels(features: Tensor, labels: Tensor) -> None:
     """Refuse shapes other than [P, C] and [P]."""
     if features.dim() != 2 or labels.shape != features.shape[:1]:
-        raise ValueError('features [P, C] and one label for each of the P pixels are expected, '
-                         f'got {list(features.shape)} and {list(labels.shape)}. A map '
-                         '[B, C, h, w] is features.permute(0, 2, 3, 1).flatten(0, 2)')
+        raise ValueError(
+            'features [P, C] and one label for each of the P pixels are expected, '
+            f'got {list(features.shape)} and {list(labels.shape)}. A map '
+            '[B, C, h, w] is features.permute(0, 2, 3, 1).flatten(0, 2)'
+        )
 
 
 @MODELS.register_module()
@@ -83,14 +88,22 @@ class IntraClassCenterToPixelLoss(ClassConsistencyLoss):
         loss_name (str): Defaults to 'loss_intra_c2p'.
     """
 
-    def __init__(self,
-                 formulation: str = 'paper',
-                 loss_weight: float = 1.0,
-                 loss_name: str = 'loss_intra_c2p'):
+    def __init__(
+        self,
+        formulation: str = 'paper',
+        loss_weight: float = 1.0,
+        loss_name: str = 'loss_intra_c2p',
+    ):
         super().__init__(formulation, loss_weight, loss_name)
 
-    def forward(self, features: Tensor, labels: Tensor, centers: Tensor, counts: Tensor,
-                ignore_index: int = 255) -> Tensor:
+    def forward(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        centers: Tensor,
+        counts: Tensor,
+        ignore_index: int = 255,
+    ) -> Tensor:
         """
         Args:
             features (Tensor): [P, C].
@@ -152,8 +165,10 @@ class InterClassLoss(ClassConsistencyLoss):
         return absent & ~absent.all()  # a softmax over no class at all would be NaN
 
     def extra_repr(self) -> str:
-        return (f'threshold={self.threshold}, classes={self.classes!r}, '
-                f'threshold_classes={self.threshold_classes!r}, {super().extra_repr()}')
+        return (
+            f'threshold={self.threshold}, classes={self.classes!r}, '
+            f'threshold_classes={self.threshold_classes!r}, {super().extra_repr()}'
+        )
 
 
 @MODELS.register_module()
@@ -182,19 +197,27 @@ class InterClassCenterToCenterLoss(InterClassLoss):
         loss_name (str): Defaults to 'loss_inter_c2c'.
     """
 
-    def __init__(self,
-                 threshold: float = 0.5,
-                 formulation: str = 'paper',
-                 loss_weight: float = 1.0,
-                 classes: str = 'all',
-                 threshold_classes: str = 'all',
-                 both_sides: bool = False,
-                 loss_name: str = 'loss_inter_c2c'):
+    def __init__(
+        self,
+        threshold: float = 0.5,
+        formulation: str = 'paper',
+        loss_weight: float = 1.0,
+        classes: str = 'all',
+        threshold_classes: str = 'all',
+        both_sides: bool = False,
+        loss_name: str = 'loss_inter_c2c',
+    ):
         super().__init__(threshold, classes, threshold_classes, formulation, loss_weight, loss_name)
         self.both_sides = both_sides
 
-    def forward(self, features: Optional[Tensor], labels: Optional[Tensor], centers: Tensor,
-                counts: Tensor, ignore_index: int = 255) -> Tensor:
+    def forward(
+        self,
+        features: Optional[Tensor],
+        labels: Optional[Tensor],
+        centers: Tensor,
+        counts: Tensor,
+        ignore_index: int = 255,
+    ) -> Tensor:
         """
         Args:
             features (Tensor): Unused; the gradient reaches the features through the centres.
@@ -253,19 +276,27 @@ class InterClassCenterToPixelLoss(InterClassLoss):
         loss_name (str): Defaults to 'loss_inter_c2p'.
     """
 
-    def __init__(self,
-                 threshold: float = 0.25,
-                 formulation: str = 'paper',
-                 loss_weight: float = 1.0,
-                 classes: str = 'all',
-                 threshold_classes: str = 'all',
-                 scale: bool = True,
-                 loss_name: str = 'loss_inter_c2p'):
+    def __init__(
+        self,
+        threshold: float = 0.25,
+        formulation: str = 'paper',
+        loss_weight: float = 1.0,
+        classes: str = 'all',
+        threshold_classes: str = 'all',
+        scale: bool = True,
+        loss_name: str = 'loss_inter_c2p',
+    ):
         super().__init__(threshold, classes, threshold_classes, formulation, loss_weight, loss_name)
         self.scale = scale
 
-    def forward(self, features: Tensor, labels: Tensor, centers: Tensor, counts: Tensor,
-                ignore_index: int = 255) -> Tensor:
+    def forward(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        centers: Tensor,
+        counts: Tensor,
+        ignore_index: int = 255,
+    ) -> Tensor:
         """
         Args:
             features (Tensor): [P, C].

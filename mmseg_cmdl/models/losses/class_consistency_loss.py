@@ -3,6 +3,7 @@
 Source: MDRL, section 3.5, eq. 12 to 15. `<i, d>` there is *minus* the cosine, so
 `exp(-<i, d> / tau)` is `exp(+cos / tau)`.
 """
+
 from typing import Optional, Tuple
 
 import torch
@@ -19,11 +20,15 @@ class ClassConsistencyLoss(nn.Module):
     def __init__(self, formulation: str, loss_weight: float, loss_name: str):
         super().__init__()
         if formulation not in ('paper', 'released'):
-            raise ValueError(f"{type(self).__name__}: formulation must be 'paper' or 'released', "
-                             f'got {formulation!r}')
+            raise ValueError(
+                f"{type(self).__name__}: formulation must be 'paper' or 'released', "
+                f'got {formulation!r}'
+            )
         if 'loss' not in loss_name:
-            raise ValueError(f'{type(self).__name__}: loss_name must contain "loss" to be added to '
-                             f'the objective, got {loss_name!r}')
+            raise ValueError(
+                f'{type(self).__name__}: loss_name must contain "loss" to be added to '
+                f'the objective, got {loss_name!r}'
+            )
         self.formulation = formulation
         self.loss_weight = loss_weight
         self._loss_name = loss_name
@@ -42,8 +47,9 @@ def at_least_float32(scores: Tensor) -> Tensor:
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
-def pixel_classes(labels: Tensor, size: Tuple[int, int], num_classes: int,
-                  ignore_index: int) -> Tensor:
+def pixel_classes(
+    labels: Tensor, size: Tuple[int, int], num_classes: int, ignore_index: int
+) -> Tensor:
     """Class [B, h, w] of each pixel at feature size; K for pixels without one.
 
     Args:
@@ -98,11 +104,13 @@ class ClassLocalConsistencyLoss(ClassConsistencyLoss):
     The mean is over the labelled pixels of all ranks; 0, with a graph, where there are none.
     """
 
-    def __init__(self,
-                 formulation: str = 'paper',
-                 loss_weight: float = 1.0,
-                 num_classes: Optional[int] = None,
-                 loss_name: str = 'loss_clcl'):
+    def __init__(
+        self,
+        formulation: str = 'paper',
+        loss_weight: float = 1.0,
+        num_classes: Optional[int] = None,
+        loss_name: str = 'loss_clcl',
+    ):
         super().__init__(formulation, loss_weight, loss_name)
         self.norm = None
         if formulation == 'released' and num_classes is not None:
@@ -128,7 +136,7 @@ class ClassLocalConsistencyLoss(ClassConsistencyLoss):
             if self.norm is not None:
                 scores = self.norm(scores)
             else:
-                scores = F.layer_norm(scores, (num_classes, ))
+                scores = F.layer_norm(scores, (num_classes,))
         scores = scores.permute(0, 3, 1, 2)
         size = scores.shape[2:]
         if self.formulation == 'released':
@@ -159,15 +167,18 @@ class ClassGlobalConsistencyLoss(ClassConsistencyLoss):
     Means run over the pixels of all ranks; 0, with a graph, where there are none.
     """
 
-    def __init__(self,
-                 temperature: float = 0.5,
-                 formulation: str = 'paper',
-                 loss_weight: float = 1.0,
-                 loss_name: str = 'loss_cgcl'):
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        formulation: str = 'paper',
+        loss_weight: float = 1.0,
+        loss_name: str = 'loss_cgcl',
+    ):
         super().__init__(formulation, loss_weight, loss_name)
         if temperature <= 0:
-            raise ValueError(f'ClassGlobalConsistencyLoss: temperature must be positive, got '
-                             f'{temperature}')
+            raise ValueError(
+                f'ClassGlobalConsistencyLoss: temperature must be positive, got {temperature}'
+            )
         self.temperature = temperature
 
     def forward(self, similarity: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:

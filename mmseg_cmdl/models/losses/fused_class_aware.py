@@ -6,6 +6,7 @@ with the centres and all that follows from them are taken chunk by chunk while a
 cache; what is kept for the backward pass is one [P, K] coefficient, from which a third
 pass forms the gradient of all three losses at once.
 """
+
 import math
 from typing import Dict, NamedTuple, Optional, Sequence
 
@@ -32,6 +33,7 @@ _CHUNK_BYTES = {'cpu': 1 << 21, 'cuda': 1 << 26}
 
 class _PixelOptions(NamedTuple):
     """What the pass over pixels has to know of the losses; None for a loss that isn't there."""
+
     intra: Optional[str]  # formulation
     inter: Optional[str]
     inter_loss: Optional[InterClassCenterToPixelLoss]
@@ -43,15 +45,20 @@ def can_fuse_class_aware(losses: Sequence[nn.Module]) -> bool:
     """Whether these are the losses of CAR, at most one of each kind."""
     kinds = [type(loss) for loss in losses]
     return len(set(kinds)) == len(kinds) > 0 and set(kinds) <= {
-        IntraClassCenterToPixelLoss, InterClassCenterToCenterLoss, InterClassCenterToPixelLoss}
+        IntraClassCenterToPixelLoss,
+        InterClassCenterToCenterLoss,
+        InterClassCenterToPixelLoss,
+    }
 
 
-def fused_class_aware(features: Tensor,
-                      labels: Tensor,
-                      num_classes: int,
-                      losses: Sequence[nn.Module],
-                      ignore_index: int = 255,
-                      chunk_size: Optional[int] = None) -> Dict[str, Tensor]:
+def fused_class_aware(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    losses: Sequence[nn.Module],
+    ignore_index: int = 255,
+    chunk_size: Optional[int] = None,
+) -> Dict[str, Tensor]:
     """The same numbers as `loss(features, labels, *class_centers(...))` for each of `losses`.
 
     Args:
@@ -72,8 +79,12 @@ def fused_class_aware(features: Tensor,
     inter = by_type.get(InterClassCenterToPixelLoss)
     rows = class_rows(labels, num_classes, ignore_index)
     options = _PixelOptions(
-        intra and intra.formulation, inter and inter.formulation, inter, num_classes,
-        chunk_size or _default_chunk(features))
+        intra and intra.formulation,
+        inter and inter.formulation,
+        inter,
+        num_classes,
+        chunk_size or _default_chunk(features),
+    )
     with torch.autocast(features.device.type, enabled=False):
         centers, counts, intra_total, inter_total = _ClassAware.apply(features, rows, options)
         labelled = rows < num_classes
@@ -121,7 +132,8 @@ class _ClassAware(torch.autograd.Function):
             own_products = torch.cat([centers.square().sum(dim=1), centers.new_zeros(1)]) / divisor
             own_products = own_products[rows]
             margin = torch.as_tensor(
-                options.inter_loss.margin(counts), dtype=features.dtype, device=features.device)
+                options.inter_loss.margin(counts), dtype=features.dtype, device=features.device
+            )
             absent = options.inter_loss.absent(counts)
             buffers = features.new_empty(2, (K + 1) * chunk)
             above, number, d = features.new_empty(3, P)
@@ -132,7 +144,7 @@ class _ClassAware(torch.autograd.Function):
             part = slice(start, min(start + chunk, P))
             x, own_rows = features[part], rows[part]
             if options.intra is not None:
-                difference = differences[:len(x)]
+                difference = differences[: len(x)]
                 torch.index_select(padded_centers, 0, own_rows, out=difference)
                 torch.linalg.vector_norm(difference.sub_(x), order, dim=1, out=distances[part])
             if options.inter is None:
@@ -140,9 +152,9 @@ class _ClassAware(torch.autograd.Function):
 
             # Pixels run along the last, contiguous dimension, so reductions over classes are over
             # whole rows of pixels. The last row takes what is scattered for pixels of no class.
-            similarity, excess = (b[:(K + 1) * len(x)].view(K + 1, -1) for b in buffers)
+            similarity, excess = (b[: (K + 1) * len(x)].view(K + 1, -1) for b in buffers)
             if slopes is not None:
-                excess = slopes[start * (K + 1):part.stop * (K + 1)].view(K + 1, -1)
+                excess = slopes[start * (K + 1) : part.stop * (K + 1)].view(K + 1, -1)
             own_rows = own_rows[None]
             torch.mm(keys, x.t(), out=similarity[:K])
             similarity.scatter_(0, own_rows, own_products[None, part])
@@ -216,10 +228,14 @@ class _ClassAware(torch.autograd.Function):
             x, own_rows, out = features[part], rows[part], gradient[part]
             torch.index_select(by_class, 0, own_rows, out=out)
             if signs is not None:
-                x = torch.index_select(padded_centers, 0, own_rows, out=signs[:len(x)]).sub_(
-                    x).sign_().neg_()
+                x = (
+                    torch.index_select(padded_centers, 0, own_rows, out=signs[: len(x)])
+                    .sub_(x)
+                    .sign_()
+                    .neg_()
+                )
             if factors is not None:
                 out.addcmul_(x, factors[part, None])
             if slopes is not None:
-                out.addmm_(slopes[start * (K + 1):part.stop * (K + 1)].view(K + 1, -1).t(), keys)
+                out.addmm_(slopes[start * (K + 1) : part.stop * (K + 1)].view(K + 1, -1).t(), keys)
         return gradient, None, None

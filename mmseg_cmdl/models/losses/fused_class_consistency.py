@@ -6,6 +6,7 @@ chunk of pixels has its similarities formed, both losses taken and the gradient 
 embeddings finished while the chunk is still in cache, in the forward pass: two matrix
 products altogether, and no memory that grows with P * K * N.
 """
+
 from typing import Dict, NamedTuple, Optional, Sequence
 
 import torch
@@ -28,6 +29,7 @@ _SMALLEST_TEMPERATURE = 0.025
 
 class FusedConsistency(NamedTuple):
     """Result of :func:`fused_class_consistency`."""
+
     losses: Dict[str, Tensor]  # by loss_name
     classes: Tensor  # [P], K for pixels without a class
     own_scores: Tensor  # [P, N] similarity with the distributions of the own class, no gradient
@@ -37,17 +39,21 @@ class FusedConsistency(NamedTuple):
 def can_fuse(losses: Sequence[nn.Module]) -> bool:
     """Whether these losses are known here, one of a kind, of a temperature that float32 bears."""
     kinds = [type(loss) for loss in losses]
-    return (len(set(kinds)) == len(kinds) > 0
-            and set(kinds) <= {ClassLocalConsistencyLoss, ClassGlobalConsistencyLoss}
-            and all(_temperature(loss) >= _SMALLEST_TEMPERATURE for loss in losses))
+    return (
+        len(set(kinds)) == len(kinds) > 0
+        and set(kinds) <= {ClassLocalConsistencyLoss, ClassGlobalConsistencyLoss}
+        and all(_temperature(loss) >= _SMALLEST_TEMPERATURE for loss in losses)
+    )
 
 
-def fused_class_consistency(embeddings: Tensor,
-                            distributions: Tensor,
-                            labels: Tensor,
-                            losses: Sequence[nn.Module],
-                            ignore_index: int = 255,
-                            chunk_size: Optional[int] = None) -> FusedConsistency:
+def fused_class_consistency(
+    embeddings: Tensor,
+    distributions: Tensor,
+    labels: Tensor,
+    losses: Sequence[nn.Module],
+    ignore_index: int = 255,
+    chunk_size: Optional[int] = None,
+) -> FusedConsistency:
     """The same numbers as `loss(bank.similarity(embeddings), labels)` for each of `losses`.
 
     The losses share one gradient, formed in the forward pass, so they must be differentiated
@@ -83,23 +89,33 @@ def fused_class_consistency(embeddings: Tensor,
 
     plain_local = local is not None and local.formulation == 'paper'
     joint, local_share, contrast_share, class_scores, own_scores, correct = _ChunkedLosses.apply(
-        flat, distributions, classes,
+        flat,
+        distributions,
+        classes,
         pixel_weights(local) if plain_local else None,
         pixel_weights(contrast) if contrast is not None else None,
         contrast is not None and contrast.formulation == 'released',
-        _temperature(contrast), local is not None and not plain_local,
-        chunk_size or _default_chunk(flat, num_classes * num_distributions))
+        _temperature(contrast),
+        local is not None and not plain_local,
+        chunk_size or _default_chunk(flat, num_classes * num_distributions),
+    )
 
     joint, local_value, contrast_value = global_sum(
-        torch.stack([joint, local_share, contrast_share]))
+        torch.stack([joint, local_share, contrast_share])
+    )
     results = {}
     if plain_local and contrast is not None:
         local_value, contrast_value = _SharedGradient.apply(joint, local_value, contrast_value)
         results = {local.loss_name: local_value, contrast.loss_name: contrast_value}
     else:
         if local is not None:
-            results[local.loss_name] = joint if plain_local else local.from_class_scores(
-                class_scores.view(*feature_size, num_classes), labels, ignore_index)
+            results[local.loss_name] = (
+                joint
+                if plain_local
+                else local.from_class_scores(
+                    class_scores.view(*feature_size, num_classes), labels, ignore_index
+                )
+            )
         if contrast is not None:
             results[contrast.loss_name] = joint
     return FusedConsistency(results, classes, own_scores, correct)
@@ -122,8 +138,18 @@ class _ChunkedLosses(torch.autograd.Function):
     """This rank's share of both losses; `joint` carries the gradient of their sum."""
 
     @staticmethod
-    def forward(ctx, embeddings, distributions, classes, local_weights, contrast_weights,
-                each_positive, temperature, want_class_scores, chunk_size):
+    def forward(
+        ctx,
+        embeddings,
+        distributions,
+        classes,
+        local_weights,
+        contrast_weights,
+        each_positive,
+        temperature,
+        want_class_scores,
+        chunk_size,
+    ):
         K, N, Z = distributions.shape
         num_pixels = len(embeddings)
         has_gradient = local_weights is not None or contrast_weights is not None
@@ -151,8 +177,9 @@ class _ChunkedLosses(torch.autograd.Function):
         for start in range(0, num_pixels, chunk_size):
             part = slice(start, min(start + chunk_size, num_pixels))
             length = part.stop - part.start
-            s, e = (buffer[:N * K * length].view(N * K, length)
-                    for buffer in (products, exponents))
+            s, e = (
+                buffer[: N * K * length].view(N * K, length) for buffer in (products, exponents)
+            )
             by_class, e_by_class = s.view(N, K, length), e.view(N, K, length)
 
             torch.mm(rows, embeddings[part].t(), out=s)
@@ -210,13 +237,23 @@ class _ChunkedLosses(torch.autograd.Function):
         if want_class_scores:
             class_scores *= temperature
         local_share, contrast_share = (
-            embeddings.new_zeros(()) if weights is None else
-            torch.where(weights > 0, terms * weights, 0.0).sum()
-            for terms, weights in ((local_terms.neg_(), local_weights),
-                                   (contrast_terms, contrast_weights)))
+            embeddings.new_zeros(())
+            if weights is None
+            else torch.where(weights > 0, terms * weights, 0.0).sum()
+            for terms, weights in (
+                (local_terms.neg_(), local_weights),
+                (contrast_terms, contrast_weights),
+            )
+        )
         ctx.mark_non_differentiable(local_share, contrast_share, own_scores, correct)
-        return (local_share + contrast_share, local_share, contrast_share, class_scores,
-                own_scores, correct)
+        return (
+            local_share + contrast_share,
+            local_share,
+            contrast_share,
+            class_scores,
+            own_scores,
+            correct,
+        )
 
     @staticmethod
     @once_differentiable
@@ -224,13 +261,15 @@ class _ChunkedLosses(torch.autograd.Function):
         if ctx.differentiated:
             raise RuntimeError(
                 'the fused class consistency losses can be differentiated only once: set '
-                'fuse_losses=False in MDRLHead to use retain_graph=True')
+                'fuse_losses=False in MDRLHead to use retain_graph=True'
+            )
         ctx.differentiated = True
         # scaled in place: nobody else holds it, and a copy would be as large as the embeddings
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None or joint_grad is None:
-            gradient = torch.zeros(ctx.embeddings_shape, dtype=ctx.rows.dtype,
-                                   device=ctx.rows.device)
+            gradient = torch.zeros(
+                ctx.embeddings_shape, dtype=ctx.rows.dtype, device=ctx.rows.device
+            )
         else:
             gradient.mul_(joint_grad)
         if score_grad is not None:
@@ -238,8 +277,11 @@ class _ChunkedLosses(torch.autograd.Function):
             K = score_grad.shape[1]
             slopes = score_grad * ctx.temperature  # rows are the bank over the temperature
             columns = nearest.long() * K + torch.arange(K, device=nearest.device)
-            for part, *chunk in zip(gradient.split(ctx.chunk_size), slopes.split(ctx.chunk_size),
-                                    columns.split(ctx.chunk_size)):
+            for part, *chunk in zip(
+                gradient.split(ctx.chunk_size),
+                slopes.split(ctx.chunk_size),
+                columns.split(ctx.chunk_size),
+            ):
                 scattered = rows.new_zeros(len(part), len(rows)).scatter_(1, chunk[1], chunk[0])
                 part.addmm_(scattered, rows)
         return gradient, *[None] * 8
@@ -259,5 +301,6 @@ class _SharedGradient(torch.autograd.Function):
         torch._assert_async(
             local_grad == contrast_grad,
             'the fused class consistency losses share one gradient and must be summed with equal '
-            'weight: set fuse_losses=False in MDRLHead to differentiate them apart')
+            'weight: set fuse_losses=False in MDRLHead to differentiate them apart',
+        )
         return local_grad, None, None

@@ -4,6 +4,12 @@ from .initial_memory import InitialMemory
 from .memory_bank import MemoryBank
 from .sinkhorn import sinkhorn
 
-__all__ = ['BankUpdate', 'DistributionBank', 'FeatureBank', 'FeatureUpdate', 'InitialMemory',
-           'MemoryBank', 'sinkhorn']
-
+__all__ = [
+    'BankUpdate',
+    'DistributionBank',
+    'FeatureBank',
+    'FeatureUpdate',
+    'InitialMemory',
+    'MemoryBank',
+    'sinkhorn',
+]

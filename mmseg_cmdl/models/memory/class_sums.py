@@ -6,6 +6,7 @@ interpolation is linear, so a sum over label pixels is a sum over feature cells 
 up, and length and product of an interpolated feature follow from lengths and products of the
 cells around it. What is held at label size is a few scalars a pixel, for one image at a time.
 """
+
 from typing import NamedTuple, Tuple
 
 import torch
@@ -26,6 +27,7 @@ class ClassSums(NamedTuple):
         labelled, left_out (Tensor): Scalars: pixels with a class; of these, pixels whose feature
             has no finite square, which count in no sum.
     """
+
     packed: Tensor
     plain: Tensor
     weighted: Tensor
@@ -82,8 +84,9 @@ def _distance(products: Tensor, lengths: Tensor) -> Tensor:
     return (1 - products / lengths.clamp(min=_SHORTEST)).clamp_(min=0, max=2)
 
 
-def upsampled_class_sums(features: Tensor, labels: Tensor, memory: Tensor, ignore_index: int,
-                         align_corners: bool = False) -> ClassSums:
+def upsampled_class_sums(
+    features: Tensor, labels: Tensor, memory: Tensor, ignore_index: int, align_corners: bool = False
+) -> ClassSums:
     """:func:`class_sums` of the features bilinearly resized to the labels.
 
     Equals resizing first, without ever holding the [B, C, H, W] map or a part of it.
@@ -99,8 +102,8 @@ def upsampled_class_sums(features: Tensor, labels: Tensor, memory: Tensor, ignor
     """
     sums = ClassSums.zeros(memory)
     rows, cols = (
-        _Taps(labels.shape[i + 1], features.shape[i + 2], align_corners, features)
-        for i in range(2))
+        _Taps(labels.shape[i + 1], features.shape[i + 2], align_corners, features) for i in range(2)
+    )
     for feature_map, label_map in zip(features, labels):
         _add_image(sums, feature_map, label_map, memory, ignore_index, rows, cols)
     return sums
@@ -132,13 +135,22 @@ class _Taps:
         one, two = ((every == cell[:, None]).to(like.dtype) for cell in (self.first, self.second))
         self.matrix = one * self.weights[0][:, None] + two * fraction[:, None]
         next_one = F.pad(one, (1, 0))
-        self.squares = (F.pad(one, (0, 1)) * self.weights[0].square()[:, None]
-                        + next_one * fraction.square()[:, None])
+        self.squares = (
+            F.pad(one, (0, 1)) * self.weights[0].square()[:, None]
+            + next_one * fraction.square()[:, None]
+        )
         self.crossed = one * (2 * self.weights[0] * fraction)[:, None]
 
 
-def _add_image(sums: ClassSums, features: Tensor, labels: Tensor, memory: Tensor,
-               ignore_index: int, rows: _Taps, cols: _Taps) -> None:
+def _add_image(
+    sums: ClassSums,
+    features: Tensor,
+    labels: Tensor,
+    memory: Tensor,
+    ignore_index: int,
+    rows: _Taps,
+    cols: _Taps,
+) -> None:
     """Adds the sums of one image [C, h, w], [H, W]."""
     num_classes, channels = memory.shape
     height, width = features.shape[1:]
@@ -150,9 +162,11 @@ def _add_image(sums: ClassSums, features: Tensor, labels: Tensor, memory: Tensor
     used = known & ~bad
 
     starts = torch.where(used, labels.long(), 0) * (height * width)
-    corners = [(starts + (y * width)[:, None] + x, wy[:, None] * wx)
-               for y, wy in zip((rows.first, rows.second), rows.weights)
-               for x, wx in zip((cols.first, cols.second), cols.weights)]
+    corners = [
+        (starts + (y * width)[:, None] + x, wy[:, None] * wx)
+        for y, wy in zip((rows.first, rows.second), rows.weights)
+        for x, wx in zip((cols.first, cols.second), cols.weights)
+    ]
     cells = features.flatten(1)  # [C, hw]
     products = (memory @ cells).view(-1)  # of each class's memory and each cell
     products = sum(products[index] * share for index, share in corners)
@@ -184,5 +198,9 @@ def _interpolated_squares(features: Tensor, rows: _Taps, cols: _Taps) -> Tensor:
     beside = dot((every, here), (every, right))
     below = dot((here, every), (right, every))
     across = (dot((here, here), (right, right)) + dot((here, right), (right, here))) / 2
-    return (rows.squares @ squares @ cols.squares.t() + rows.squares @ beside @ cols.crossed.t()
-            + rows.crossed @ below @ cols.squares.t() + rows.crossed @ across @ cols.crossed.t())
+    return (
+        rows.squares @ squares @ cols.squares.t()
+        + rows.squares @ beside @ cols.crossed.t()
+        + rows.crossed @ below @ cols.squares.t()
+        + rows.crossed @ across @ cols.crossed.t()
+    )

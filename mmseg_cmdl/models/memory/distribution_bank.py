@@ -2,6 +2,7 @@
 
 Source: MDRL, sections 3.2 and 3.3, eq. 6 to 9.
 """
+
 from typing import NamedTuple, Optional, Union
 
 import mmengine.dist as dist
@@ -22,6 +23,7 @@ _CHUNK_BYTES = 1 << 23
 
 class BankUpdate(NamedTuple):
     """What an update counted, over all ranks. Scalars without gradient."""
+
     labelled: Tensor  # pixels with a class
     correct: Tensor  # of these, pixels whose nearest distribution is of their own class
     left_out: Tensor  # of these, pixels whose embedding isn't finite; they never reach the bank
@@ -33,7 +35,7 @@ def _pixels_of_lower_ranks(classes: Tensor) -> Union[Tensor, int]:
         return 0
     counts = classes.new_zeros(dist.get_world_size())
     counts[dist.get_rank()] = len(classes)
-    return all_reduce_sum_(counts)[:dist.get_rank()].sum()
+    return all_reduce_sum_(counts)[: dist.get_rank()].sum()
 
 
 @MODELS.register_module()
@@ -73,33 +75,43 @@ class DistributionBank(MemoryBank):
 
     memory_name = 'distributions'
 
-    def __init__(self,
-                 num_classes: int,
-                 num_distributions: int,
-                 channels: int,
-                 momentum: float = 0.999,
-                 epsilon: float = 0.05,
-                 iterations: int = 3,
-                 assignment: str = 'argmax',
-                 update_pixels: str = 'correct',
-                 seed: int = 0,
-                 init: str = 'random'):
+    def __init__(
+        self,
+        num_classes: int,
+        num_distributions: int,
+        channels: int,
+        momentum: float = 0.999,
+        epsilon: float = 0.05,
+        iterations: int = 3,
+        assignment: str = 'argmax',
+        update_pixels: str = 'correct',
+        seed: int = 0,
+        init: str = 'random',
+    ):
         super().__init__(None if init == 'random' else init)
-        for name, size in (('num_classes', num_classes), ('num_distributions', num_distributions),
-                           ('channels', channels), ('iterations', iterations)):
+        for name, size in (
+            ('num_classes', num_classes),
+            ('num_distributions', num_distributions),
+            ('channels', channels),
+            ('iterations', iterations),
+        ):
             if size < 1:
                 raise ValueError(f'DistributionBank: {name} must be at least 1, got {size}')
         if not 0 <= momentum <= 1:
-            raise ValueError('DistributionBank: momentum is the weight of the old vector and must '
-                             f'be in [0, 1], got {momentum}')
+            raise ValueError(
+                'DistributionBank: momentum is the weight of the old vector and must '
+                f'be in [0, 1], got {momentum}'
+            )
         if epsilon <= 0:
             raise ValueError(f'DistributionBank: epsilon must be positive, got {epsilon}')
         if assignment not in ('argmax', 'gumbel'):
-            raise ValueError("DistributionBank: assignment must be 'argmax' or 'gumbel', "
-                             f'got {assignment!r}')
+            raise ValueError(
+                f"DistributionBank: assignment must be 'argmax' or 'gumbel', got {assignment!r}"
+            )
         if update_pixels not in ('correct', 'all'):
-            raise ValueError("DistributionBank: update_pixels must be 'correct' or 'all', "
-                             f'got {update_pixels!r}')
+            raise ValueError(
+                f"DistributionBank: update_pixels must be 'correct' or 'all', got {update_pixels!r}"
+            )
         self.num_classes = num_classes
         self.num_distributions = num_distributions
         self.channels = channels
@@ -111,7 +123,8 @@ class DistributionBank(MemoryBank):
         self.seed = seed
 
         start = torch.nn.init.trunc_normal_(
-            torch.empty(num_classes, num_distributions, channels), std=0.02)
+            torch.empty(num_classes, num_distributions, channels), std=0.02
+        )
         self.register_buffer('distributions', F.normalize(start, dim=-1))
         self.register_buffer('num_updates', torch.zeros((), dtype=torch.int64))
 
@@ -133,11 +146,13 @@ class DistributionBank(MemoryBank):
         flat = self.read().flatten(0, 1).to(embeddings.dtype)
         return F.linear(embeddings, flat).unflatten(-1, self.distributions.shape[:2])
 
-    def update_(self,
-                embeddings: Tensor,
-                labels: Tensor,
-                correct: Optional[Tensor] = None,
-                ignore_index: int = 255) -> Optional[BankUpdate]:
+    def update_(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        correct: Optional[Tensor] = None,
+        ignore_index: int = 255,
+    ) -> Optional[BankUpdate]:
         """Moves the bank towards this batch (eq. 6 to 8), in place, over all ranks.
 
         Args:
@@ -166,16 +181,19 @@ class DistributionBank(MemoryBank):
         for part, classes in zip(embeddings.split(chunk), own.split(chunk)):
             similarity = (part @ distributions.t()).unflatten(1, self.distributions.shape[:2])
             scores.append(
-                similarity.gather(1, classes[:, None, None].expand(-1, 1, self.num_distributions)))
+                similarity.gather(1, classes[:, None, None].expand(-1, 1, self.num_distributions))
+            )
             best.append(similarity.amax((1, 2)))
         return torch.cat(scores).squeeze(1), torch.cat(best)
 
-    def update_from_scores_(self,
-                            embeddings: Tensor,
-                            labels: Tensor,
-                            own_scores: Tensor,
-                            correct: Tensor,
-                            ignore_index: int = 255) -> Optional[BankUpdate]:
+    def update_from_scores_(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        own_scores: Tensor,
+        correct: Tensor,
+        ignore_index: int = 255,
+    ) -> Optional[BankUpdate]:
         """:meth:`update_` where the similarities are at hand already, as they are after the losses.
 
         Args:
@@ -199,8 +217,8 @@ class DistributionBank(MemoryBank):
             num_rows = self.num_classes * self.num_distributions
             rows = torch.where(used, classes * self.num_distributions + chosen, num_rows)
             packed = embeddings.new_zeros((num_rows + 1) * (self.channels + 1) + 3)
-            sums = packed[:(num_rows + 1) * self.channels].view(num_rows + 1, self.channels)
-            counts = packed[sums.numel():-3]
+            sums = packed[: (num_rows + 1) * self.channels].view(num_rows + 1, self.channels)
+            counts = packed[sums.numel() : -3]
             sums.index_add_(0, rows, embeddings)
             counts.scatter_add_(0, rows, torch.ones_like(rows, dtype=packed.dtype))
             totals = packed[-3:]
@@ -214,13 +232,15 @@ class DistributionBank(MemoryBank):
     def _assign(self, own_scores: Tensor, classes: Tensor) -> Tensor:
         """Distribution [P] of its class that each pixel is given to."""
         # one process takes the path of many, so that both do the same arithmetic
-        assignment = sinkhorn(own_scores, classes, self.num_classes, self.epsilon, self.iterations,
-                              all_reduce_sum_)
+        assignment = sinkhorn(
+            own_scores, classes, self.num_classes, self.epsilon, self.iterations, all_reduce_sum_
+        )
         if self.assignment == 'gumbel':
             positions = torch.arange(len(classes), device=classes.device)
             positions += _pixels_of_lower_ranks(classes)
             assignment = assignment + gumbel_noise(
-                positions, self.num_distributions, self.seed, self.num_updates)
+                positions, self.num_distributions, self.seed, self.num_updates
+            )
         return assignment.max(dim=1).indices  # as argmax, several times faster on a CPU
 
     def _move_(self, sums: Tensor, counts: Tensor) -> None:

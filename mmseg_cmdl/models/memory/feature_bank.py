@@ -2,6 +2,7 @@
 
 Source: MCIBI, section 3.2, eq. 6 to 10.
 """
+
 from typing import NamedTuple, Optional, Union
 
 import torch
@@ -16,6 +17,7 @@ from .memory_bank import MemoryBank, float32_island
 
 class FeatureUpdate(NamedTuple):
     """What an update counted, over all ranks. Scalars without gradient."""
+
     labelled: Tensor  # pixels with a class
     left_out: Tensor  # of these, pixels whose feature isn't finite; they never reach the bank
 
@@ -52,11 +54,9 @@ class FeatureBank(MemoryBank):
     memory_name = 'features'
     memory_sizes = ('num_classes', 'channels')
 
-    def __init__(self,
-                 num_classes: int,
-                 channels: int,
-                 strategy: str = 'cosine',
-                 init: str = 'first_seen'):
+    def __init__(
+        self, num_classes: int, channels: int, strategy: str = 'cosine', init: str = 'first_seen'
+    ):
         super().__init__(None if init == 'first_seen' else init)
         for name, size in (('num_classes', num_classes), ('channels', channels)):
             if size < 1:
@@ -75,11 +75,13 @@ class FeatureBank(MemoryBank):
         self.features.copy_(memory.centers[:, 0])
         self.filled.copy_(memory.filled[:, 0])
 
-    def update_(self,
-                features: Tensor,
-                labels: Tensor,
-                momentum: Union[float, Tensor],
-                ignore_index: int = 255) -> Optional[FeatureUpdate]:
+    def update_(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        momentum: Union[float, Tensor],
+        ignore_index: int = 255,
+    ) -> Optional[FeatureUpdate]:
         """Moves the bank towards this batch (eq. 6 and 8 to 10), in place, over all ranks.
 
         Args:
@@ -94,12 +96,14 @@ class FeatureBank(MemoryBank):
         """
         return self._update(class_sums, features, labels, momentum, ignore_index)
 
-    def update_at_label_size_(self,
-                              features: Tensor,
-                              labels: Tensor,
-                              momentum: Union[float, Tensor],
-                              ignore_index: int = 255,
-                              align_corners: bool = False) -> Optional[FeatureUpdate]:
+    def update_at_label_size_(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        momentum: Union[float, Tensor],
+        ignore_index: int = 255,
+        align_corners: bool = False,
+    ) -> Optional[FeatureUpdate]:
         """:meth:`update_` by the features bilinearly resized to the label maps, as in eq. 8.
 
         The resized features are never formed; see :func:`upsampled_class_sums`.
@@ -110,16 +114,18 @@ class FeatureBank(MemoryBank):
             momentum, ignore_index: As for :meth:`update_`.
             align_corners (bool): Of the resizing. Defaults to False.
         """
-        return self._update(upsampled_class_sums, features, labels, momentum, ignore_index,
-                            align_corners)
+        return self._update(
+            upsampled_class_sums, features, labels, momentum, ignore_index, align_corners
+        )
 
     def _update(self, sum_up, features, labels, momentum, ignore_index, *options):
         if not self.begin_update():
             return None
         with float32_island(features.device.type):
             memory = self.features.to(self._update_dtype)
-            sums = sum_up(features.detach().to(memory.dtype), labels, memory, ignore_index,
-                          *options)
+            sums = sum_up(
+                features.detach().to(memory.dtype), labels, memory, ignore_index, *options
+            )
             all_reduce_sum_(sums.packed)
             self._move_(memory, sums, momentum)
             self.num_updates += 1

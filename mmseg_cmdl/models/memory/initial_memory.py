@@ -1,4 +1,5 @@
 """Start values of a memory bank in a file: written by tools/init_memory.py, read by the banks."""
+
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Dict, List, Optional
@@ -23,6 +24,7 @@ class InitialMemory:
         origin (dict): How the file came about: strategy, seed, config, checkpoint.
         path (str, optional): Where it was read.
     """
+
     centers: Tensor
     filled: Tensor
     counts: Tensor
@@ -52,12 +54,14 @@ class InitialMemory:
         if not Path(path).is_file():
             raise FileNotFoundError(
                 f'init: there is no file {path}; make it with tools/init_memory.py, or set '
-                'init of the bank to its default')
+                'init of the bank to its default'
+            )
         try:
             content = torch.load(path, map_location='cpu', weights_only=True)
         except Exception as error:  # whatever unpickling comes to
-            raise ValueError(f'init: {path} is no file of tools/init_memory.py '
-                             f'({type(error).__name__})') from error
+            raise ValueError(
+                f'init: {path} is no file of tools/init_memory.py ({type(error).__name__})'
+            ) from error
         if not isinstance(content, dict) or content.pop('format', None) != _FORMAT:
             raise ValueError(f'init: {path} is no file of tools/init_memory.py')
         return cls(**content, path=str(path))
@@ -73,4 +77,5 @@ class InitialMemory:
             raise ValueError(
                 f'init: {self.path} holds {"x".join(map(str, self.centers.shape))} (classes x '
                 f'centres x channels), the bank {"x".join(map(str, expected))}; write it anew with '
-                f'tools/init_memory.py, --centers {num_distributions} and the config of this model')
+                f'tools/init_memory.py, --centers {num_distributions} and the config of this model'
+            )

@@ -1,4 +1,5 @@
 """What every memory bank of this package has in common: how it is read, shared and restored."""
+
 import logging
 from abc import abstractmethod
 from contextlib import contextmanager
@@ -131,35 +132,48 @@ class MemoryBank(nn.Module):
             dist.broadcast(buffer, src=0)
         self._synchronized = True
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys,
-                              unexpected_keys, error_msgs):
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
         """A bank of another size isn't loaded, nor is a part of it; the message says what to do."""
         key = prefix + self.memory_name
         own = getattr(self, self.memory_name).shape
         if key not in state_dict:
-            print_log(f'the checkpoint has no {key}: a fresh memory bank starts', 'current',
-                      logging.WARNING)
+            print_log(
+                f'the checkpoint has no {key}: a fresh memory bank starts',
+                'current',
+                logging.WARNING,
+            )
         elif state_dict[key].shape != own:
             error_msgs.append(self._size_message(key, tuple(state_dict[key].shape), tuple(own)))
-            state_dict = {name: value for name, value in state_dict.items()
-                          if not name.startswith(prefix)}
+            state_dict = {
+                name: value for name, value in state_dict.items() if not name.startswith(prefix)
+            }
             missing_keys, unexpected_keys = [], []  # one message says it all
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys,
-                                      unexpected_keys, error_msgs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         self._synchronized = False
         self._before_update = None
 
     def _size_message(self, key: str, found: tuple, own: tuple) -> str:
         if len(found) != len(own):
-            return (f'{key} in the checkpoint has shape {list(found)}, that of this bank is '
-                    f'{list(own)}: it is the memory of another head. Load it into that head, or '
-                    'delete the key from the checkpoint; a fresh memory bank starts')
-        differ = [f'{name}={there} in the checkpoint and {here} in this bank'
-                  for name, there, here in zip(self.memory_sizes, found, own) if there != here]
-        return (f'size mismatch for {key}: {", ".join(differ)}. To go on with the memory of the '
-                'checkpoint, set these in the config to its values (num_classes of the head and '
-                'of the dataset; the others in `bank`, or `channels` of the head); otherwise a '
-                'fresh memory bank starts')
+            return (
+                f'{key} in the checkpoint has shape {list(found)}, that of this bank is '
+                f'{list(own)}: it is the memory of another head. Load it into that head, or '
+                'delete the key from the checkpoint; a fresh memory bank starts'
+            )
+        differ = [
+            f'{name}={there} in the checkpoint and {here} in this bank'
+            for name, there, here in zip(self.memory_sizes, found, own)
+            if there != here
+        ]
+        return (
+            f'size mismatch for {key}: {", ".join(differ)}. To go on with the memory of the '
+            'checkpoint, set these in the config to its values (num_classes of the head and '
+            'of the dataset; the others in `bank`, or `channels` of the head); otherwise a '
+            'fresh memory bank starts'
+        )
 
     def __getstate__(self):
         # the kept copy belongs to the iteration under way, not to a pickled or copied module

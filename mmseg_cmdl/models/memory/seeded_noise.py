@@ -4,6 +4,7 @@ A generator object has state to save, differs between CPU and CUDA and has to be
 pixels of the other ranks. A hash of the position needs none of that: resumed equals uninterrupted,
 and no host synchronisation is needed on any device.
 """
+
 import torch
 from torch import Tensor
 

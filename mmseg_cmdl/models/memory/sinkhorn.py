@@ -2,6 +2,7 @@
 
 Source: MDRL, eq. 6 and 7; Cuturi, Sinkhorn Distances, NeurIPS 2013.
 """
+
 from typing import Callable, Optional
 
 import torch
@@ -11,12 +12,14 @@ from torch import Tensor
 _LARGEST_EXPONENT = 600.0
 
 
-def sinkhorn(scores: Tensor,
-             classes: Tensor,
-             num_classes: int,
-             epsilon: float = 0.05,
-             iterations: int = 3,
-             all_reduce: Optional[Callable[[Tensor], Tensor]] = None) -> Tensor:
+def sinkhorn(
+    scores: Tensor,
+    classes: Tensor,
+    num_classes: int,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    all_reduce: Optional[Callable[[Tensor], Tensor]] = None,
+) -> Tensor:
     """Soft assignment of each pixel to the distributions of its own class (eq. 7).
 
     Starts from `exp(scores / epsilon)`. Each iteration scales, first, every distribution of every

@@ -1,4 +1,5 @@
 """Segmentors with class-aware regularization (CAR) on whatever decode head they have."""
+
 from typing import List, Sequence
 
 import torch
@@ -12,8 +13,16 @@ from .class_aware_regularization import DEFAULT_LOSSES, ClassAwareRegularization
 from .pointwise import as_spatial, make_pointwise_
 
 # What a config of CAR has and that of the plain segmentor has not.
-CAR_OPTIONS = ('losses', 'formulation', 'linear', 'max_channels', 'pointwise', 'label_resize',
-               'fuse_losses', 'check_labels')
+CAR_OPTIONS = (
+    'losses',
+    'formulation',
+    'linear',
+    'max_channels',
+    'pointwise',
+    'label_resize',
+    'fuse_losses',
+    'check_labels',
+)
 
 
 class _CAR:
@@ -21,17 +30,19 @@ class _CAR:
 
     plain_type = None  # name of the segmentor without CAR
 
-    def __init__(self,
-                 *args,
-                 losses: Sequence[dict] = DEFAULT_LOSSES,
-                 formulation: str = 'paper',
-                 linear: bool = True,
-                 max_channels: int = 512,
-                 pointwise: Sequence[str] = (),
-                 label_resize: str = 'nearest',
-                 fuse_losses: bool = True,
-                 check_labels: str = 'first',
-                 **kwargs):
+    def __init__(
+        self,
+        *args,
+        losses: Sequence[dict] = DEFAULT_LOSSES,
+        formulation: str = 'paper',
+        linear: bool = True,
+        max_channels: int = 512,
+        pointwise: Sequence[str] = (),
+        label_resize: str = 'nearest',
+        fuse_losses: bool = True,
+        check_labels: str = 'first',
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         head = self.regularized_head
         classifier_of(head)
@@ -40,11 +51,14 @@ class _CAR:
         self._spatial_sizes = {key: value.shape for key, value in head.state_dict().items()}
         make_pointwise_(head, pointwise)
         self._pointwise_keys = [
-            key for key, value in head.state_dict().items()
-            if value.shape != self._spatial_sizes[key]]
+            key
+            for key, value in head.state_dict().items()
+            if value.shape != self._spatial_sizes[key]
+        ]
         self.label_check = LabelCheck(check_labels, head.num_classes, head.ignore_index)
         self.car = ClassAwareRegularization(
-            head, losses, formulation, linear, max_channels, label_resize, fuse_losses)
+            head, losses, formulation, linear, max_channels, label_resize, fuse_losses
+        )
 
     @property
     def regularized_head(self) -> nn.Module:
@@ -76,8 +90,9 @@ class _CAR:
         Returns:
             dict[str, Tensor]: Keys and shapes of the plain segmentor.
         """
-        state = {key: value for key, value in self.state_dict().items()
-                 if not key.startswith('car.')}
+        state = {
+            key: value for key, value in self.state_dict().items() if not key.startswith('car.')
+        }
         prefix = self._head_prefix
         key = f'{prefix}conv_seg.weight'
         state[key] = self.car.folded(state[key])
@@ -87,8 +102,9 @@ class _CAR:
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         """A plain checkpoint brings no linear conv: it gets one with which it predicts the same."""
-        linear, classifier = (f'{prefix}{name}.weight' for name in
-                              ('car.linear', f'{self._head_prefix}conv_seg'))
+        linear, classifier = (
+            f'{prefix}{name}.weight' for name in ('car.linear', f'{self._head_prefix}conv_seg')
+        )
         if self.car.linear is not None and linear not in state_dict and classifier in state_dict:
             weight = state_dict[classifier]
             if weight.shape[1] == self.car.linear.in_channels:

@@ -2,6 +2,7 @@
 
 Source: CAR, section 3.1 and fig. 3.
 """
+
 import inspect
 from contextlib import contextmanager
 from typing import Dict, Optional, Sequence
@@ -33,7 +34,8 @@ def classifier_of(head: nn.Module) -> nn.Conv2d:
         raise ValueError(
             f'{type(head).__name__} has no conv_seg, the conv that classifies pixels: CAR '
             'regularises the features that enter it. Use a head that ends in conv_seg, as FCNHead, '
-            'ASPPHead, PSPHead, NLHead, CCHead, DAHead, OCRHead, UPerHead and SegformerHead do')
+            'ASPPHead, PSPHead, NLHead, CCHead, DAHead, OCRHead, UPerHead and SegformerHead do'
+        )
     return classifier
 
 
@@ -55,8 +57,16 @@ class ClassAwareRegularization(BaseModule):
         fuse_losses (bool): Take the known losses together; same numbers, fewer passes.
     """
 
-    def __init__(self, head: nn.Module, losses: Sequence[dict], formulation: str, linear: bool,
-                 max_channels: int, label_resize: str, fuse_losses: bool):
+    def __init__(
+        self,
+        head: nn.Module,
+        losses: Sequence[dict],
+        formulation: str,
+        linear: bool,
+        max_channels: int,
+        label_resize: str,
+        fuse_losses: bool,
+    ):
         super().__init__()
         classifier = classifier_of(head)
         if label_resize not in LABEL_RESIZING:
@@ -88,8 +98,12 @@ class ClassAwareRegularization(BaseModule):
             return classifier
         nn.init.orthogonal_(self.linear.weight)
         head.conv_seg = nn.Conv2d(
-            max_channels, classifier.out_channels, classifier.kernel_size,
-            padding=classifier.padding, bias=classifier.bias is not None)
+            max_channels,
+            classifier.out_channels,
+            classifier.kernel_size,
+            padding=classifier.padding,
+            bias=classifier.bias is not None,
+        )
         return head.conv_seg
 
     def _enter_classifier(self, classifier: nn.Module, inputs: tuple) -> tuple:
@@ -122,14 +136,16 @@ class ClassAwareRegularization(BaseModule):
         if features is None:
             raise RuntimeError(
                 f'{self.head_name} did not call its conv_seg during the forward pass of training, '
-                'so CAR has no features to regularise; it can not be used with this head')
+                'so CAR has no features to regularise; it can not be used with this head'
+            )
         labels = labels_at_feature_size(labels, features.shape[2:], self.label_resize).flatten()
         features = features.permute(0, 2, 3, 1).flatten(0, 2)
         ignore_index = -1 if self.ignore_index is None else self.ignore_index
         with torch.autocast(features.device.type, enabled=False):
             if self.fuse_losses and can_fuse_class_aware(self.losses):
-                return fused_class_aware(features, labels, self.num_classes, self.losses,
-                                         ignore_index)
+                return fused_class_aware(
+                    features, labels, self.num_classes, self.losses, ignore_index
+                )
             features = features.to(torch.promote_types(features.dtype, torch.float32))
             centers, counts = class_centers(features, labels, self.num_classes, ignore_index)
             results = {}
@@ -163,12 +179,19 @@ class ClassAwareRegularization(BaseModule):
         if len(rows) > out_of:
             raise ValueError(
                 f'{self.head_name}: the {len(rows)} rows of a plain conv_seg need not lie in '
-                f'{out_of} directions; set max_channels to at least {min(into, len(rows))}')
-        fill = torch.randn(into, out_of - len(rows), dtype=torch.float64,
-                           generator=torch.Generator().manual_seed(0)).to(rows.device)
+                f'{out_of} directions; set max_channels to at least {min(into, len(rows))}'
+            )
+        fill = torch.randn(
+            into,
+            out_of - len(rows),
+            dtype=torch.float64,
+            generator=torch.Generator().manual_seed(0),
+        ).to(rows.device)
         basis = torch.linalg.qr(torch.cat([rows.t(), fill], dim=1))[0].t()  # [C', C]
-        return dict(linear=basis.to(weight)[..., None, None],
-                    conv_seg=torch.einsum('kc...,dc->kd...', weight.double(), basis).to(weight))
+        return dict(
+            linear=basis.to(weight)[..., None, None],
+            conv_seg=torch.einsum('kc...,dc->kd...', weight.double(), basis).to(weight),
+        )
 
 
 def _build_loss(cfg: dict, formulation: Optional[str]) -> nn.Module:

@@ -2,6 +2,7 @@
 
 Source: CAR, section 4.2.1, "A" in table 1.
 """
+
 from typing import Iterable
 
 import torch
@@ -25,13 +26,19 @@ def make_pointwise_(head: nn.Module, names: Iterable[str]) -> None:
     for name in names:
         if name not in modules or not name:
             near = [key for key, module in modules.items() if _is_spatial(module)]
-            raise ValueError(f'pointwise: {type(head).__name__} has no sub-module {name!r}; its '
-                             f'convs larger than 1x1 are {near}')
-        found = [key for key, module in head.named_modules()
-                 if (key == name or key.startswith(f'{name}.')) and _is_spatial(module)]
+            raise ValueError(
+                f'pointwise: {type(head).__name__} has no sub-module {name!r}; its '
+                f'convs larger than 1x1 are {near}'
+            )
+        found = [
+            key
+            for key, module in head.named_modules()
+            if (key == name or key.startswith(f'{name}.')) and _is_spatial(module)
+        ]
         if not found:
-            raise ValueError(f'pointwise: {name!r} of {type(head).__name__} has no conv larger '
-                             'than 1x1')
+            raise ValueError(
+                f'pointwise: {name!r} of {type(head).__name__} has no conv larger than 1x1'
+            )
         for key in found:
             _replace(head, key)
 
@@ -48,11 +55,19 @@ def _replace(head: nn.Module, key: str) -> None:
     reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size)]
     padding = [conv.padding] if isinstance(conv.padding, str) else list(conv.padding)
     if padding != ['same'] and [2 * p for p in padding] != reach:
-        raise ValueError(f'pointwise: {key!r} of {type(head).__name__} changes the size of the map '
-                         f'(kernel_size={conv.kernel_size}, padding={conv.padding}); only a conv '
-                         'that keeps it can become 1x1')
-    pointwise = nn.Conv2d(conv.in_channels, conv.out_channels, 1, stride=conv.stride,
-                          groups=conv.groups, bias=conv.bias is not None)
+        raise ValueError(
+            f'pointwise: {key!r} of {type(head).__name__} changes the size of the map '
+            f'(kernel_size={conv.kernel_size}, padding={conv.padding}); only a conv '
+            'that keeps it can become 1x1'
+        )
+    pointwise = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        1,
+        stride=conv.stride,
+        groups=conv.groups,
+        bias=conv.bias is not None,
+    )
     setattr(parent, leaf, pointwise.to(conv.weight))
     if isinstance(parent, ConvModule):
         parent.init_weights()

@@ -17,8 +17,9 @@ CONTEXTS = {
     'ASPPHead': dict(dilations=(1, 2, 3)),
     'CCHead': dict(recurrence=2),
     'DAHead': dict(pam_channels=4),
-    'UPerHead': dict(in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3],
-                     pool_scales=(1, 2)),
+    'UPerHead': dict(
+        in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3], pool_scales=(1, 2)
+    ),
     'NLHead': dict(reduction=2, use_scale=True, mode='embedded_gaussian'),
     'OCRHead': dict(ocr_channels=4),
     'DepthwiseSeparableASPPHead': dict(dilations=(1, 2), c1_in_channels=4, c1_channels=3),
@@ -28,16 +29,21 @@ CONTEXTS = {
     'APCHead': dict(pool_scales=(1, 2)),
     'DMHead': dict(filter_sizes=(1, 3)),
     'DNLHead': dict(reduction=2),
-    'GCHead': dict(ratio=1 / 4.),
+    'GCHead': dict(ratio=1 / 4.0),
     'ISAHead': dict(isa_channels=4, down_factor=(2, 2)),
     'SegformerHead': dict(in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3]),
-    'LightHamHead': dict(in_channels=[8, 10], in_index=[2, 3], ham_channels=8,
-                         ham_kwargs=dict(MD_R=2, train_steps=1, eval_steps=1)),
+    'LightHamHead': dict(
+        in_channels=[8, 10],
+        in_index=[2, 3],
+        ham_channels=8,
+        ham_kwargs=dict(MD_R=2, train_steps=1, eval_steps=1),
+    ),
 }
 NAMED = ('PSPHead', 'ASPPHead', 'CCHead', 'DAHead', 'UPerHead', 'NLHead', 'OCRHead')
 
 
 # ---- recorded numbers ----
+
 
 def _golden_head(name, dtype):
     """The head with a release's settings and weights, its parts under their names here."""
@@ -45,15 +51,24 @@ def _golden_head(name, dtype):
     num_classes, num, channels = data['sd.memory'].shape
     context = dict(type='FCNHead', num_convs=1) if data['use_context_within_image'] else None
     head = tiny_head.build(
-        dtype, num_classes=num_classes, channels=channels, context=context,
-        transform_channels=data['transform_channels'], hard_aggregate=data['use_hard_aggregate'],
-        bank=dict(type='DistributionBank', num_distributions=num))
+        dtype,
+        num_classes=num_classes,
+        channels=channels,
+        context=context,
+        transform_channels=data['transform_channels'],
+        hard_aggregate=data['use_hard_aggregate'],
+        bank=dict(type='DistributionBank', num_distributions=num),
+    )
     out_channels = data['output'].shape[1]
     if out_channels != channels:
-        head.fuse_pixels = ConvModule(2 * channels, out_channels, 3, padding=1,
-                                      norm_cfg=dict(type='BN')).to(dtype)
-    parts = {'attention': head.relation, 'fuse_memory_conv': head.fuse_memory,
-             'bottleneck': head.fuse_pixels}
+        head.fuse_pixels = ConvModule(
+            2 * channels, out_channels, 3, padding=1, norm_cfg=dict(type='BN')
+        ).to(dtype)
+    parts = {
+        'attention': head.relation,
+        'fuse_memory_conv': head.fuse_memory,
+        'bottleneck': head.fuse_pixels,
+    }
     if context:
         parts.update(self_attention_ms=head.context_relation, bottleneck_ms=head.fuse_context)
     loaded = {'memory'}
@@ -72,15 +87,16 @@ def _golden_head(name, dtype):
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 def test_golden_aggregate(name, dtype):
     head, data = _golden_head(name, dtype)
-    leaves = {key: data[key].requires_grad_() for key in ('feats', 'preds', 'feats_ms')
-              if key in data}
+    leaves = {
+        key: data[key].requires_grad_() for key in ('feats', 'preds', 'feats_ms') if key in data
+    }
     output = head.aggregate(leaves['feats'], leaves['preds'], leaves.get('feats_ms'))
     atol = 1e-9 if dtype == torch.float64 else 1e-5 * data['output'].abs().max().item()
     torch.testing.assert_close(output, data['output'], rtol=0, atol=atol)
     grads = torch.autograd.grad(golden.probe(output), list(leaves.values()), allow_unused=True)
     for grad, key in zip(grads, leaves):
         expected = data[f'probe_grad_{key}']
-        if grad is None:                              # a hard choice passes no gradient on
+        if grad is None:  # a hard choice passes no gradient on
             assert data['use_hard_aggregate']
             assert key == 'preds'
             assert not expected.any()
@@ -91,14 +107,18 @@ def test_golden_aggregate(name, dtype):
 
 # ---- against the naive form ----
 
+
 @pytest.mark.parametrize('hard', [False, True])
 @pytest.mark.parametrize('context', [None, dict(type='PSPHead', channels=6)])
 @pytest.mark.parametrize('training', [False, True])
 @pytest.mark.parametrize('num', [1, 3])
 def test_aggregate_equals_the_naive_form(hard, context, training, num):
     """Also with batch statistics: the collapsed voting feeds the norm the same numbers."""
-    head = tiny_head.build(context=context, hard_aggregate=hard,
-                           bank=dict(type='DistributionBank', num_distributions=num))
+    head = tiny_head.build(
+        context=context,
+        hard_aggregate=hard,
+        bank=dict(type='DistributionBank', num_distributions=num),
+    )
     head.train(training)
     pixels = torch.randn(2, 8, 3, 4, dtype=torch.float64, requires_grad=True)
     logits = torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True)
@@ -107,8 +127,10 @@ def test_aggregate_equals_the_naive_form(hard, context, training, num):
     expected = mdrl.aggregate(head, pixels, logits, within, hard)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-11)
     leaves = [pixels, logits, head.fuse_memory.conv.weight]
-    for got, want in zip(torch.autograd.grad(golden.probe(output), leaves, allow_unused=True),
-                         torch.autograd.grad(golden.probe(expected), leaves, allow_unused=True)):
+    for got, want in zip(
+        torch.autograd.grad(golden.probe(output), leaves, allow_unused=True),
+        torch.autograd.grad(golden.probe(expected), leaves, allow_unused=True),
+    ):
         if want is None:
             assert got is None or not got.any()
         else:
@@ -134,8 +156,9 @@ def test_fusion_by_weighted_addition():
     logit = torch.einsum('oc,bchw->bohw', conv.weight[:, :, 0, 0], torch.cat([pixels, related], 1))
     weight = 1 / (1 + (-logit - conv.bias).exp())
     assert weight.shape[1] == 1
-    torch.testing.assert_close(head.aggregate(pixels, logits), pixels + weight * related,
-                               rtol=0, atol=1e-11)
+    torch.testing.assert_close(
+        head.aggregate(pixels, logits), pixels + weight * related, rtol=0, atol=1e-11
+    )
 
 
 def test_forward_is_its_parts():
@@ -153,11 +176,12 @@ def test_forward_is_its_parts():
 
 
 def test_transform_channels():
-    assert tiny_head.build().relation.channels == 4                      # C // 2, as in the paper
+    assert tiny_head.build().relation.channels == 4  # C // 2, as in the paper
     assert tiny_head.build(transform_channels=3).relation.channels == 3
 
 
 # ---- losses of the two classifiers ----
+
 
 def test_losses_of_both_classifiers():
     """0.4 L_cls + L_aug (eq. 16 to 18), at label size; the host divides by all pixels."""
@@ -172,16 +196,21 @@ def test_losses_of_both_classifiers():
         x = F.interpolate(x, labels.shape[1:], mode='bilinear', align_corners=False)
         return F.cross_entropy(x, labels, ignore_index=255, reduction='sum').item() / labels.numel()
 
-    assert losses['coarse_loss_ce'].item() == pytest.approx(.4 * cross_entropy(coarse), rel=1e-6)
+    assert losses['coarse_loss_ce'].item() == pytest.approx(0.4 * cross_entropy(coarse), rel=1e-6)
     assert losses['loss_ce'].item() == pytest.approx(cross_entropy(final), rel=1e-6)
     right = F.interpolate(final, labels.shape[1:], mode='bilinear').argmax(1) == labels
     assert losses['acc_seg'].item() == pytest.approx(
-        100 * right.sum().item() / (labels != 255).sum().item(), rel=1e-4)
+        100 * right.sum().item() / (labels != 255).sum().item(), rel=1e-4
+    )
 
 
 def test_several_coarse_losses_and_weights():
-    head = tiny_head.build(loss_coarse=[
-        dict(type='CrossEntropyLoss', loss_weight=2.), dict(type='DiceLoss', loss_weight=.5)])
+    head = tiny_head.build(
+        loss_coarse=[
+            dict(type='CrossEntropyLoss', loss_weight=2.0),
+            dict(type='DiceLoss', loss_weight=0.5),
+        ]
+    )
     losses, _ = tiny_head.step(head)
     assert {'coarse_loss_ce', 'coarse_loss_dice'} <= losses.keys()
     one, _ = tiny_head.step(tiny_head.build(loss_coarse=dict(type='CrossEntropyLoss')))
@@ -189,13 +218,14 @@ def test_several_coarse_losses_and_weights():
 
 
 def test_pixel_sampler():
-    head = tiny_head.build(sampler=dict(type='OHEMPixelSampler', thresh=.7, min_kept=50))
+    head = tiny_head.build(sampler=dict(type='OHEMPixelSampler', thresh=0.7, min_kept=50))
     losses, grads = tiny_head.step(head)
     assert all(value.isfinite().all() for value in losses.values())
     assert all(grad is not None for grad in grads.values())
 
 
 # ---- contexts ----
+
 
 @pytest.mark.parametrize('name', CONTEXTS)
 def test_context_trains_every_parameter_and_predicts(name):
@@ -218,11 +248,21 @@ def test_context_map_is_what_the_heads_classifier_sees(name):
     """The map is the input of conv_seg of the same head standing alone."""
     head = tiny_head.build(context=dict(type=name, **CONTEXTS[name])).eval()
     inputs = tiny_head.features()
-    config = dict(in_channels=10, in_index=3, channels=8, num_classes=5, dropout_ratio=0.,
-                  norm_cfg=dict(type='BN'), align_corners=False)
+    config = dict(
+        in_channels=10,
+        in_index=3,
+        channels=8,
+        num_classes=5,
+        dropout_ratio=0.0,
+        norm_cfg=dict(type='BN'),
+        align_corners=False,
+    )
     alone = MODELS.build({**config, 'type': name, **CONTEXTS[name]}).double().eval()
-    state = {key.split('context.')[1].removeprefix('head.'): value
-             for key, value in head.state_dict().items() if key.startswith('context.')}
+    state = {
+        key.split('context.')[1].removeprefix('head.'): value
+        for key, value in head.state_dict().items()
+        if key.startswith('context.')
+    }
     missing, unexpected = alone.load_state_dict(state, strict=False)
     assert not unexpected
     assert all('_seg' in key for key in missing), missing
@@ -234,17 +274,20 @@ def test_context_map_is_what_the_heads_classifier_sees(name):
 
 
 def test_context_inherits_and_may_override():
-    options = dict(context=dict(type='PSPHead'), norm_cfg=dict(type='GN', num_groups=2),
-                   align_corners=True)
-    inner = next(m for m in tiny_head.build(**options).context.modules()
-             if type(m).__name__ == 'PSPHead')
+    options = dict(
+        context=dict(type='PSPHead'), norm_cfg=dict(type='GN', num_groups=2), align_corners=True
+    )
+    inner = next(
+        m for m in tiny_head.build(**options).context.modules() if type(m).__name__ == 'PSPHead'
+    )
     assert inner.channels == 8
     assert inner.in_channels == 10
     assert inner.in_index == 3
     assert inner.align_corners is True
     assert inner.norm_cfg == dict(type='GN', num_groups=2)
-    options['context'] = dict(type='PSPHead', in_channels=8, in_index=2, channels=6,
-                              norm_cfg=dict(type='BN'))
+    options['context'] = dict(
+        type='PSPHead', in_channels=8, in_index=2, channels=6, norm_cfg=dict(type='BN')
+    )
     head = tiny_head.build(**options)
     inner = next(m for m in head.context.modules() if type(m).__name__ == 'PSPHead')
     assert inner.channels == 6
@@ -261,17 +304,26 @@ def test_context_changes_the_prediction():
     assert not torch.allclose(fused, head.aggregate(pixels, logits), atol=1e-3)
 
 
-@pytest.mark.parametrize('context', [
-    dict(type='SegmenterMaskTransformerHead', num_layers=1, num_heads=1, embed_dims=8,
-         in_channels=10),
-    dict(type='Mask2FormerHead'),
-])
+@pytest.mark.parametrize(
+    'context',
+    [
+        dict(
+            type='SegmenterMaskTransformerHead',
+            num_layers=1,
+            num_heads=1,
+            embed_dims=8,
+            in_channels=10,
+        ),
+        dict(type='Mask2FormerHead'),
+    ],
+)
 def test_context_without_classifier_is_refused(context):
     with pytest.raises(ValueError, match=context['type']):
         tiny_head.build(context=context)
 
 
 # ---- labels ----
+
 
 def _bad_labels(value):
     labels = tiny_head.label_maps()
@@ -285,8 +337,11 @@ def test_bad_labels_are_named(value, mode):
     head = tiny_head.build(check_labels=mode)
     before = head.bank.distributions.clone()
     with pytest.raises(ValueError, match='reduce_zero_label') as error:
-        head.loss(tiny_head.features(),
-                  tiny_head.samples(_bad_labels(value), reduce_zero_label=False), None)
+        head.loss(
+            tiny_head.features(),
+            tiny_head.samples(_bad_labels(value), reduce_zero_label=False),
+            None,
+        )
     for said in (str(value), 'num_classes=5', '255', 'image_1.png'):
         assert said in str(error.value)
     assert 'image_0.png' not in str(error.value)
@@ -328,6 +383,7 @@ def test_check_labels_modes():
 
 # ---- inference ----
 
+
 @pytest.mark.parametrize('training', [False, True])
 @pytest.mark.parametrize('context', [None, dict(type='PSPHead', norm_cfg=None)])
 def test_prediction_changes_nothing(training, context):
@@ -350,8 +406,9 @@ def test_prediction_reads_the_bank():
     head = tiny_head.build().eval()
     first = head.predict(tiny_head.features(), tiny_head.metas(), None)
     head.bank.distributions.copy_(head.bank.distributions.flip(0))
-    assert not torch.allclose(head.predict(tiny_head.features(), tiny_head.metas(), None), first,
-                              atol=1e-6)
+    assert not torch.allclose(
+        head.predict(tiny_head.features(), tiny_head.metas(), None), first, atol=1e-6
+    )
 
 
 def test_prediction_of_one_image_is_that_of_its_batch():
@@ -375,8 +432,11 @@ def test_exports_with_dynamic_shapes_and_plain_operations():
 
     head.in_index = 0
     x = torch.randn(2, 10, 8, 9)
-    dims = {0: torch.export.Dim('batch', min=1, max=16), 2: torch.export.Dim('h', min=4, max=64),
-            3: torch.export.Dim('w', min=4, max=64)}
+    dims = {
+        0: torch.export.Dim('batch', min=1, max=16),
+        2: torch.export.Dim('h', min=4, max=64),
+        3: torch.export.Dim('w', min=4, max=64),
+    }
     program = torch.export.export(Forward(), (x,), dynamic_shapes=(dims,))
     operations = {str(node.target) for node in program.graph.nodes if node.op == 'call_function'}
     for word in ('einsum', 'nonzero', 'rand', 'dropout', 'index_put', 'copy_', 'item'):
@@ -389,13 +449,19 @@ def test_exports_with_dynamic_shapes_and_plain_operations():
 
 # ---- construction ----
 
-@pytest.mark.parametrize(('options', 'words'), [
-    (dict(fusion='sum'), ('fusion', "'sum'")),
-    (dict(check_labels='sometimes'), ('check_labels', "'sometimes'")),
-    (dict(in_channels=[8, 10], in_index=[2, 3], input_transform='multiple_select'),
-     ('multiple_select',)),
-    (dict(num_classes=2, out_channels=1, threshold=.5), ('out_channels',)),
-])
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (dict(fusion='sum'), ('fusion', "'sum'")),
+        (dict(check_labels='sometimes'), ('check_labels', "'sometimes'")),
+        (
+            dict(in_channels=[8, 10], in_index=[2, 3], input_transform='multiple_select'),
+            ('multiple_select',),
+        ),
+        (dict(num_classes=2, out_channels=1, threshold=0.5), ('out_channels',)),
+    ],
+)
 def test_refusals(options, words):
     with pytest.raises(ValueError, match=r'MDRLHead|check_labels|out_channels') as error:
         tiny_head.build(**options)

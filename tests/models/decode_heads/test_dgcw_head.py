@@ -12,8 +12,13 @@ from tests.reference.dispatch import CountOps
 NORM = dict(type='BN')
 PPM = dict(type='PSPHead', pool_scales=(1, 2), channels=12)
 ASPP = dict(type='ASPPHead', dilations=(1, 2, 3), channels=12)
-UPER = dict(type='UPerHead', in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3],
-            pool_scales=(1, 2), channels=12)
+UPER = dict(
+    type='UPerHead',
+    in_channels=list(tiny_head.CHANNELS),
+    in_index=[0, 1, 2, 3],
+    pool_scales=(1, 2),
+    channels=12,
+)
 CONTEXTS = dict(none=None, PPM=PPM, ASPP=ASPP, UPer=UPER)
 COMPARED = {
     'DGCW': (dict(type='ChannelWeighting'), 4),
@@ -27,8 +32,16 @@ COMPARED = {
 
 def build(dtype=torch.float64, **options):
     torch.manual_seed(0)
-    config = dict(type='DGCWHead', in_channels=10, in_index=3, channels=8, dropout_ratio=0.,
-                  num_classes=tiny_head.NUM_CLASSES, norm_cfg=NORM, align_corners=False)
+    config = dict(
+        type='DGCWHead',
+        in_channels=10,
+        in_index=3,
+        channels=8,
+        dropout_ratio=0.0,
+        num_classes=tiny_head.NUM_CLASSES,
+        norm_cfg=NORM,
+        align_corners=False,
+    )
     config.update(options)
     return MODELS.build(config).to(dtype).train()
 
@@ -53,8 +66,10 @@ def test_forward_is_reduction_downsampling_layer_and_classifier():
 
 def test_concat_input_joins_the_features_of_full_resolution():
     head, inputs = build(concat_input=True).eval(), features()
-    related = dgcw.update(head.layer, F.interpolate(
-        head.reduction(inputs[3]), size=(3, 4), mode='bilinear', align_corners=False))
+    related = dgcw.update(
+        head.layer,
+        F.interpolate(head.reduction(inputs[3]), size=(3, 4), mode='bilinear', align_corners=False),
+    )
     related = F.interpolate(related, size=(9, 14), mode='bilinear', align_corners=False)
     expected = head.conv_seg(head.fusion(torch.cat([inputs[3], related], 1)))
     logits = head(inputs)
@@ -98,17 +113,24 @@ def test_trains_every_parameter_and_predicts(context, concat_input):
     torch.testing.assert_close(one[0], prediction[1], rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize(('context', 'kind'), [
-    (dict(type='PSPHead'), 'PSPHead'), (dict(type='ASPPHead', dilations=(1, 12)), 'ASPPHead')])
+@pytest.mark.parametrize(
+    ('context', 'kind'),
+    [(dict(type='PSPHead'), 'PSPHead'), (dict(type='ASPPHead', dilations=(1, 12)), 'ASPPHead')],
+)
 def test_context_has_512_channels_a_branch_unless_told(context, kind):
     head = build(context=context)
     assert type(head.context.head).__name__ == kind
     assert (head.context.head.in_channels, head.context.channels) == (10, 512)
     assert head.context.head.norm_cfg == NORM
-    branches = (head.context.head.psp_modules if kind == 'PSPHead' else
-                [*head.context.head.aspp_modules, head.context.head.image_pool])
-    assert {module[1].out_channels if isinstance(module, torch.nn.Sequential)
-            else module.out_channels for module in branches} == {512}
+    branches = (
+        head.context.head.psp_modules
+        if kind == 'PSPHead'
+        else [*head.context.head.aspp_modules, head.context.head.image_pool]
+    )
+    assert {
+        module[1].out_channels if isinstance(module, torch.nn.Sequential) else module.out_channels
+        for module in branches
+    } == {512}
     assert head.reduction.in_channels == 512
     assert build(context=PPM).reduction.in_channels == 12
 
@@ -143,8 +165,9 @@ def test_default_width_is_the_papers():
 def test_loss_is_that_of_the_upsampled_logits():
     head, labels = build(), tiny_head.label_maps()
     loss = head.loss(features(), tiny_head.samples(labels), None)['loss_ce']
-    logits = F.interpolate(head(features()), size=tiny_head.LABEL_SIZE, mode='bilinear',
-                           align_corners=False)
+    logits = F.interpolate(
+        head(features()), size=tiny_head.LABEL_SIZE, mode='bilinear', align_corners=False
+    )
     expected = CrossEntropyLoss()(logits, labels, ignore_index=255)
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-11)
 
@@ -175,8 +198,11 @@ def test_hard_examples_are_mined():
 def test_trains_under_autocast(half):
     head = build(torch.float32, context=PPM)
     with torch.autocast('cpu', dtype=half):
-        losses = head.loss([100 * x for x in features(dtype=torch.float32)],
-                           tiny_head.samples(tiny_head.label_maps()), None)
+        losses = head.loss(
+            [100 * x for x in features(dtype=torch.float32)],
+            tiny_head.samples(tiny_head.label_maps()),
+            None,
+        )
     tiny_head.objective(losses).backward()
     assert losses['loss_ce'].isfinite()
     assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
@@ -211,8 +237,11 @@ def test_exports_with_dynamic_shapes_and_plain_operations(options):
         def forward(self, x):
             return self.head([x])
 
-    dims = {0: torch.export.Dim('batch', min=1, max=16), 2: torch.export.Dim('h', min=6, max=64),
-            3: torch.export.Dim('w', min=6, max=64)}
+    dims = {
+        0: torch.export.Dim('batch', min=1, max=16),
+        2: torch.export.Dim('h', min=6, max=64),
+        3: torch.export.Dim('w', min=6, max=64),
+    }
     program = torch.export.export(Forward(), (torch.randn(2, 10, 12, 13),), dynamic_shapes=(dims,))
     operations = {str(node.target) for node in program.graph.nodes if node.op == 'call_function'}
     for word in ('einsum', 'nonzero', 'rand', 'dropout', 'index_put', 'copy_', 'item'):
@@ -231,15 +260,23 @@ def test_takes_the_place_of_another_head():
     assert len(head.context.head.psp_modules) == 2
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(downsample=0), 'downsample must be an integer of at least 1, got 0'),
-    (dict(downsample=1.5), 'downsample must be an integer of at least 1, got 1.5'),
-    (dict(in_channels=[8, 10], in_index=[2, 3], input_transform='multiple_select'),
-     'multiple_select'),
-    (dict(context=dict(type='OCRHead', ocr_channels=4)), 'OCRHead needs the prediction of a stage'),
-    (dict(context=dict(type='SegmenterMaskTransformerHead')), "can't be built"),
-    (dict(check_labels='sometimes'), 'check_labels'),
-])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(downsample=0), 'downsample must be an integer of at least 1, got 0'),
+        (dict(downsample=1.5), 'downsample must be an integer of at least 1, got 1.5'),
+        (
+            dict(in_channels=[8, 10], in_index=[2, 3], input_transform='multiple_select'),
+            'multiple_select',
+        ),
+        (
+            dict(context=dict(type='OCRHead', ocr_channels=4)),
+            'OCRHead needs the prediction of a stage',
+        ),
+        (dict(context=dict(type='SegmenterMaskTransformerHead')), "can't be built"),
+        (dict(check_labels='sometimes'), 'check_labels'),
+    ],
+)
 def test_refusals(options, message):
     with pytest.raises(ValueError, match=message):
         build(**options)

@@ -18,8 +18,9 @@ CONTEXTS = {
     'PSPHead': dict(pool_scales=(1, 2, 3)),
     'ASPPHead': dict(dilations=(1, 2, 3)),
     'OCRHead': dict(ocr_channels=4),
-    'UPerHead': dict(in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3],
-                     pool_scales=(1, 2)),
+    'UPerHead': dict(
+        in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3], pool_scales=(1, 2)
+    ),
 }
 
 
@@ -55,18 +56,25 @@ def _record_pixels(head):
 
 # ---- recorded numbers ----
 
+
 def _golden_head(name, dtype):
     """The head with a release's settings and weights, its parts under their names here."""
     data = golden.load(name, dtype)
     num_classes, _, channels = data['sd.memory'].shape
     context = dict(type='FCNHead', num_convs=1) if data['use_context_within_image'] else None
     head = tiny_head.build_mcibi(
-        dtype, num_classes=num_classes, channels=channels, context=context,
-        transform_channels=data['transform_channels'], hard_aggregate=data['use_hard_aggregate'])
+        dtype,
+        num_classes=num_classes,
+        channels=channels,
+        context=context,
+        transform_channels=data['transform_channels'],
+        hard_aggregate=data['use_hard_aggregate'],
+    )
     out_channels = data['output'].shape[1]
     if out_channels != channels:
-        head.fuse_pixels = ConvModule(2 * channels, out_channels, 3, padding=1,
-                                      norm_cfg=dict(type='BN')).to(dtype)
+        head.fuse_pixels = ConvModule(
+            2 * channels, out_channels, 3, padding=1, norm_cfg=dict(type='BN')
+        ).to(dtype)
     parts = {'self_attention': head.relation, 'bottleneck': head.fuse_pixels}
     if context:
         parts.update(self_attention_ms=head.context_relation, bottleneck_ms=head.fuse_context)
@@ -86,15 +94,16 @@ def _golden_head(name, dtype):
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 def test_golden_aggregate(name, dtype):
     head, data = _golden_head(name, dtype)
-    leaves = {key: data[key].requires_grad_() for key in ('feats', 'preds', 'feats_ms')
-              if key in data}
+    leaves = {
+        key: data[key].requires_grad_() for key in ('feats', 'preds', 'feats_ms') if key in data
+    }
     output = head.aggregate(leaves['feats'], leaves['preds'], leaves.get('feats_ms'))
     atol = 1e-9 if dtype == torch.float64 else 1e-5 * data['output'].abs().max().item()
     torch.testing.assert_close(output, data['output'], rtol=0, atol=atol)
     grads = torch.autograd.grad(golden.probe(output), list(leaves.values()), allow_unused=True)
     for grad, key in zip(grads, leaves):
         expected = data[f'probe_grad_{key}']
-        if grad is None:                              # a hard choice passes no gradient on
+        if grad is None:  # a hard choice passes no gradient on
             assert data['use_hard_aggregate']
             assert key == 'preds'
             assert not expected.any()
@@ -104,6 +113,7 @@ def test_golden_aggregate(name, dtype):
 
 
 # ---- reading, against the naive form and against MDRL ----
+
 
 @pytest.mark.parametrize('hard', [False, True])
 @pytest.mark.parametrize('context', [None, dict(type='PSPHead', channels=6)])
@@ -118,8 +128,9 @@ def test_aggregate_equals_the_naive_form(hard, context, training):
     expected = mcibi.aggregate(head, pixels, logits, within, hard)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-11)
     for got, want in zip(
-            torch.autograd.grad(golden.probe(output), (pixels, logits), allow_unused=True),
-            torch.autograd.grad(golden.probe(expected), (pixels, logits), allow_unused=True)):
+        torch.autograd.grad(golden.probe(output), (pixels, logits), allow_unused=True),
+        torch.autograd.grad(golden.probe(expected), (pixels, logits), allow_unused=True),
+    ):
         if want is None:
             assert got is None or not got.any()
         else:
@@ -133,7 +144,8 @@ def test_reads_as_mdrl_does_with_one_distribution(fusion, hard):
     options = dict(fusion=fusion, hard_aggregate=hard, context=dict(type='PSPHead'))
     ours = _fill(tiny_head.build_mcibi(**options)).eval()
     theirs = tiny_head.build(
-        bank=dict(type='DistributionBank', num_distributions=1), embedding='pixel', **options)
+        bank=dict(type='DistributionBank', num_distributions=1), embedding='pixel', **options
+    )
     theirs.bank.distributions.copy_(ours.bank.features[:, None])
     theirs.fuse_memory = ConvModule(8, 8, 1, norm_cfg=None, act_cfg=None, bias=False).double()
     theirs.fuse_memory.conv.weight.data.copy_(torch.eye(8)[..., None, None])
@@ -149,13 +161,17 @@ def test_reads_as_mdrl_does_with_one_distribution(fusion, hard):
 
 # ---- training ----
 
+
 @pytest.mark.parametrize('align_corners', [False, True])
 @pytest.mark.parametrize('strategy', ['cosine', 'mean'])
 @pytest.mark.parametrize('update_size', ['label', 'feature'])
 def test_losses_see_the_memory_of_before_and_then_it_moves(update_size, strategy, align_corners):
     head = tiny_head.build_mcibi(
-        update_size=update_size, bank=dict(type='FeatureBank', strategy=strategy), momentum=.3,
-        align_corners=align_corners)
+        update_size=update_size,
+        bank=dict(type='FeatureBank', strategy=strategy),
+        momentum=0.3,
+        align_corners=align_corners,
+    )
     seen = _record_pixels(head)
     for iteration in range(3):
         before, filled = head.bank.features.clone(), head.bank.filled.clone()
@@ -164,32 +180,39 @@ def test_losses_see_the_memory_of_before_and_then_it_moves(update_size, strategy
 
         assert losses['stat_filled_classes'] == filled.sum()
         assert losses['stat_left_out_pixels'] == 0
-        assert losses['stat_memory_momentum'].item() == pytest.approx(.3)
+        assert losses['stat_memory_momentum'].item() == pytest.approx(0.3)
         logits = _classify(head.state_dict(), before)
         assert losses['memory_loss_ce'].item() == pytest.approx(
-            mcibi.memory_loss(logits, filled).item(), rel=1e-6)   # the host weighs in float32
+            mcibi.memory_loss(logits, filled).item(), rel=1e-6
+        )  # the host weighs in float32
         right = (logits.argmax(1) == torch.arange(5)) & filled
         assert losses['acc_memory'].item() == pytest.approx(
-            100 * right.sum().item() / max(1, filled.sum().item()))
+            100 * right.sum().item() / max(1, filled.sum().item())
+        )
 
         if update_size == 'label':
             pixels = mcibi.resize(pixels, labels.shape[1:], align_corners)
         else:
             labels = mdrl.nearest_labels(labels, pixels.shape[2:])
         expected, now_filled = mcibi.update(
-            before, filled, pixels.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten(), .3,
-            strategy)
+            before,
+            filled,
+            pixels.permute(0, 2, 3, 1).flatten(0, 2),
+            labels.flatten(),
+            0.3,
+            strategy,
+        )
         torch.testing.assert_close(head.bank.features, expected, rtol=0, atol=1e-11)
         assert torch.equal(head.bank.filled, now_filled)
-        assert now_filled.tolist() == [True, True, False, True, True]      # class 2 is absent
+        assert now_filled.tolist() == [True, True, False, True, True]  # class 2 is absent
 
 
 def _classify(state, vectors):
     """Eq. 15: H2 on the memory, norm by its running statistics, those of this step included."""
     x = vectors @ state['final_conv.conv.weight'][:, :, 0, 0].T
-    x = ((x - state['final_conv.bn.running_mean'])
-         / (state['final_conv.bn.running_var'] + 1e-5).sqrt() * state['final_conv.bn.weight']
-         + state['final_conv.bn.bias'])
+    x = (x - state['final_conv.bn.running_mean']) / (
+        state['final_conv.bn.running_var'] + 1e-5
+    ).sqrt() * state['final_conv.bn.weight'] + state['final_conv.bn.bias']
     return x.clamp(min=0) @ state['conv_seg.weight'][:, :, 0, 0].T + state['conv_seg.bias']
 
 
@@ -212,7 +235,7 @@ def test_memory_leaves_the_running_statistics_of_the_pixels():
     assert heads[1].final_conv.bn.num_batches_tracked == 1
 
 
-MEMORY_LOSS = dict(type='CrossEntropyLoss', loss_weight=1.)
+MEMORY_LOSS = dict(type='CrossEntropyLoss', loss_weight=1.0)
 
 
 @pytest.mark.parametrize('start', [0, 1, 3])
@@ -225,18 +248,25 @@ def test_memory_loss_starts(start):
 
 def test_empty_classes_count_nowhere_in_the_memory_loss():
     """Unfilled rows have no share in value or gradient, and the mean is over the others."""
-    head, twin = (_fill(tiny_head.freeze_norms(tiny_head.build_mcibi()), empty=(0, 3))
-                  for _ in range(2))
-    twin.bank.features[0] = 50.                              # whatever the row holds
+    head, twin = (
+        _fill(tiny_head.freeze_norms(tiny_head.build_mcibi()), empty=(0, 3)) for _ in range(2)
+    )
+    twin.bank.features[0] = 50.0  # whatever the row holds
     results = [tiny_head.step(h) for h in (head, twin)]
     assert results[0][0]['memory_loss_ce'].item() == pytest.approx(
-        results[1][0]['memory_loss_ce'].item(), rel=1e-12)
+        results[1][0]['memory_loss_ce'].item(), rel=1e-12
+    )
 
 
 def test_several_memory_losses_and_none():
-    both = _fill(tiny_head.build_mcibi(loss_memory=[
-        dict(type='CrossEntropyLoss', loss_weight=2.),
-        dict(type='CrossEntropyLoss', loss_weight=1., loss_name='loss_again')]))
+    both = _fill(
+        tiny_head.build_mcibi(
+            loss_memory=[
+                dict(type='CrossEntropyLoss', loss_weight=2.0),
+                dict(type='CrossEntropyLoss', loss_weight=1.0, loss_name='loss_again'),
+            ]
+        )
+    )
     one, none = _fill(tiny_head.build_mcibi()), _fill(tiny_head.build_mcibi(loss_memory=None))
     losses, _ = tiny_head.step(both)
     single, _ = tiny_head.step(one)
@@ -253,18 +283,31 @@ def test_several_memory_losses_and_none():
 def test_total_is_eq_19():
     """0.4 L_W + 1.0 L_M + L_O and nothing else enters the objective."""
     torch.manual_seed(0)
-    head = _fill(MODELS.build(dict(
-        type='MCIBIHead', in_channels=10, in_index=3, channels=8, num_classes=5, dropout_ratio=0.,
-        norm_cfg=dict(type='BN'))).double())
-    ones = _fill(tiny_head.build_mcibi(loss_coarse=dict(type='CrossEntropyLoss', loss_weight=1.)))
+    head = _fill(
+        MODELS.build(
+            dict(
+                type='MCIBIHead',
+                in_channels=10,
+                in_index=3,
+                channels=8,
+                num_classes=5,
+                dropout_ratio=0.0,
+                norm_cfg=dict(type='BN'),
+            )
+        ).double()
+    )
+    ones = _fill(tiny_head.build_mcibi(loss_coarse=dict(type='CrossEntropyLoss', loss_weight=1.0)))
     losses, _ = tiny_head.step(head)
     unit, _ = tiny_head.step(ones)
-    total = .4 * unit['coarse_loss_ce'] + unit['loss_ce'] + unit['memory_loss_ce']
+    total = 0.4 * unit['coarse_loss_ce'] + unit['loss_ce'] + unit['memory_loss_ce']
     assert tiny_head.objective(losses).item() == pytest.approx(total.item(), rel=1e-9)
     assert {key for key in losses if 'loss' in key} == {
-        'loss_ce', 'coarse_loss_ce', 'memory_loss_ce'}
+        'loss_ce',
+        'coarse_loss_ce',
+        'memory_loss_ce',
+    }
     assert head.bank.strategy == 'cosine'
-    assert (head.momentum.start, head.momentum.power) == (.9, .9)
+    assert (head.momentum.start, head.momentum.power) == (0.9, 0.9)
     assert head.update_size == 'label'
     assert head.fusion == 'concat'
 
@@ -272,8 +315,9 @@ def test_total_is_eq_19():
 @pytest.mark.parametrize('name', CONTEXTS)
 @pytest.mark.parametrize('fusion', ['concat', 'weighted_add'])
 def test_context_trains_every_parameter_and_predicts(name, fusion):
-    head = tiny_head.build_mcibi(torch.float32, context=dict(type=name, **CONTEXTS[name]),
-                                 fusion=fusion)
+    head = tiny_head.build_mcibi(
+        torch.float32, context=dict(type=name, **CONTEXTS[name]), fusion=fusion
+    )
     for seed in range(2):
         losses, grads = tiny_head.step(head, seed)
         assert all(value.isfinite().all() for value in losses.values())
@@ -289,7 +333,7 @@ def test_context_trains_every_parameter_and_predicts(name, fusion):
 def test_all_ignored_batch(update_size):
     head = _fill(tiny_head.build_mcibi(update_size=update_size), empty=(1,))
     before = head.bank.features.clone()
-    losses, grads = tiny_head.step(head, ignored=2.)
+    losses, grads = tiny_head.step(head, ignored=2.0)
     assert all(value.isfinite() for value in losses.values())
     assert losses['loss_ce'] == losses['coarse_loss_ce'] == 0
     assert torch.equal(head.bank.features, before)
@@ -310,8 +354,9 @@ def test_non_finite_features_never_reach_the_memory(bad, update_size):
         return out
 
     handle = head.bottleneck.register_forward_hook(poison)
-    losses = head.loss(tiny_head.features(),
-                       tiny_head.samples(tiny_head.label_maps(ignored=0.)), None)
+    losses = head.loss(
+        tiny_head.features(), tiny_head.samples(tiny_head.label_maps(ignored=0.0)), None
+    )
     assert calls
     shares = torch.zeros(1, 1, 5, 6)
     shares[..., 2, 3] = 1
@@ -324,46 +369,50 @@ def test_non_finite_features_never_reach_the_memory(bad, update_size):
 
 # ---- momentum ----
 
+
 def test_momentum_is_eq_7():
-    head = tiny_head.build_mcibi(momentum=.8, momentum_power=.5)
+    head = tiny_head.build_mcibi(momentum=0.8, momentum_power=0.5)
     for iteration in (0, 1, 500, 999, 1000, 1500):
         with runner_at(iteration, 1000):
-            expected = mcibi.momentum(min(iteration, 1000), 1000, .8, .5)
+            expected = mcibi.momentum(min(iteration, 1000), 1000, 0.8, 0.5)
             assert head.momentum.now() == pytest.approx(expected, rel=1e-12)
-    assert mcibi.momentum(0, 10) == pytest.approx(.9)
-    assert mcibi.momentum(10, 10) == pytest.approx(.009)
+    assert mcibi.momentum(0, 10) == pytest.approx(0.9)
+    assert mcibi.momentum(10, 10) == pytest.approx(0.009)
 
 
 def test_momentum_reaches_the_memory():
-    for iteration, expected in ((0, .9), (50, mcibi.momentum(50, 100))):
+    for iteration, expected in ((0, 0.9), (50, mcibi.momentum(50, 100))):
         head = _fill(tiny_head.build_mcibi(bank=dict(type='FeatureBank', strategy='mean')))
         seen, before = _record_pixels(head), head.bank.features.clone()
         with runner_at(iteration, 100):
             losses, _ = tiny_head.step(head)
         assert losses['stat_memory_momentum'].item() == pytest.approx(expected)
         pixels = mcibi.resize(seen[0], tiny_head.LABEL_SIZE).permute(0, 2, 3, 1).flatten(0, 2)
-        after, _ = mcibi.update(before, torch.ones(5).bool(), pixels,
-                                tiny_head.label_maps().flatten(), expected, 'mean')
+        after, _ = mcibi.update(
+            before, torch.ones(5).bool(), pixels, tiny_head.label_maps().flatten(), expected, 'mean'
+        )
         torch.testing.assert_close(head.bank.features, after, rtol=0, atol=1e-11)
 
 
 def test_momentum_is_constant_without_a_runner_or_with_power_0():
     head = tiny_head.build_mcibi()
-    assert head.momentum.now() == .9
+    assert head.momentum.now() == 0.9
     with runner_at(70, 100) as hub:
-        assert head.momentum.now() < .5
-        assert tiny_head.build_mcibi(momentum_power=0.).momentum.now() == pytest.approx(.9)
-        hub.update_info('loop_stage', None)          # as a runner that is done leaves it
-        assert head.momentum.now() == .9
+        assert head.momentum.now() < 0.5
+        assert tiny_head.build_mcibi(momentum_power=0.0).momentum.now() == pytest.approx(0.9)
+        hub.update_info('loop_stage', None)  # as a runner that is done leaves it
+        assert head.momentum.now() == 0.9
 
 
 # ---- state, precision, cost ----
 
+
 def test_resumed_equals_uninterrupted():
     """Memory, momentum and weights to the bit after 2 + 3 iterations instead of 5."""
+
     def fresh(seed):
         head = tiny_head.build_mcibi(torch.float32, seed, memory_loss_start=3)
-        return head, torch.optim.SGD(head.parameters(), lr=.05, momentum=.9)
+        return head, torch.optim.SGD(head.parameters(), lr=0.05, momentum=0.9)
 
     def advance(head, optimizer, iterations):
         momenta = []
@@ -397,7 +446,7 @@ def test_prediction_changes_nothing(training):
     before = {key: value.clone() for key, value in head.state_dict().items()}
     with torch.no_grad():
         head.predict(tiny_head.features(), tiny_head.metas(), None)
-        if not training:                             # not even losses of a head in eval mode
+        if not training:  # not even losses of a head in eval mode
             head.loss(tiny_head.features(), tiny_head.samples(tiny_head.label_maps()), None)
     for key, value in head.state_dict().items():
         assert torch.equal(value, before[key]), key
@@ -426,13 +475,18 @@ def test_autocast_keeps_the_memory_in_full_precision():
     head = _fill(tiny_head.build_mcibi(torch.float32))
     seen, before = _record_pixels(head), head.bank.features.clone()
     with torch.autocast('cpu', torch.bfloat16):
-        losses = head.loss(tiny_head.features(dtype=torch.float32),
-                           tiny_head.samples(tiny_head.label_maps()), None)
+        losses = head.loss(
+            tiny_head.features(dtype=torch.float32), tiny_head.samples(tiny_head.label_maps()), None
+        )
     tiny_head.objective(losses).backward()
     pixels = mcibi.resize(seen[0].double(), tiny_head.LABEL_SIZE)
-    expected, _ = mcibi.update(before, torch.ones(5).bool(),
-                               pixels.permute(0, 2, 3, 1).flatten(0, 2),
-                               tiny_head.label_maps().flatten(), .9)
+    expected, _ = mcibi.update(
+        before,
+        torch.ones(5).bool(),
+        pixels.permute(0, 2, 3, 1).flatten(0, 2),
+        tiny_head.label_maps().flatten(),
+        0.9,
+    )
     assert head.bank.features.dtype == torch.float32
     torch.testing.assert_close(head.bank.features, expected.float(), rtol=0, atol=1e-5)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
@@ -441,16 +495,19 @@ def test_autocast_keeps_the_memory_in_full_precision():
 @pytest.mark.parametrize('update_size', ['label', 'feature'])
 def test_training_step_has_no_loop_and_no_host_synchronisation(update_size, monkeypatch):
     """The host's own accuracy indexes with a mask, so it is taken out first."""
-    for module in ('mmseg.models.decode_heads.decode_head',
-                   'mmseg_cmdl.models.decode_heads.dataset_context_head'):
+    for module in (
+        'mmseg.models.decode_heads.decode_head',
+        'mmseg_cmdl.models.decode_heads.dataset_context_head',
+    ):
         monkeypatch.setattr(f'{module}.accuracy', lambda *args, **kwargs: torch.zeros(()))
     counts = []
     for num_classes in (4, 9):
         head = tiny_head.build_mcibi(
-            num_classes=num_classes, check_labels='off', update_size=update_size)
+            num_classes=num_classes, check_labels='off', update_size=update_size
+        )
         inputs = tiny_head.features()
         samples = tiny_head.samples(tiny_head.label_maps(num_classes=num_classes))
-        tiny_head.objective(head.loss(inputs, samples, None)).backward()      # grads exist
+        tiny_head.objective(head.loss(inputs, samples, None)).backward()  # grads exist
         with CountOps() as ops:
             tiny_head.objective(head.loss(inputs, samples, None)).backward()
         assert not ops.synchronising
@@ -480,23 +537,33 @@ def test_exports():
 
 # ---- starting from a file ----
 
+
 def _initial(head, num_classes=5, num=1, channels=8, **options):
     g = torch.Generator().manual_seed(3)
     filled = torch.ones(num_classes, num, dtype=torch.bool)
     filled[1] = False
     centers = torch.randn(num_classes, num, channels, generator=g) * filled[..., None]
-    state = {key: value.float() + 1 for key, value in head.state_dict().items()
-             if key.startswith(('bottleneck.', 'projection.'))}
-    return InitialMemory(centers, filled, torch.full((num_classes,), 7),
-                         [str(c) for c in range(num_classes)],
-                         **{'embedding': state, **options})
+    state = {
+        key: value.float() + 1
+        for key, value in head.state_dict().items()
+        if key.startswith(('bottleneck.', 'projection.'))
+    }
+    return InitialMemory(
+        centers,
+        filled,
+        torch.full((num_classes,), 7),
+        [str(c) for c in range(num_classes)],
+        **{'embedding': state, **options},
+    )
 
 
 @pytest.mark.parametrize('kind', ['MCIBIHead', 'MDRLHead'])
 def test_memory_starts_from_a_file(kind, tmp_path):
     """Vectors, and the layers that made them; classes that the file has not as ever."""
-    build, key, num = {'MCIBIHead': (tiny_head.build_mcibi, 'features', 1),
-                       'MDRLHead': (tiny_head.build, 'distributions', 3)}[kind]
+    build, key, num = {
+        'MCIBIHead': (tiny_head.build_mcibi, 'features', 1),
+        'MDRLHead': (tiny_head.build, 'distributions', 3),
+    }[kind]
     path = str(tmp_path / 'memory.pth')
     memory = _initial(build(torch.float32), num=num)
     memory.save(path)
@@ -517,7 +584,7 @@ def test_memory_starts_from_a_file(kind, tmp_path):
     assert all(value.isfinite().all() for value in losses.values())
     head.bank.features = None
     moved = {name: value.clone() for name, value in head.state_dict().items()}
-    head.init_weights()                              # a second time changes nothing
+    head.init_weights()  # a second time changes nothing
     assert all(torch.equal(value, moved[name]) for name, value in head.state_dict().items())
 
 
@@ -525,8 +592,9 @@ def test_a_head_that_predicts_does_not_need_the_file():
     head = tiny_head.build_mcibi(bank=dict(type='FeatureBank', init='gone.pth'))
     other = _fill(tiny_head.build_mcibi())
     head.load_state_dict(other.state_dict())
-    torch.testing.assert_close(head.eval()(tiny_head.features()),
-                               other.eval()(tiny_head.features()))
+    torch.testing.assert_close(
+        head.eval()(tiny_head.features()), other.eval()(tiny_head.features())
+    )
     with pytest.raises(FileNotFoundError, match=r'gone\.pth.*init_memory\.py'):
         head.init_weights()
 
@@ -536,8 +604,9 @@ def test_wrong_files_are_named(tmp_path):
 
     def fails(words, **options):
         with pytest.raises(ValueError, match=r'memory\.pth') as error:
-            tiny_head.build_mcibi(bank=dict(type='FeatureBank', init=path),
-                                  **options).init_weights()
+            tiny_head.build_mcibi(
+                bank=dict(type='FeatureBank', init=path), **options
+            ).init_weights()
         for word in words:
             assert word in str(error.value)
 
@@ -558,15 +627,19 @@ def test_wrong_files_are_named(tmp_path):
 
 # ---- construction ----
 
-@pytest.mark.parametrize(('options', 'words'), [
-    (dict(update_size='image'), ('update_size', "'image'")),
-    (dict(momentum=1.5), ('momentum', '1.5')),
-    (dict(momentum_power=-1), ('momentum_power', '-1')),
-    (dict(memory_loss_start=-3), ('memory_loss_start', '-3')),
-    (dict(bank=dict(type='FeatureBank', channels=5)), ('channels=5', 'channels=8')),
-    (dict(bank=dict(type='FeatureBank', strategy='x')), ('strategy', "'x'")),
-    (dict(fusion='sum'), ('MCIBIHead', 'fusion')),
-])
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (dict(update_size='image'), ('update_size', "'image'")),
+        (dict(momentum=1.5), ('momentum', '1.5')),
+        (dict(momentum_power=-1), ('momentum_power', '-1')),
+        (dict(memory_loss_start=-3), ('memory_loss_start', '-3')),
+        (dict(bank=dict(type='FeatureBank', channels=5)), ('channels=5', 'channels=8')),
+        (dict(bank=dict(type='FeatureBank', strategy='x')), ('strategy', "'x'")),
+        (dict(fusion='sum'), ('MCIBIHead', 'fusion')),
+    ],
+)
 def test_refusals(options, words):
     with pytest.raises(ValueError, match=r'MCIBIHead|FeatureBank') as error:
         tiny_head.build_mcibi(**options)
@@ -576,12 +649,18 @@ def test_refusals(options, words):
 
 def test_one_class_and_one_pixel():
     head = tiny_head.build_mcibi(num_classes=1)
-    losses = head.loss(tiny_head.features(), tiny_head.samples(
-        torch.zeros(2, *tiny_head.LABEL_SIZE, dtype=torch.long)), None)
+    losses = head.loss(
+        tiny_head.features(),
+        tiny_head.samples(torch.zeros(2, *tiny_head.LABEL_SIZE, dtype=torch.long)),
+        None,
+    )
     assert all(value.isfinite().all() for value in losses.values())
     head = tiny_head.freeze_norms(tiny_head.build_mcibi())
     for _ in range(2):
-        losses = head.loss(tiny_head.features(batch=1, sizes=[(1, 1)] * 4),
-                           tiny_head.samples(torch.zeros(1, 1, 1, dtype=torch.long)), None)
+        losses = head.loss(
+            tiny_head.features(batch=1, sizes=[(1, 1)] * 4),
+            tiny_head.samples(torch.zeros(1, 1, 1, dtype=torch.long)),
+            None,
+        )
         assert all(value.isfinite().all() for value in losses.values())
     assert head.bank.filled.tolist() == [True] + [False] * 4

@@ -20,17 +20,22 @@ def _record_updates(head):
     """Keep what the bank is given, as it was given: embeddings, labels."""
     seen = []
     head.consistency.register_forward_pre_hook(
-        lambda module, args: seen.append([a.detach().clone() for a in args[:3]]))
+        lambda module, args: seen.append([a.detach().clone() for a in args[:3]])
+    )
     return seen
 
 
-def _reference_losses(similarity, labels, formulation, head, local=.3, contrast=.7):
+def _reference_losses(similarity, labels, formulation, head, local=0.3, contrast=0.7):
     if formulation == 'paper':
-        return (local * mdrl.local_paper(similarity, labels),
-                contrast * mdrl.global_paper(similarity, labels))
+        return (
+            local * mdrl.local_paper(similarity, labels),
+            contrast * mdrl.global_paper(similarity, labels),
+        )
     norm = head.consistency.losses[0].norm
-    return (local * mdrl.local_released(similarity, labels, norm.weight, norm.bias),
-            contrast * mdrl.global_released(similarity, labels))
+    return (
+        local * mdrl.local_released(similarity, labels, norm.weight, norm.bias),
+        contrast * mdrl.global_released(similarity, labels),
+    )
 
 
 def _unit_rows(bank):
@@ -39,12 +44,17 @@ def _unit_rows(bank):
 
 # ---- losses and update, against the naive forms ----
 
+
 @pytest.mark.parametrize('fuse', [True, False])
 @pytest.mark.parametrize('embedding', ['projection', 'pixel'])
 @pytest.mark.parametrize('formulation', FORMULATIONS)
 def test_losses_see_the_bank_of_before_and_then_it_moves(formulation, embedding, fuse):
-    head = tiny_head.build(loss_consistency=FORMULATIONS[formulation](), embedding=embedding,
-                           fuse_losses=fuse, act_cfg=dict(type='LeakyReLU'))
+    head = tiny_head.build(
+        loss_consistency=FORMULATIONS[formulation](),
+        embedding=embedding,
+        fuse_losses=fuse,
+        act_cfg=dict(type='LeakyReLU'),
+    )
     seen = _record_updates(head)
     for iteration in range(3):
         before = head.bank.distributions.clone()
@@ -57,12 +67,15 @@ def test_losses_see_the_bank_of_before_and_then_it_moves(formulation, embedding,
         assert losses['loss_clcl'].item() == pytest.approx(local.item(), rel=1e-9)
         assert losses['loss_cgcl'].item() == pytest.approx(contrast.item(), rel=1e-9)
         small = mdrl.nearest_labels(labels, (5, 6)).flatten()
-        expected, _, _ = mdrl.update(before, embeddings.flatten(0, 2), small, momentum=.9)
+        expected, _, _ = mdrl.update(before, embeddings.flatten(0, 2), small, momentum=0.9)
         torch.testing.assert_close(head.bank.distributions, expected, rtol=0, atol=1e-11)
         assert not torch.equal(expected, before)
-        assert torch.equal(head.bank.distributions[2], before[2])      # class 2 is absent
-        own = [mdrl.nearest_is_own(before, e, int(c))
-               for e, c in zip(embeddings.flatten(0, 2), small) if c != 255]
+        assert torch.equal(head.bank.distributions[2], before[2])  # class 2 is absent
+        own = [
+            mdrl.nearest_is_own(before, e, int(c))
+            for e, c in zip(embeddings.flatten(0, 2), small)
+            if c != 255
+        ]
         assert losses['acc_distribution'].item() == pytest.approx(100 * sum(own) / len(own))
         assert losses['stat_left_out_pixels'] == 0
 
@@ -80,9 +93,12 @@ def test_embedding(embedding):
         first, last = [m for m in head.projection.modules() if isinstance(m, nn.Conv2d)]
         norm = head.projection.convs[0].norm
         x = torch.einsum('oc,bchw->bohw', first.weight[:, :, 0, 0], x)
-        x = ((x - norm.running_mean[:, None, None])
-             / (norm.running_var[:, None, None] + norm.eps).sqrt()
-             * norm.weight[:, None, None] + norm.bias[:, None, None]).clamp(min=0)
+        x = (
+            (x - norm.running_mean[:, None, None])
+            / (norm.running_var[:, None, None] + norm.eps).sqrt()
+            * norm.weight[:, None, None]
+            + norm.bias[:, None, None]
+        ).clamp(min=0)
         x = torch.einsum('oc,bchw->bohw', last.weight[:, :, 0, 0], x) + last.bias[:, None, None]
     x = x.permute(0, 2, 3, 1)
     x = mdrl.unit(x)
@@ -97,8 +113,16 @@ def test_embedding(embedding):
 @pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
 @pytest.mark.parametrize('update_pixels', ['correct', 'all'])
 def test_bank_options_reach_the_bank(assignment, update_pixels):
-    bank = dict(type='DistributionBank', num_distributions=4, momentum=.5, epsilon=.1,
-                iterations=2, assignment=assignment, update_pixels=update_pixels, seed=3)
+    bank = dict(
+        type='DistributionBank',
+        num_distributions=4,
+        momentum=0.5,
+        epsilon=0.1,
+        iterations=2,
+        assignment=assignment,
+        update_pixels=update_pixels,
+        seed=3,
+    )
     head = tiny_head.build(bank=bank)
     for key, value in bank.items():
         if key != 'type':
@@ -118,53 +142,82 @@ def test_embedding_of_another_length():
 
 # ---- the fused path is the plain one ----
 
-@pytest.mark.parametrize('formulation', [
-    ('paper', 'paper'), ('released', 'released'), ('paper', 'released'), ('released', 'paper'),
-    ('paper', None), ('released', None), (None, 'paper'), (None, 'released')])
-@pytest.mark.parametrize('options', [
-    dict(),
-    dict(bank=dict(type='DistributionBank', num_distributions=1, momentum=.9)),
-    dict(embedding='pixel'),
-], ids=['projection', 'n1', 'pixel'])
+
+@pytest.mark.parametrize(
+    'formulation',
+    [
+        ('paper', 'paper'),
+        ('released', 'released'),
+        ('paper', 'released'),
+        ('released', 'paper'),
+        ('paper', None),
+        ('released', None),
+        (None, 'paper'),
+        (None, 'released'),
+    ],
+)
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(),
+        dict(bank=dict(type='DistributionBank', num_distributions=1, momentum=0.9)),
+        dict(embedding='pixel'),
+    ],
+    ids=['projection', 'n1', 'pixel'],
+)
 def test_fused_equals_plain(formulation, options):
     """Losses, every parameter's gradient and the bank, over steps; class 2 is absent."""
     local, contrast = formulation
-    losses = [dict(type='ClassLocalConsistencyLoss', formulation=local, loss_weight=.3)] * bool(
-        local)
-    losses += [dict(type='ClassGlobalConsistencyLoss', formulation=contrast, loss_weight=.7)
-               ] * bool(contrast)
-    heads = [tiny_head.build(loss_consistency=losses, fuse_losses=fuse, **options)
-             for fuse in (True, False)]
+    losses = [dict(type='ClassLocalConsistencyLoss', formulation=local, loss_weight=0.3)] * bool(
+        local
+    )
+    losses += [
+        dict(type='ClassGlobalConsistencyLoss', formulation=contrast, loss_weight=0.7)
+    ] * bool(contrast)
+    heads = [
+        tiny_head.build(loss_consistency=losses, fuse_losses=fuse, **options)
+        for fuse in (True, False)
+    ]
     for seed in range(2):
         fused, plain = (tiny_head.step(head, seed) for head in heads)
         assert fused[0].keys() == plain[0].keys()
         for key in plain[0]:
             assert fused[0][key].item() == pytest.approx(plain[0][key].item(), abs=1e-11), key
         tiny_head.assert_same_grads(fused[1], plain[1])
-        torch.testing.assert_close(heads[0].bank.distributions, heads[1].bank.distributions,
-                                   rtol=0, atol=1e-11)
+        torch.testing.assert_close(
+            heads[0].bank.distributions, heads[1].bank.distributions, rtol=0, atol=1e-11
+        )
         assert fused[1]['bottleneck.conv.weight'].abs().max() > 1e-3
 
 
-def _fused_problem(batch, size, num_classes, num, channels, label_size, seed, ignored=.2):
+def _fused_problem(batch, size, num_classes, num, channels, label_size, seed, ignored=0.2):
     g = torch.Generator().manual_seed(seed)
     embeddings = mdrl.unit(torch.randn(batch, *size, channels, generator=g, dtype=torch.float64))
     bank = mdrl.unit(torch.randn(num_classes, num, channels, generator=g, dtype=torch.float64))
     labels = torch.randint(num_classes, (batch, *label_size), generator=g)
-    labels[labels == 1] = 0                                           # class 1 is absent
+    labels[labels == 1] = 0  # class 1 is absent
     labels[torch.rand(labels.shape, generator=g) < ignored] = 255
     return embeddings, bank, labels
 
 
 @pytest.mark.parametrize('chunk', [1, 7, 16, 1000, None])
 @pytest.mark.parametrize('formulation', FORMULATIONS)
-@pytest.mark.parametrize('shape', [
-    (2, (4, 5), 6, 3, 8, (9, 11), 0), (1, (1, 1), 3, 2, 4, (2, 2), 1),
-    (3, (2, 7), 4, 1, 5, (4, 14), 2), (1, (5, 3), 2, 9, 6, (5, 3), 3)], ids=str)
+@pytest.mark.parametrize(
+    'shape',
+    [
+        (2, (4, 5), 6, 3, 8, (9, 11), 0),
+        (1, (1, 1), 3, 2, 4, (2, 2), 1),
+        (3, (2, 7), 4, 1, 5, (4, 14), 2),
+        (1, (5, 3), 2, 9, 6, (5, 3), 3),
+    ],
+    ids=str,
+)
 def test_fused_function_equals_the_naive_forms(formulation, shape, chunk):
     embeddings, bank, labels = _fused_problem(*shape)
-    losses = nn.ModuleList(MODELS.build(dict(loss, num_classes=shape[2]) if 'Local' in loss['type']
-                                        else loss) for loss in FORMULATIONS[formulation]())
+    losses = nn.ModuleList(
+        MODELS.build(dict(loss, num_classes=shape[2]) if 'Local' in loss['type'] else loss)
+        for loss in FORMULATIONS[formulation]()
+    )
     losses.double()
     if formulation == 'released':
         nn.init.normal_(losses[0].norm.weight)
@@ -178,8 +231,10 @@ def test_fused_function_equals_the_naive_forms(formulation, shape, chunk):
     expected = _reference_losses(similarity, labels, formulation, head)
     for got, want in zip(fused.losses.values(), expected):
         assert got.item() == pytest.approx(want.item(), rel=1e-10, abs=1e-12)
-    for got, want in zip(torch.autograd.grad(3 * sum(fused.losses.values()), leaves),
-                         torch.autograd.grad(3 * sum(expected), leaves)):
+    for got, want in zip(
+        torch.autograd.grad(3 * sum(fused.losses.values()), leaves),
+        torch.autograd.grad(3 * sum(expected), leaves),
+    ):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
 
 
@@ -214,7 +269,7 @@ class TestOwnLoss(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.scale = nn.Parameter(torch.tensor(2.))
+        self.scale = nn.Parameter(torch.tensor(2.0))
         self.shapes = []
 
     def forward(self, similarity, labels, ignore_index=255):
@@ -243,11 +298,12 @@ def test_a_users_own_loss_works_unchanged():
 
 # ---- what must not count ----
 
+
 @pytest.mark.parametrize('fuse', [True, False])
 @pytest.mark.parametrize('formulation', FORMULATIONS)
 def test_gradient_at_ignored_pixels_is_exactly_zero(formulation, fuse):
     head = tiny_head.build(loss_consistency=FORMULATIONS[formulation](), fuse_losses=fuse)
-    labels = tiny_head.label_maps(ignored=0.)
+    labels = tiny_head.label_maps(ignored=0.0)
     labels[:, 8:] = 255
     labels[1] = 255
     kept = []
@@ -259,7 +315,7 @@ def test_gradient_at_ignored_pixels_is_exactly_zero(formulation, fuse):
     head.projection.register_forward_hook(keep)
     losses = head.loss(tiny_head.features(), tiny_head.samples(labels), None)
     (losses['loss_clcl'] + losses['loss_cgcl']).backward()
-    touched = kept[0].grad.abs().amax(-1) > 0                       # [B, h, w]
+    touched = kept[0].grad.abs().amax(-1) > 0  # [B, h, w]
     assert touched[0, 0].all()
     assert touched.sum() < touched.numel() / 2
     # row 3 of 5 begins at 2/4 of the 19 label rows when corners are aligned: beyond row 8
@@ -272,7 +328,7 @@ def test_gradient_at_ignored_pixels_is_exactly_zero(formulation, fuse):
 def test_all_ignored_batch(formulation, fuse):
     head = tiny_head.build(loss_consistency=FORMULATIONS[formulation](), fuse_losses=fuse)
     before = head.bank.distributions.clone()
-    losses, grads = tiny_head.step(head, ignored=2.)
+    losses, grads = tiny_head.step(head, ignored=2.0)
     for key, value in losses.items():
         assert value.isfinite(), key
         if 'loss' in key:
@@ -291,8 +347,8 @@ def test_all_ignored_batch(formulation, fuse):
 def test_non_finite_embeddings_never_reach_the_bank(bad, fuse):
     """Two labelled pixels and an ignored one go bad; the first two are counted."""
     head = tiny_head.build(fuse_losses=fuse)
-    labels = tiny_head.label_maps(ignored=0.)
-    labels[0, :8] = 255                                              # feature rows 0 and 1
+    labels = tiny_head.label_maps(ignored=0.0)
+    labels[0, :8] = 255  # feature rows 0 and 1
 
     def poison(module, inputs, out):
         out = out.clone()
@@ -305,7 +361,7 @@ def test_non_finite_embeddings_never_reach_the_bank(bad, fuse):
     losses = head.loss(tiny_head.features(), tiny_head.samples(labels), None)
     assert losses['stat_left_out_pixels'] == 2
     small = mdrl.nearest_labels(labels, (5, 6)).flatten()
-    expected, _, _ = mdrl.update(before, seen[0][0].flatten(0, 2), small, momentum=.9)
+    expected, _, _ = mdrl.update(before, seen[0][0].flatten(0, 2), small, momentum=0.9)
     torch.testing.assert_close(head.bank.distributions, expected, rtol=0, atol=1e-11)
     assert head.bank.distributions.isfinite().all()
     # the next, clean iteration is as healthy as ever
@@ -355,21 +411,21 @@ def test_class_255_is_a_class_where_another_label_is_ignored(fuse):
 
 # ---- when the bank moves ----
 
+
 def test_bank_moves_in_training_only():
     head = tiny_head.build()
     inputs, samples = tiny_head.features(), tiny_head.samples(tiny_head.label_maps())
     before = copy.deepcopy(head.bank.state_dict())
 
     def unmoved():
-        return all(torch.equal(value, before[key])
-                   for key, value in head.bank.state_dict().items())
+        return all(torch.equal(value, before[key]) for key, value in head.bank.state_dict().items())
 
     head.forward(inputs)
     with torch.no_grad():
         head.predict(inputs, tiny_head.metas(), None)
     assert unmoved()
     head.eval()
-    losses = head.loss(inputs, samples, None)                        # a validation loss
+    losses = head.loss(inputs, samples, None)  # a validation loss
     assert {'loss_clcl', 'loss_cgcl', 'loss_ce'} <= losses.keys()
     assert unmoved()
     head.predict(inputs, tiny_head.metas(), None)
@@ -383,18 +439,19 @@ def test_bank_moves_in_training_only():
 @pytest.mark.parametrize('formulation', FORMULATIONS)
 def test_gradients_are_those_of_a_bank_that_does_not_move(formulation, fuse):
     """The update happens between forward and backward; momentum 0 moves the bank far."""
-    options = dict(loss_consistency=FORMULATIONS[formulation](), fuse_losses=fuse,
-                   bank=dict(BANK_FAR))
+    options = dict(
+        loss_consistency=FORMULATIONS[formulation](), fuse_losses=fuse, bank=dict(BANK_FAR)
+    )
     moving, still = tiny_head.build(**options), tiny_head.build(**options)
     still.consistency._forward_hooks.clear()
     before = moving.bank.distributions.clone()
     (_, got), (_, expected) = tiny_head.step(moving), tiny_head.step(still)
-    assert (moving.bank.distributions - before).abs().max() > .1
+    assert (moving.bank.distributions - before).abs().max() > 0.1
     assert torch.equal(still.bank.distributions, before)
     tiny_head.assert_same_grads(got, expected, atol=0)
 
 
-BANK_FAR = dict(type='DistributionBank', num_distributions=3, momentum=0., update_pixels='all')
+BANK_FAR = dict(type='DistributionBank', num_distributions=3, momentum=0.0, update_pixels='all')
 
 
 @pytest.mark.parametrize('reentrant', [True, False])
@@ -402,8 +459,9 @@ BANK_FAR = dict(type='DistributionBank', num_distributions=3, momentum=0., updat
 @pytest.mark.parametrize('fuse', [True, False])
 def test_activation_checkpointing(what, reentrant, fuse):
     """Recomputed in backward, after the bank has moved: same gradients, no second update."""
-    heads = [tiny_head.freeze_norms(tiny_head.build(bank=BANK_FAR, fuse_losses=fuse))
-             for _ in range(2)]
+    heads = [
+        tiny_head.freeze_norms(tiny_head.build(bank=BANK_FAR, fuse_losses=fuse)) for _ in range(2)
+    ]
     labels = tiny_head.label_maps()
 
     def run(head, through):
@@ -415,15 +473,18 @@ def test_activation_checkpointing(what, reentrant, fuse):
             pixels = head.bottleneck(x)
             total = total + tiny_head.objective(head.memory_losses(pixels, labels))
         else:
-            total = through(lambda x: tiny_head.objective(
-                head.loss([None, None, None, x], tiny_head.samples(labels), None)), x)
+            total = through(
+                lambda x: tiny_head.objective(
+                    head.loss([None, None, None, x], tiny_head.samples(labels), None)
+                ),
+                x,
+            )
         assert inputs[3] is x
         total.backward()
         return x.grad, {name: p.grad for name, p in head.named_parameters()}
 
     plain = run(heads[0], lambda function, x: function(x))
-    recomputed = run(heads[1], lambda function, x: checkpoint(
-        function, x, use_reentrant=reentrant))
+    recomputed = run(heads[1], lambda function, x: checkpoint(function, x, use_reentrant=reentrant))
     torch.testing.assert_close(recomputed[0], plain[0], rtol=0, atol=1e-12)
     tiny_head.assert_same_grads(recomputed[1], plain[1], atol=1e-12)
     for key, value in heads[0].bank.state_dict().items():
@@ -435,8 +496,9 @@ def test_gradient_accumulation():
     head = tiny_head.freeze_norms(tiny_head.build(bank=BANK_FAR))
     totals = []
     for seed in range(2):
-        losses = head.loss(tiny_head.features(seed),
-                           tiny_head.samples(tiny_head.label_maps(seed)), None)
+        losses = head.loss(
+            tiny_head.features(seed), tiny_head.samples(tiny_head.label_maps(seed)), None
+        )
         totals.append(tiny_head.objective(losses))
     grads = [torch.autograd.grad(total, list(head.parameters())) for total in totals]
     again = tiny_head.freeze_norms(tiny_head.build(bank=BANK_FAR))
@@ -448,6 +510,7 @@ def test_gradient_accumulation():
 
 # ---- state ----
 
+
 def test_bank_is_saved_and_no_optimizer_sees_it():
     head = tiny_head.build()
     assert 'bank.distributions' in head.state_dict()
@@ -455,7 +518,7 @@ def test_bank_is_saved_and_no_optimizer_sees_it():
     head.requires_grad_(True)
     tiny_head.step(head)
     assert not head.bank.distributions.requires_grad
-    optimizer = torch.optim.SGD(head.parameters(), lr=1e9, weight_decay=1.)
+    optimizer = torch.optim.SGD(head.parameters(), lr=1e9, weight_decay=1.0)
     before = head.bank.distributions.clone()
     optimizer.step()
     assert torch.equal(head.bank.distributions, before)
@@ -473,8 +536,9 @@ def test_save_and_load(tmp_path):
     assert torch.equal(head.eval().forward(inputs), other.eval().forward(inputs))
 
 
-@pytest.mark.parametrize('copied', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
-                         ids=['deepcopy', 'pickle'])
+@pytest.mark.parametrize(
+    'copied', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=['deepcopy', 'pickle']
+)
 def test_a_copy_has_its_own_bank(copied):
     """The update hook of the copy moves the copy's bank, not the original's."""
     head = tiny_head.build()
@@ -491,11 +555,15 @@ def test_a_copy_has_its_own_bank(copied):
 @pytest.mark.parametrize('formulation', FORMULATIONS)
 def test_resumed_equals_uninterrupted(assignment, formulation):
     """Bank and weights to the bit after 2 + 3 iterations instead of 5, through state dicts."""
+
     def fresh(seed):
         head = tiny_head.build(
-            torch.float32, seed, loss_consistency=FORMULATIONS[formulation](),
-            bank=dict(BANK_FAR, momentum=.9, assignment=assignment))
-        return head, torch.optim.SGD(head.parameters(), lr=.05, momentum=.9)
+            torch.float32,
+            seed,
+            loss_consistency=FORMULATIONS[formulation](),
+            bank=dict(BANK_FAR, momentum=0.9, assignment=assignment),
+        )
+        return head, torch.optim.SGD(head.parameters(), lr=0.05, momentum=0.9)
 
     def advance(head, optimizer, seeds):
         for seed in seeds:
@@ -519,19 +587,21 @@ def test_resumed_equals_uninterrupted(assignment, formulation):
 
 # ---- precision and cost ----
 
+
 def test_autocast_keeps_bank_and_losses_in_full_precision():
     head = tiny_head.build(torch.float32, seed=1)
     seen = _record_updates(head)
     before = head.bank.distributions.clone()
     with torch.autocast('cpu', torch.bfloat16):
-        losses = head.loss(tiny_head.features(dtype=torch.float32),
-                           tiny_head.samples(tiny_head.label_maps()), None)
+        losses = head.loss(
+            tiny_head.features(dtype=torch.float32), tiny_head.samples(tiny_head.label_maps()), None
+        )
     tiny_head.objective(losses).backward()
     embeddings, _, labels = seen[0]
     assert embeddings.dtype == head.bank.distributions.dtype == torch.float32
     assert losses['loss_clcl'].dtype == losses['loss_cgcl'].dtype == torch.float32
     small = mdrl.nearest_labels(labels, (5, 6)).flatten()
-    expected, _, _ = mdrl.update(before, embeddings.flatten(0, 2), small, momentum=.9)
+    expected, _, _ = mdrl.update(before, embeddings.flatten(0, 2), small, momentum=0.9)
     torch.testing.assert_close(head.bank.distributions, expected.float(), rtol=0, atol=1e-6)
     similarity = torch.einsum('bhwz,knz->bhwkn', embeddings, before).double()
     local, contrast = _reference_losses(similarity, labels, 'paper', head)
@@ -543,21 +613,27 @@ def test_autocast_keeps_bank_and_losses_in_full_precision():
 @pytest.mark.parametrize('fuse', [True, False])
 @pytest.mark.parametrize('formulation', FORMULATIONS)
 @pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
-def test_training_step_has_no_loop_and_no_host_synchronisation(formulation, fuse, assignment,
-                                                               monkeypatch):
+def test_training_step_has_no_loop_and_no_host_synchronisation(
+    formulation, fuse, assignment, monkeypatch
+):
     """The host's own accuracy indexes with a mask, so it is taken out first."""
-    for module in ('mmseg.models.decode_heads.decode_head',
-                   'mmseg_cmdl.models.decode_heads.dataset_context_head'):
+    for module in (
+        'mmseg.models.decode_heads.decode_head',
+        'mmseg_cmdl.models.decode_heads.dataset_context_head',
+    ):
         monkeypatch.setattr(f'{module}.accuracy', lambda *args, **kwargs: torch.zeros(()))
     counts = []
     for num_classes, num in [(4, 2), (9, 5)]:
         head = tiny_head.build(
-            num_classes=num_classes, check_labels='off', fuse_losses=fuse,
+            num_classes=num_classes,
+            check_labels='off',
+            fuse_losses=fuse,
             loss_consistency=FORMULATIONS[formulation](),
-            bank=dict(type='DistributionBank', num_distributions=num, assignment=assignment))
+            bank=dict(type='DistributionBank', num_distributions=num, assignment=assignment),
+        )
         inputs = tiny_head.features()
         samples = tiny_head.samples(tiny_head.label_maps(num_classes=num_classes))
-        tiny_head.objective(head.loss(inputs, samples, None)).backward()      # grads exist
+        tiny_head.objective(head.loss(inputs, samples, None)).backward()  # grads exist
         with CountOps() as ops:
             tiny_head.objective(head.loss(inputs, samples, None)).backward()
         assert not ops.synchronising
@@ -566,6 +642,7 @@ def test_training_step_has_no_loop_and_no_host_synchronisation(formulation, fuse
 
 
 # ---- options ----
+
 
 def test_defaults_are_the_papers():
     head = MODELS.build(dict(type='MDRLHead', in_channels=4, channels=4, num_classes=3))
@@ -583,31 +660,54 @@ def test_defaults_are_the_papers():
 
 def test_total_is_eq_18():
     """0.4 L_cls + L_aug + 0.01 L_clcl + 0.05 L_cgcl and nothing else enters the objective."""
-    options = dict(bank=tiny_head.BANK, dropout_ratio=0., norm_cfg=dict(type='BN'))
+    options = dict(bank=tiny_head.BANK, dropout_ratio=0.0, norm_cfg=dict(type='BN'))
     torch.manual_seed(0)
-    head = MODELS.build(dict(type='MDRLHead', in_channels=10, in_index=3, channels=8,
-                             num_classes=5, **options)).double()
-    ones = tiny_head.build(loss_coarse=dict(type='CrossEntropyLoss', loss_weight=1.),
-                           loss_consistency=tiny_head.paper(1., 1.))
+    head = MODELS.build(
+        dict(type='MDRLHead', in_channels=10, in_index=3, channels=8, num_classes=5, **options)
+    ).double()
+    ones = tiny_head.build(
+        loss_coarse=dict(type='CrossEntropyLoss', loss_weight=1.0),
+        loss_consistency=tiny_head.paper(1.0, 1.0),
+    )
     losses, _ = tiny_head.step(head)
     unit, _ = tiny_head.step(ones)
-    total = (.4 * unit['coarse_loss_ce'] + unit['loss_ce'] + .01 * unit['loss_clcl']
-             + .05 * unit['loss_cgcl'])
+    total = (
+        0.4 * unit['coarse_loss_ce']
+        + unit['loss_ce']
+        + 0.01 * unit['loss_clcl']
+        + 0.05 * unit['loss_cgcl']
+    )
     assert tiny_head.objective(losses).item() == pytest.approx(total.item(), rel=1e-9)
     assert {key for key in losses if 'loss' in key} == {
-        'loss_ce', 'coarse_loss_ce', 'loss_clcl', 'loss_cgcl'}
+        'loss_ce',
+        'coarse_loss_ce',
+        'loss_clcl',
+        'loss_cgcl',
+    }
 
 
-@pytest.mark.parametrize(('options', 'words'), [
-    (dict(embedding='pixels'), ('embedding', "'pixels'")),
-    (dict(embedding='pixel', bank=dict(type='DistributionBank', num_distributions=2, channels=5)),
-     ('pixel', '5', '8')),
-    (dict(bank=dict(type='DistributionBank', num_distributions=0)), ('num_distributions', '0')),
-    (dict(bank=dict(type='DistributionBank', num_distributions=2, assignment='x')),
-     ('assignment', "'x'")),
-    (dict(loss_consistency=[dict(type='ClassLocalConsistencyLoss', formulation='x')]),
-     ('formulation', "'x'")),
-])
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (dict(embedding='pixels'), ('embedding', "'pixels'")),
+        (
+            dict(
+                embedding='pixel',
+                bank=dict(type='DistributionBank', num_distributions=2, channels=5),
+            ),
+            ('pixel', '5', '8'),
+        ),
+        (dict(bank=dict(type='DistributionBank', num_distributions=0)), ('num_distributions', '0')),
+        (
+            dict(bank=dict(type='DistributionBank', num_distributions=2, assignment='x')),
+            ('assignment', "'x'"),
+        ),
+        (
+            dict(loss_consistency=[dict(type='ClassLocalConsistencyLoss', formulation='x')]),
+            ('formulation', "'x'"),
+        ),
+    ],
+)
 def test_refusals(options, words):
     with pytest.raises(ValueError, match=r'MDRLHead|DistributionBank|Loss') as error:
         tiny_head.build(**options)

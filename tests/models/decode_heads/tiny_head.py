@@ -1,33 +1,46 @@
 """A small head and batches for it, shared by the tests of decode heads and of several ranks."""
+
 import torch
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
-CHANNELS = (4, 6, 8, 10)                     # of the four feature maps of a backbone
+CHANNELS = (4, 6, 8, 10)  # of the four feature maps of a backbone
 SIZES = ((20, 24), (10, 12), (5, 6), (5, 6))
-LABEL_SIZE = (19, 23)                        # no multiple of the feature size
+LABEL_SIZE = (19, 23)  # no multiple of the feature size
 NUM_CLASSES = 5
 BANK = dict(type='DistributionBank', num_distributions=3, momentum=0.9)
 
 
 def released(local=0.3, contrast=0.7):
-    return [dict(type='ClassLocalConsistencyLoss', formulation='released', loss_weight=local),
-            dict(type='ClassGlobalConsistencyLoss', formulation='released', loss_weight=contrast)]
+    return [
+        dict(type='ClassLocalConsistencyLoss', formulation='released', loss_weight=local),
+        dict(type='ClassGlobalConsistencyLoss', formulation='released', loss_weight=contrast),
+    ]
 
 
 def paper(local=0.3, contrast=0.7):
-    return [dict(type='ClassLocalConsistencyLoss', loss_weight=local),
-            dict(type='ClassGlobalConsistencyLoss', loss_weight=contrast)]
+    return [
+        dict(type='ClassLocalConsistencyLoss', loss_weight=local),
+        dict(type='ClassGlobalConsistencyLoss', loss_weight=contrast),
+    ]
 
 
 def build(dtype=torch.float64, seed=0, **options):
     """MDRLHead on the last of four maps, in training mode; no dropout, so steps can be repeated."""
     torch.manual_seed(seed)
     config = dict(
-        type='MDRLHead', in_channels=CHANNELS[-1], in_index=3, channels=8, num_classes=NUM_CLASSES,
-        dropout_ratio=0., norm_cfg=dict(type='BN'), bank=BANK, loss_consistency=paper(),
-        align_corners=False)
+        type='MDRLHead',
+        in_channels=CHANNELS[-1],
+        in_index=3,
+        channels=8,
+        num_classes=NUM_CLASSES,
+        dropout_ratio=0.0,
+        norm_cfg=dict(type='BN'),
+        bank=BANK,
+        loss_consistency=paper(),
+        align_corners=False,
+    )
     config.update(options)
     return MODELS.build(config).to(dtype).train()
 
@@ -36,8 +49,15 @@ def build_mcibi(dtype=torch.float64, seed=0, **options):
     """MCIBIHead on the last of four maps, as :func:`build` makes MDRLHead."""
     torch.manual_seed(seed)
     config = dict(
-        type='MCIBIHead', in_channels=CHANNELS[-1], in_index=3, channels=8,
-        num_classes=NUM_CLASSES, dropout_ratio=0., norm_cfg=dict(type='BN'), align_corners=False)
+        type='MCIBIHead',
+        in_channels=CHANNELS[-1],
+        in_index=3,
+        channels=8,
+        num_classes=NUM_CLASSES,
+        dropout_ratio=0.0,
+        norm_cfg=dict(type='BN'),
+        align_corners=False,
+    )
     config.update(options)
     return MODELS.build(config).to(dtype).train()
 
@@ -52,11 +72,15 @@ def freeze_norms(head):
 
 def features(seed=0, batch=2, dtype=torch.float64, sizes=SIZES, channels=CHANNELS):
     g = torch.Generator().manual_seed(seed)
-    return [torch.randn(batch, c, *size, generator=g, dtype=torch.float64).to(dtype)
-            for c, size in zip(channels, sizes)]
+    return [
+        torch.randn(batch, c, *size, generator=g, dtype=torch.float64).to(dtype)
+        for c, size in zip(channels, sizes)
+    ]
 
 
-def label_maps(seed=0, batch=2, size=LABEL_SIZE, num_classes=NUM_CLASSES, absent=(2,), ignored=.15):
+def label_maps(
+    seed=0, batch=2, size=LABEL_SIZE, num_classes=NUM_CLASSES, absent=(2,), ignored=0.15
+):
     """[B, H, W] in blocks larger than a pixel at feature size, with ignored pixels."""
     g = torch.Generator().manual_seed(1000 + seed)
     present = torch.tensor([c for c in range(num_classes) if c not in absent])
@@ -74,8 +98,12 @@ def samples(labels, **metainfo):
     for index, label in enumerate(labels):
         sample = SegDataSample(
             gt_sem_seg=PixelData(data=label[None]),
-            metainfo={'img_path': f'image_{index}.png', 'img_shape': tuple(label.shape),
-                      **metainfo})
+            metainfo={
+                'img_path': f'image_{index}.png',
+                'img_shape': tuple(label.shape),
+                **metainfo,
+            },
+        )
         out.append(sample)
     return out
 
@@ -104,5 +132,10 @@ def assert_same_grads(got, expected, atol=1e-9):
     for name in got:
         assert (got[name] is None) == (expected[name] is None), name
         if got[name] is not None:
-            torch.testing.assert_close(got[name], expected[name], rtol=0, atol=atol,
-                                       msg=lambda text, name=name: f'{name}: {text}')
+            torch.testing.assert_close(
+                got[name],
+                expected[name],
+                rtol=0,
+                atol=atol,
+                msg=lambda text, name=name: f'{name}: {text}',
+            )

@@ -17,7 +17,7 @@ def build(channels=6, dtype=torch.float64, **options):
     return MODELS.build(dict(type='ChannelWeighting', channels=channels, **options)).to(dtype)
 
 
-def inputs(*shape, dtype=torch.float64, scale=1.):
+def inputs(*shape, dtype=torch.float64, scale=1.0):
     return (scale * torch.randn(shape, dtype=torch.float64)).to(dtype).requires_grad_()
 
 
@@ -33,7 +33,7 @@ def assert_same(layer, x, atol, relative=False, reference=dgcw.update):
     expected, expected_grads = results(lambda x: reference(layer, x), layer, x)
     assert output.shape == x.shape
     for got, want in zip((output, *grads), (expected, *expected_grads)):
-        bound = atol * max(1., want.abs().max().item()) if relative else atol
+        bound = atol * max(1.0, want.abs().max().item()) if relative else atol
         torch.testing.assert_close(got, want, rtol=0, atol=bound)
 
 
@@ -68,9 +68,10 @@ def test_float32(norm, chunk_size):
     double = copy.deepcopy(layer).double()
     output, grads = results(layer, layer, x)
     expected, expected_grads = results(
-        lambda x: dgcw.update(double, x), double, x.detach().double().requires_grad_())
+        lambda x: dgcw.update(double, x), double, x.detach().double().requires_grad_()
+    )
     for got, want in zip((output, *grads), (expected, *expected_grads)):
-        bound = 1e-5 * max(1., want.abs().max().item())
+        bound = 1e-5 * max(1.0, want.abs().max().item())
         torch.testing.assert_close(got.double(), want, rtol=0, atol=bound)
 
 
@@ -79,14 +80,15 @@ def test_float32(norm, chunk_size):
 def test_gradcheck(norm, chunk_size):
     tensors = [inputs(2, 5, 3) for _ in range(3)] + [inputs(3, 3)]
     assert torch.autograd.gradcheck(
-        lambda *t: channel_weighting.relation_sum(*t, norm, chunk_size), tensors)
+        lambda *t: channel_weighting.relation_sum(*t, norm, chunk_size), tensors
+    )
     layer = build(3, norm=norm, chunk_size=chunk_size)
     assert torch.autograd.gradcheck(layer, inputs(2, 3, 2, 2))
 
 
 def test_second_derivative_is_refused_in_words():
     layer = build()
-    grad, = torch.autograd.grad(layer(x := inputs(1, 6, 2, 2)).sum(), x, create_graph=True)
+    (grad,) = torch.autograd.grad(layer(x := inputs(1, 6, 2, 2)).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match='once_differentiable'):
         grad.sum().backward()
 
@@ -109,7 +111,7 @@ def test_equal_pixels_give_finite_values_and_gradients(norm, dtype):
             assert tensor.isfinite().all()
         atol = 1e-10 if dtype == torch.float64 else 1e-4
         assert_same(layer, x, atol, relative=True)
-    if norm != 'softmax':                           # weights of zero: the residual alone is left
+    if norm != 'softmax':  # weights of zero: the residual alone is left
         assert torch.equal(layer(constant), constant)
 
 
@@ -117,7 +119,7 @@ def test_equal_pixels_give_finite_values_and_gradients(norm, dtype):
 def test_nearly_equal_pixels(distance):
     """float32: squares that underflow, are denormal, lie on either side of the guard."""
     query = torch.zeros(1, 3, 4)
-    key = (torch.randn(1, 3, 4) * distance)
+    key = torch.randn(1, 3, 4) * distance
     tensors = [t.requires_grad_() for t in (query, key, torch.randn(1, 3, 4), torch.randn(4, 4))]
     output = channel_weighting.relation_sum(*tensors, 'sum', 2)
     grads = torch.autograd.grad(output.sum(), tensors)
@@ -136,7 +138,7 @@ def test_nearly_equal_pixels(distance):
 def test_autocast_computes_in_float32(norm, half, half_input):
     """Inputs of scale 100: squared differences and sums that float16 doesn't hold."""
     layer = build(128, torch.float32, norm=norm)
-    x = inputs(2, 128, 7, 9, dtype=half if half_input else torch.float32, scale=100.)
+    x = inputs(2, 128, 7, 9, dtype=half if half_input else torch.float32, scale=100.0)
     reference = x.detach().float().requires_grad_()
     with torch.autocast('cpu', dtype=half):
         output = layer(x)
@@ -211,8 +213,11 @@ def test_never_waits_for_the_device():
 @every_norm
 def test_exports_with_dynamic_shapes(norm):
     layer = build(norm=norm).eval()
-    dims = {0: torch.export.Dim('batch', min=1, max=16), 2: torch.export.Dim('h', min=2, max=64),
-            3: torch.export.Dim('w', min=2, max=64)}
+    dims = {
+        0: torch.export.Dim('batch', min=1, max=16),
+        2: torch.export.Dim('h', min=2, max=64),
+        3: torch.export.Dim('w', min=2, max=64),
+    }
     program = torch.export.export(layer, (inputs(2, 6, 3, 4).detach(),), dynamic_shapes=(dims,))
     traced = torch.jit.trace(layer, inputs(2, 6, 3, 4).detach())
     for size in ((3, 6, 5, 7), (1, 6, 2, 2), (2, 6, 9, 4)):
@@ -234,14 +239,18 @@ def test_convs_and_state():
     square = (10, 10, 1, 1)
     assert shapes == {
         **{f'{name}.weight': square for name in ('query', 'key', 'value', 'g1', 'g2')},
-        **{f'{name}.bias': (10,) for name in ('query', 'key', 'value')}}
+        **{f'{name}.bias': (10,) for name in ('query', 'key', 'value')},
+    }
     assert "norm='sum'" in repr(layer)
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(norm='l2'), "norm must be one of .*'sum', 'softmax', 'tanh'.* got 'l2'"),
-    (dict(chunk_size=0), 'chunk_size must be at least 1 .* got 0'),
-])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(norm='l2'), "norm must be one of .*'sum', 'softmax', 'tanh'.* got 'l2'"),
+        (dict(chunk_size=0), 'chunk_size must be at least 1 .* got 0'),
+    ],
+)
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ChannelWeighting(8, **options)

@@ -13,8 +13,11 @@ from mmseg_cmdl.models.losses import (
 from tests.reference import car, golden
 from tests.reference.dispatch import CountOps
 
-INTRA, C2C, C2P = (IntraClassCenterToPixelLoss, InterClassCenterToCenterLoss,
-                   InterClassCenterToPixelLoss)
+INTRA, C2C, C2P = (
+    IntraClassCenterToPixelLoss,
+    InterClassCenterToCenterLoss,
+    InterClassCenterToPixelLoss,
+)
 ALL = [INTRA, C2C, C2P]
 FORMULATIONS = ['paper', 'released']
 PATHS = ['plain', 'fused', 'fused_in_chunks']
@@ -28,15 +31,23 @@ def values(losses, features, labels, num_classes, path, ignore_index=255):
     """Losses by name, by each loss itself or fused."""
     if path != 'plain':
         assert can_fuse_class_aware(losses)
-        return fused_class_aware(features, labels, num_classes, losses, ignore_index,
-                                 chunk_size=7 if path == 'fused_in_chunks' else None)
+        return fused_class_aware(
+            features,
+            labels,
+            num_classes,
+            losses,
+            ignore_index,
+            chunk_size=7 if path == 'fused_in_chunks' else None,
+        )
     centers, counts = class_centers(features, labels, num_classes, ignore_index)
-    return {loss.loss_name: loss(features, labels, centers, counts, ignore_index=ignore_index)
-            for loss in losses}
+    return {
+        loss.loss_name: loss(features, labels, centers, counts, ignore_index=ignore_index)
+        for loss in losses
+    }
 
 
 def one(loss, features, labels, num_classes, path, ignore_index=255):
-    value, = values([loss], features, labels, num_classes, path, ignore_index).values()
+    (value,) = values([loss], features, labels, num_classes, path, ignore_index).values()
     return value
 
 
@@ -44,16 +55,30 @@ def naive(loss, features, labels, num_classes, ignore_index=255):
     mu, counts = car.centers(features, labels, num_classes, ignore_index)
     if isinstance(loss, INTRA):
         return car.intra_c2p(features, labels, mu, loss.formulation, ignore_index)
-    options = dict(threshold=loss.threshold, formulation=loss.formulation, classes=loss.classes,
-                   threshold_classes=loss.threshold_classes)
+    options = dict(
+        threshold=loss.threshold,
+        formulation=loss.formulation,
+        classes=loss.classes,
+        threshold_classes=loss.threshold_classes,
+    )
     if isinstance(loss, C2C):
         return car.inter_c2c(mu, counts, both_sides=loss.both_sides, **options)
-    return car.inter_c2p(features, labels, mu, counts, scale=loss.scale, ignore_index=ignore_index,
-                         **options)
+    return car.inter_c2p(
+        features, labels, mu, counts, scale=loss.scale, ignore_index=ignore_index, **options
+    )
 
 
-def problem(seed, pixels=23, channels=6, num_classes=5, ignored=.2, absent=(), ignore_index=255,
-            scale=1., dtype=torch.float64):
+def problem(
+    seed,
+    pixels=23,
+    channels=6,
+    num_classes=5,
+    ignored=0.2,
+    absent=(),
+    ignore_index=255,
+    scale=1.0,
+    dtype=torch.float64,
+):
     """Features around a vector of their class, so that some products exceed the thresholds."""
     g = torch.Generator().manual_seed(seed)
     present = torch.tensor([c for c in range(num_classes) if c not in absent])
@@ -72,12 +97,14 @@ GOLDEN = {
     'paper_inter_c2c_both_sides': lambda e0, e1: C2C(e0, both_sides=True),
     'paper_inter_c2c_present': lambda e0, e1: C2C(e0, classes='present'),
     'paper_inter_c2c_present_threshold': lambda e0, e1: C2C(
-        e0, classes='present', threshold_classes='present'),
+        e0, classes='present', threshold_classes='present'
+    ),
     'paper_inter_c2p': lambda e0, e1: C2P(e1),
     'paper_inter_c2p_unscaled': lambda e0, e1: C2P(e1, scale=False),
     'paper_inter_c2p_present': lambda e0, e1: C2P(e1, classes='present'),
     'paper_inter_c2p_present_threshold': lambda e0, e1: C2P(
-        e1, classes='present', threshold_classes='present'),
+        e1, classes='present', threshold_classes='present'
+    ),
     'released_intra_c2p': lambda e0, e1: INTRA('released'),
     'released_inter_c2c': lambda e0, e1: C2C(e0, 'released'),
     'released_inter_c2p': lambda e0, e1: C2P(e1, 'released'),
@@ -92,10 +119,16 @@ def test_golden(name, dtype, key, path):
     data = golden.load(name, dtype)
     loss = GOLDEN[key](data['inter_c2c_threshold'], data['inter_c2p_threshold'])
     x = data['features'].requires_grad_()
-    value = one(loss, x.flatten(0, 2), data['labels'].flatten(), data['num_classes'], path,
-                data['ignore_index'])
+    value = one(
+        loss,
+        x.flatten(0, 2),
+        data['labels'].flatten(),
+        data['num_classes'],
+        path,
+        data['ignore_index'],
+    )
     assert (value.shape, value.dtype) == ((), dtype)
-    grad, = torch.autograd.grad(value, x)
+    (grad,) = torch.autograd.grad(value, x)
     expected = data[f'{key}_grad']
     if dtype == torch.float64:
         assert value.item() == pytest.approx(data[key], rel=0, abs=1e-10)
@@ -116,7 +149,7 @@ def test_naive_form_has_the_recorded_numbers(name, key):
     x = data['features'].requires_grad_()
     value = naive(loss, x.flatten(0, 2), data['labels'].flatten(), data['num_classes'])
     assert value.item() == pytest.approx(data[key], rel=0, abs=1e-10)
-    grad, = torch.autograd.grad(value, x)
+    (grad,) = torch.autograd.grad(value, x)
     torch.testing.assert_close(grad, data[f'{key}_grad'], rtol=0, atol=1e-10)
 
 
@@ -124,39 +157,48 @@ def test_naive_form_has_the_recorded_numbers(name, key):
 @pytest.mark.parametrize('name', golden.names('car_*'))
 def test_golden_centers(name, dtype):
     data = golden.load(name, dtype)
-    centers, counts = class_centers(data['features'].flatten(0, 2), data['labels'].flatten(),
-                                    data['num_classes'])
+    centers, counts = class_centers(
+        data['features'].flatten(0, 2), data['labels'].flatten(), data['num_classes']
+    )
     atol = 1e-10 if dtype == torch.float64 else 1e-5 * centers.abs().max().item()
     torch.testing.assert_close(centers, data['released_class_centers'][0], rtol=0, atol=atol)
     assert torch.equal(counts, data['class_counts_per_image'].sum(0)[:, 0])
-    per_image = [class_centers(x.flatten(0, 1), y.flatten(), data['num_classes'])[0]
-                 for x, y in zip(data['features'], data['labels'])]
-    torch.testing.assert_close(torch.stack(per_image), data['released_per_image_class_centers'],
-                               rtol=0, atol=atol)
+    per_image = [
+        class_centers(x.flatten(0, 1), y.flatten(), data['num_classes'])[0]
+        for x, y in zip(data['features'], data['labels'])
+    ]
+    torch.testing.assert_close(
+        torch.stack(per_image), data['released_per_image_class_centers'], rtol=0, atol=atol
+    )
 
 
 # ---- numbers worked out by hand ----
 
+
 def test_by_hand():
     """Two classes of two pixels on a line: centres 1 and -1 in both channels."""
-    features = torch.tensor([[0., 1.], [2., 1.], [-1., -1.], [-1., -1.]]).double()
+    features = torch.tensor([[0.0, 1.0], [2.0, 1.0], [-1.0, -1.0], [-1.0, -1.0]]).double()
     labels = torch.tensor([0, 0, 1, 1])
     centers, counts = class_centers(features, labels, 2)
     assert centers.tolist() == [[1, 1], [-1, -1]]
     assert counts.tolist() == [2, 2]
     # the distances are 1 in two of eight numbers
     assert INTRA()(features, labels, centers, counts).item() == pytest.approx(2 / 8)
-    assert INTRA('released')(features, labels, centers, counts).item() == pytest.approx((2 / 8)**2)
+    assert INTRA('released')(features, labels, centers, counts).item() == pytest.approx(
+        (2 / 8) ** 2
+    )
     # off the diagonal e^(-2/sqrt 2) against e^(2/sqrt 2), far less than 0.5; no threshold, no limit
     assert C2C()(None, None, centers, counts).item() == 0
-    other = 1 / (1 + torch.tensor(4 / 2**.5).double().exp().item())
+    other = 1 / (1 + torch.tensor(4 / 2**0.5).double().exp().item())
     assert C2C(0)(None, None, centers, counts).item() == pytest.approx(other**2)
     # pixel (0, 1) has -1 with the other centre and 2 for its own, pixel (2, 1) has -3 and 2
-    sums = [1 / (1 + torch.tensor(n / 2**.5).double().exp().item()) for n in (3, 5, 4, 4)]
+    sums = [1 / (1 + torch.tensor(n / 2**0.5).double().exp().item()) for n in (3, 5, 4, 4)]
     assert C2P(0)(features, labels, centers, counts).item() == pytest.approx(
-        sum(d * d for d in sums) / 4)
+        sum(d * d for d in sums) / 4
+    )
     assert C2P(0, 'released')(features, labels, centers, counts).item() == pytest.approx(
-        (sum(sums) / 4)**2)
+        (sum(sums) / 4) ** 2
+    )
 
 
 # ---- against the naive forms ----
@@ -166,48 +208,62 @@ SHAPES = {
     'absent': dict(absent=(0, 3)),
     'two_classes': dict(num_classes=2),
     'one_class_present': dict(absent=(0, 1, 3, 4)),
-    'one_pixel': dict(pixels=1, ignored=0.),
-    'one_channel': dict(channels=1, scale=2.),
-    'nothing_ignored': dict(ignored=0.),
-    'mostly_ignored': dict(ignored=.9),
+    'one_pixel': dict(pixels=1, ignored=0.0),
+    'one_channel': dict(channels=1, scale=2.0),
+    'nothing_ignored': dict(ignored=0.0),
+    'mostly_ignored': dict(ignored=0.9),
     'ignore_index_0': dict(ignore_index=0, absent=(0,)),
     'ignore_index_minus_1': dict(ignore_index=-1),
-    'large': dict(scale=20.),
+    'large': dict(scale=20.0),
     'small': dict(scale=1e-4),
 }
 OPTIONS = {
     INTRA: [{}],
-    C2C: [{}, dict(threshold=0.), dict(threshold=.9), dict(both_sides=True),
-          dict(classes='present'), dict(classes='present', threshold_classes='present'),
-          dict(threshold_classes='present')],
-    C2P: [{}, dict(threshold=0.), dict(threshold=.9), dict(scale=False), dict(classes='present'),
-          dict(classes='present', threshold_classes='present'), dict(threshold_classes='present')],
+    C2C: [
+        {},
+        dict(threshold=0.0),
+        dict(threshold=0.9),
+        dict(both_sides=True),
+        dict(classes='present'),
+        dict(classes='present', threshold_classes='present'),
+        dict(threshold_classes='present'),
+    ],
+    C2P: [
+        {},
+        dict(threshold=0.0),
+        dict(threshold=0.9),
+        dict(scale=False),
+        dict(classes='present'),
+        dict(classes='present', threshold_classes='present'),
+        dict(threshold_classes='present'),
+    ],
 }
 CASES = [(cls, options) for cls in ALL for options in OPTIONS[cls]]
 
 
 @every_formulation
-@pytest.mark.parametrize(('cls', 'options'), CASES,
-                         ids=[f'{cls.__name__}-{options}' for cls, options in CASES])
+@pytest.mark.parametrize(
+    ('cls', 'options'), CASES, ids=[f'{cls.__name__}-{options}' for cls, options in CASES]
+)
 @pytest.mark.parametrize('shape', SHAPES)
 def test_equals_the_naive_form(cls, options, formulation, shape):
     features, labels = problem(3, **SHAPES[shape])
     num_classes = SHAPES[shape].get('num_classes', 5)
     ignore_index = SHAPES[shape].get('ignore_index', 255)
-    loss = cls(formulation=formulation, loss_weight=.7, **options)
-    expected = .7 * naive(loss, features, labels, num_classes, ignore_index) + 0 * features.sum()
-    want, = torch.autograd.grad(expected, features)
+    loss = cls(formulation=formulation, loss_weight=0.7, **options)
+    expected = 0.7 * naive(loss, features, labels, num_classes, ignore_index) + 0 * features.sum()
+    (want,) = torch.autograd.grad(expected, features)
     for path in PATHS:
         value = one(loss, features, labels, num_classes, path, ignore_index)
         assert value.item() == pytest.approx(expected.item(), rel=1e-10, abs=1e-13), path
-        got, = torch.autograd.grad(value, features)
+        (got,) = torch.autograd.grad(value, features)
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
 def test_the_thresholds_bite():
     """The problem of the test above has entries on both sides of each threshold."""
     for cls in (C2C, C2P):
-        losses = [cls(threshold)(*_with_centers(3)) for threshold in (0., .25, .5, .9, 1.)]
+        losses = [cls(threshold)(*_with_centers(3)) for threshold in (0.0, 0.25, 0.5, 0.9, 1.0)]
         assert all(a > b for a, b in zip(losses, losses[1:]))
 
 
@@ -229,9 +285,9 @@ def test_gradcheck(cls, formulation, path):
         assert torch.autograd.gradcheck(lambda x: one(loss, x, labels, 3, path), features)
     elif path == 'plain':
         assert torch.autograd.gradcheck(lambda x: loss(x, labels, centers, counts), features)
-    else:                                    # at a step so small that the centres hardly move it
-        got, = torch.autograd.grad(one(loss, features, labels, 3, path), features)
-        want, = torch.autograd.grad(loss(features, labels, centers, counts), features)
+    else:  # at a step so small that the centres hardly move it
+        (got,) = torch.autograd.grad(one(loss, features, labels, 3, path), features)
+        (want,) = torch.autograd.grad(loss(features, labels, centers, counts), features)
         torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
@@ -245,30 +301,37 @@ def test_gradcheck_of_the_centers():
 def test_three_together_with_weights_of_their_own(formulation, path):
     """Any upstream weights: the three are differentiated apart and together."""
     features, labels = problem(7, pixels=40)
-    losses = [cls(formulation=formulation, loss_weight=w) for cls, w in zip(ALL, (.5, 2., 3.))]
+    losses = [cls(formulation=formulation, loss_weight=w) for cls, w in zip(ALL, (0.5, 2.0, 3.0))]
     got = values(losses, features, labels, 5, path)
     assert list(got) == ['loss_intra_c2p', 'loss_inter_c2c', 'loss_inter_c2p']
-    each = [w * naive(loss, features, labels, 5) for loss, w in zip(losses, (.5, 2., 3.))]
-    for upstream in [(1., 1., 1.), (1., 0., 0.), (.3, -2., .7)]:
-        grads = [torch.autograd.grad(sum(u * v for u, v in zip(upstream, terms)), features,
-                                     retain_graph=True)[0] for terms in (got.values(), each)]
+    each = [w * naive(loss, features, labels, 5) for loss, w in zip(losses, (0.5, 2.0, 3.0))]
+    for upstream in [(1.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.3, -2.0, 0.7)]:
+        grads = [
+            torch.autograd.grad(
+                sum(u * v for u, v in zip(upstream, terms)), features, retain_graph=True
+            )[0]
+            for terms in (got.values(), each)
+        ]
         torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
     for value, expected in zip(got.values(), each):
-        one_grad, want = (torch.autograd.grad(v, features, retain_graph=True)[0]
-                          for v in (value, expected))
+        one_grad, want = (
+            torch.autograd.grad(v, features, retain_graph=True)[0] for v in (value, expected)
+        )
         torch.testing.assert_close(one_grad, want, rtol=0, atol=1e-12)
 
 
 # ---- what must not count ----
 
+
 @every_path
 @every_formulation
 @every_loss
 def test_gradient_at_ignored_pixels_is_exactly_zero(cls, formulation, path):
-    features, labels = problem(8, pixels=80, ignored=.4)
-    low = {} if cls is INTRA else dict(threshold=.01)
-    grad, = torch.autograd.grad(one(cls(formulation=formulation, **low), features, labels, 5, path),
-                                features)
+    features, labels = problem(8, pixels=80, ignored=0.4)
+    low = {} if cls is INTRA else dict(threshold=0.01)
+    (grad,) = torch.autograd.grad(
+        one(cls(formulation=formulation, **low), features, labels, 5, path), features
+    )
     reached = grad.abs().amax(1) > 0
     if (cls, formulation) == (C2P, 'released'):
         assert reached[labels == 255].any()  # as its docstring says
@@ -306,7 +369,7 @@ def test_all_ignored_has_a_graph_and_no_gradient(cls, formulation, path, classes
     assert value.requires_grad
     if formulation == 'paper' and cls is not C2C:
         assert value.item() == 0
-    grad, = torch.autograd.grad(value, features)
+    (grad,) = torch.autograd.grad(value, features)
     assert torch.equal(grad, torch.zeros_like(grad))
 
 
@@ -316,7 +379,7 @@ def test_no_pixel_at_all(path):
     features = torch.zeros(0, 4, dtype=torch.float64, requires_grad=True)
     got = values([cls() for cls in ALL], features, torch.zeros(0, dtype=torch.long), 3, path)
     assert all(value.isfinite() for value in got.values())
-    grad, = torch.autograd.grad(sum(got.values()), features)
+    (grad,) = torch.autograd.grad(sum(got.values()), features)
     assert grad.shape == (0, 4)
 
 
@@ -327,7 +390,7 @@ def test_no_pixel_at_all(path):
 def test_large_features_stay_finite(cls, formulation, path, scale):
     features, labels = problem(11, scale=scale, dtype=torch.float32)
     value = one(cls(formulation=formulation), features, labels, 5, path)
-    grad, = torch.autograd.grad(value, features)
+    (grad,) = torch.autograd.grad(value, features)
     assert value.isfinite()
     assert grad.isfinite().all()
 
@@ -343,7 +406,7 @@ def test_half_precision_is_summed_in_float32_under_autocast(cls, formulation, pa
         half = one(loss, features, labels, 5, path)
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(exact.item(), rel=1e-5)
-    grad, = torch.autograd.grad(half, features)
+    (grad,) = torch.autograd.grad(half, features)
     assert grad.dtype == torch.bfloat16
 
 
@@ -359,32 +422,47 @@ def test_integer_label_types(path):
 
 # ---- options ----
 
+
 def test_registered_with_names_and_defaults():
     losses = [MODELS.build(dict(type=cls.__name__)) for cls in ALL]
     assert [loss.loss_name for loss in losses] == [
-        'loss_intra_c2p', 'loss_inter_c2c', 'loss_inter_c2p']
+        'loss_intra_c2p',
+        'loss_inter_c2c',
+        'loss_inter_c2p',
+    ]
     assert {loss.formulation for loss in losses} == {'paper'}
     assert [loss.loss_weight for loss in losses] == [1, 1, 1]
     assert [loss.threshold for loss in losses[1:]] == [0.5, 0.25]
 
 
-@pytest.mark.parametrize(('cls', 'option', 'value'), [
-    (INTRA, 'formulation', 'papers'), (C2C, 'formulation', 'papers'),
-    (C2P, 'formulation', 'papers'), (C2C, 'threshold', -.1), (C2P, 'threshold', 1.5),
-    (C2C, 'classes', 'some'), (C2P, 'threshold_classes', 'some'), (INTRA, 'loss_name', 'intra'),
-])
+@pytest.mark.parametrize(
+    ('cls', 'option', 'value'),
+    [
+        (INTRA, 'formulation', 'papers'),
+        (C2C, 'formulation', 'papers'),
+        (C2P, 'formulation', 'papers'),
+        (C2C, 'threshold', -0.1),
+        (C2P, 'threshold', 1.5),
+        (C2C, 'classes', 'some'),
+        (C2P, 'threshold_classes', 'some'),
+        (INTRA, 'loss_name', 'intra'),
+    ],
+)
 def test_refusals_name_option_and_value(cls, option, value):
     with pytest.raises(ValueError, match=option) as error:
         cls(**{option: value})
     assert str(value) in str(error.value)
 
 
-@pytest.mark.parametrize('call', [
-    lambda x, y: class_centers(x, y, 3),
-    lambda x, y: fused_class_aware(x, y, 3, [INTRA()]),
-    lambda x, y: INTRA()(x, y, torch.zeros(3, 4), torch.zeros(3)),
-    lambda x, y: C2P()(x, y, torch.zeros(3, 4), torch.zeros(3)),
-])
+@pytest.mark.parametrize(
+    'call',
+    [
+        lambda x, y: class_centers(x, y, 3),
+        lambda x, y: fused_class_aware(x, y, 3, [INTRA()]),
+        lambda x, y: INTRA()(x, y, torch.zeros(3, 4), torch.zeros(3)),
+        lambda x, y: C2P()(x, y, torch.zeros(3, 4), torch.zeros(3)),
+    ],
+)
 def test_maps_are_refused_with_what_to_do(call):
     with pytest.raises(ValueError, match=r'permute\(0, 2, 3, 1\)'):
         call(torch.zeros(2, 4, 3, 3), torch.zeros(2, 3, 3, dtype=torch.long))
@@ -402,6 +480,7 @@ def test_what_can_be_fused():
 
 # ---- cost ----
 
+
 @every_formulation
 @every_path
 @pytest.mark.parametrize('classes', ['all', 'present'])
@@ -409,9 +488,13 @@ def test_no_loop_and_no_host_synchronisation(formulation, path, classes):
     counts = []
     for num_classes in (3, 12):
         features, labels = problem(14, pixels=21, num_classes=num_classes)
-        losses = [INTRA(formulation), *(
-            cls(formulation=formulation, classes=classes, threshold_classes=classes)
-            for cls in (C2C, C2P))]
+        losses = [
+            INTRA(formulation),
+            *(
+                cls(formulation=formulation, classes=classes, threshold_classes=classes)
+                for cls in (C2C, C2P)
+            ),
+        ]
         with CountOps() as ops:
             sum(values(losses, features, labels, num_classes, path).values()).backward()
         assert not ops.synchronising

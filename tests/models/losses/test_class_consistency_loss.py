@@ -21,8 +21,9 @@ def _naive(loss):
         weights = (loss.norm.weight, loss.norm.bias) if loss.norm is not None else (None, None)
         return lambda s, y, ignore_index=255: mdrl.local_released(s, y, *weights, ignore_index)
     if loss.formulation == 'paper':
-        return lambda s, y, ignore_index=255: mdrl.global_paper(s, y, loss.temperature,
-                                                                ignore_index)
+        return lambda s, y, ignore_index=255: mdrl.global_paper(
+            s, y, loss.temperature, ignore_index
+        )
     return mdrl.global_released
 
 
@@ -31,14 +32,23 @@ def _build(cls, formulation, num_classes=None, **options):
         loss = cls(formulation=formulation, num_classes=num_classes, **options).double()
         g = torch.Generator().manual_seed(1)
         with torch.no_grad():
-            loss.norm.weight.copy_(torch.rand(num_classes, generator=g) + .5)
-            loss.norm.bias.copy_(torch.randn(num_classes, generator=g) * .3)
+            loss.norm.weight.copy_(torch.rand(num_classes, generator=g) + 0.5)
+            loss.norm.bias.copy_(torch.randn(num_classes, generator=g) * 0.3)
         return loss
     return cls(formulation=formulation, **options)
 
 
-def _problem(seed, batch=2, size=(4, 5), num_classes=5, num=3, label_size=(9, 12), ignored=.2,
-             absent=(), ignore_index=255):
+def _problem(
+    seed,
+    batch=2,
+    size=(4, 5),
+    num_classes=5,
+    num=3,
+    label_size=(9, 12),
+    ignored=0.2,
+    absent=(),
+    ignore_index=255,
+):
     g = torch.Generator().manual_seed(seed)
     similarity = torch.rand(batch, *size, num_classes, num, generator=g, dtype=torch.float64)
     present = torch.tensor([c for c in range(num_classes) if c not in absent])
@@ -52,10 +62,12 @@ def _problem(seed, batch=2, size=(4, 5), num_classes=5, num=3, label_size=(9, 12
 GOLDEN = [
     ('paper_clcl', lambda d: ClassLocalConsistencyLoss()),
     ('paper_cgcl', lambda d: ClassGlobalConsistencyLoss()),
-    ('paper_cgcl_tau1', lambda d: ClassGlobalConsistencyLoss(temperature=1.)),
-    ('paper_cgcl_tau0p1', lambda d: ClassGlobalConsistencyLoss(temperature=.1)),
-    ('released_loss_ce', lambda d: ClassLocalConsistencyLoss(
-        formulation='released', num_classes=d['bank'].shape[0])),
+    ('paper_cgcl_tau1', lambda d: ClassGlobalConsistencyLoss(temperature=1.0)),
+    ('paper_cgcl_tau0p1', lambda d: ClassGlobalConsistencyLoss(temperature=0.1)),
+    (
+        'released_loss_ce',
+        lambda d: ClassLocalConsistencyLoss(formulation='released', num_classes=d['bank'].shape[0]),
+    ),
     ('released_loss_ppc', lambda d: ClassGlobalConsistencyLoss(formulation='released')),
 ]
 
@@ -86,7 +98,7 @@ def test_golden(name, dtype, key, build):
         expected = data.get(f'{key}_grad{suffix}')
         if expected is None:
             continue
-        grad, = torch.autograd.grad(value, leaf, retain_graph=True)
+        (grad,) = torch.autograd.grad(value, leaf, retain_graph=True)
         atol = 1e-10 if dtype == torch.float64 else 1e-4 * expected.abs().max().item()
         torch.testing.assert_close(grad, expected, rtol=0, atol=atol)
 
@@ -101,42 +113,50 @@ def test_golden_scores_on_the_way():
 
 # ---- numbers worked out by hand ----
 
+
 def test_by_hand():
     """K = 2, N = 1, cosines +1 and -1: log(1 + exp(-2)) without, log(1 + exp(-4)) with tau 0.5."""
-    similarity = torch.tensor([1., -1.]).double().view(1, 1, 1, 2, 1)
+    similarity = torch.tensor([1.0, -1.0]).double().view(1, 1, 1, 2, 1)
     labels = torch.zeros(1, 1, 1, dtype=torch.long)
     assert ClassLocalConsistencyLoss()(similarity, labels).item() == pytest.approx(
-        math.log1p(math.exp(-2)), rel=1e-12)
+        math.log1p(math.exp(-2)), rel=1e-12
+    )
     assert ClassGlobalConsistencyLoss()(similarity, labels).item() == pytest.approx(
-        math.log1p(math.exp(-4)), rel=1e-12)
+        math.log1p(math.exp(-4)), rel=1e-12
+    )
     assert ClassGlobalConsistencyLoss(formulation='released')(
-        similarity, labels).item() == pytest.approx(math.log1p(math.exp(-2)), rel=1e-12)
+        similarity, labels
+    ).item() == pytest.approx(math.log1p(math.exp(-2)), rel=1e-12)
 
 
 def test_by_hand_several_distributions():
     """K = N = 2, tau 1: cosines .8 and .2 to the own class, .5 and -.4 to the other."""
-    similarity = torch.tensor([[.8, .2], [.5, -.4]], dtype=torch.float64).view(1, 1, 1, 2, 2)
+    similarity = torch.tensor([[0.8, 0.2], [0.5, -0.4]], dtype=torch.float64).view(1, 1, 1, 2, 2)
     labels = torch.zeros(1, 1, 1, dtype=torch.long)
     e = math.exp
-    other = e(.5) + e(-.4)
+    other = e(0.5) + e(-0.4)
     assert ClassLocalConsistencyLoss()(similarity, labels).item() == pytest.approx(
-        math.log1p(e(.5 - .8)), rel=1e-12)
-    assert ClassGlobalConsistencyLoss(temperature=1.)(similarity, labels).item() == pytest.approx(
-        -math.log((e(.8) + e(.2)) / (e(.8) + e(.2) + other)), rel=1e-12)
+        math.log1p(e(0.5 - 0.8)), rel=1e-12
+    )
+    assert ClassGlobalConsistencyLoss(temperature=1.0)(similarity, labels).item() == pytest.approx(
+        -math.log((e(0.8) + e(0.2)) / (e(0.8) + e(0.2) + other)), rel=1e-12
+    )
     assert ClassGlobalConsistencyLoss(formulation='released')(
-        similarity, labels).item() == pytest.approx(
-            -(math.log(e(.8) / (e(.8) + other)) + math.log(e(.2) / (e(.2) + other))) / 2, rel=1e-12)
+        similarity, labels
+    ).item() == pytest.approx(
+        -(math.log(e(0.8) / (e(0.8) + other)) + math.log(e(0.2) / (e(0.2) + other))) / 2, rel=1e-12
+    )
 
 
 def test_released_contrast_counts_classes_evenly():
     """Nine pixels of class 0 and one of class 1: each class has half the weight."""
     similarity = torch.zeros(1, 1, 10, 2, 1).double()
-    similarity[:, :, :, 0] = torch.linspace(-.5, .5, 10).double()[:, None]
+    similarity[:, :, :, 0] = torch.linspace(-0.5, 0.5, 10).double()[:, None]
     labels = torch.zeros(1, 1, 10, dtype=torch.long)
     labels[0, 0, 9] = 1
     loss = ClassGlobalConsistencyLoss(formulation='released')
-    one = [math.log1p(math.exp(-s)) for s in torch.linspace(-.5, .5, 10).tolist()[:9]]
-    expected = (sum(one) / 9 + math.log1p(math.exp(.5))) / 2
+    one = [math.log1p(math.exp(-s)) for s in torch.linspace(-0.5, 0.5, 10).tolist()[:9]]
+    expected = (sum(one) / 9 + math.log1p(math.exp(0.5))) / 2
     assert loss(similarity, labels).item() == pytest.approx(expected, rel=1e-9)
 
 
@@ -150,10 +170,10 @@ SHAPES = {
     'labels_not_a_multiple': dict(size=(3, 7), label_size=(11, 13)),
     'labels_smaller': dict(size=(6, 6), label_size=(3, 4)),
     'one_row': dict(size=(1, 6), label_size=(1, 13)),
-    'one_pixel': dict(batch=1, size=(1, 1), label_size=(2, 2), ignored=0.),
+    'one_pixel': dict(batch=1, size=(1, 1), label_size=(2, 2), ignored=0.0),
     'absent': dict(absent=(0, 3)),
-    'one_pixel_classes': dict(batch=1, size=(2, 2), num_classes=9, label_size=(2, 2), ignored=0.),
-    'mostly_ignored': dict(ignored=.9),
+    'one_pixel_classes': dict(batch=1, size=(2, 2), num_classes=9, label_size=(2, 2), ignored=0.0),
+    'mostly_ignored': dict(ignored=0.9),
     'ignore_index_0': dict(ignore_index=0, absent=(0,)),
     'ignore_index_minus_1': dict(ignore_index=-1),
 }
@@ -181,7 +201,8 @@ def test_released_without_num_classes_has_no_weights():
     loss = ClassLocalConsistencyLoss(formulation='released')
     assert not list(loss.parameters())
     assert loss(similarity, labels).item() == pytest.approx(
-        mdrl.local_released(similarity, labels).item(), rel=1e-12)
+        mdrl.local_released(similarity, labels).item(), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize('formulation', FORMULATIONS)
@@ -196,6 +217,7 @@ def test_gradcheck(cls, formulation):
 
 # ---- what must not count ----
 
+
 def _reach(labels, size, aligned):
     """Which pixels at feature size any labelled pixel draws on, [B, h, w]."""
     labelled = labels != 255
@@ -203,18 +225,18 @@ def _reach(labels, size, aligned):
         return mdrl.nearest_labels(labels, size) != 255
     probe = torch.zeros(len(labels), 1, *size, dtype=torch.float64, requires_grad=True)
     full = F.interpolate(probe, labels.shape[1:], mode='bilinear', align_corners=True)
-    grad, = torch.autograd.grad((full[:, 0] * labelled).sum(), probe)
+    (grad,) = torch.autograd.grad((full[:, 0] * labelled).sum(), probe)
     return grad[:, 0] > 0
 
 
 @pytest.mark.parametrize('formulation', FORMULATIONS)
 @pytest.mark.parametrize('cls', BOTH)
 def test_gradient_at_ignored_pixels_is_exactly_zero(cls, formulation):
-    similarity, labels = _problem(6, batch=3, size=(6, 6), label_size=(12, 12), ignored=0.)
+    similarity, labels = _problem(6, batch=3, size=(6, 6), label_size=(12, 12), ignored=0.0)
     labels[:, :, 5:] = 255
     labels[2] = 255
     similarity.requires_grad_()
-    grad, = torch.autograd.grad(_build(cls, formulation, 5)(similarity, labels), similarity)
+    (grad,) = torch.autograd.grad(_build(cls, formulation, 5)(similarity, labels), similarity)
     aligned = cls is ClassLocalConsistencyLoss and formulation == 'released'
     counts = _reach(labels, (6, 6), aligned)
     assert 0 < counts.sum() < counts.numel() / 2
@@ -225,7 +247,7 @@ def test_gradient_at_ignored_pixels_is_exactly_zero(cls, formulation):
 @pytest.mark.parametrize('cls', BOTH)
 def test_ignored_pixels_may_hold_anything(cls, formulation):
     """What an ignored pixel holds reaches neither the value nor another pixel's gradient."""
-    similarity, labels = _problem(7, size=(6, 6), label_size=(12, 12), ignored=0.)
+    similarity, labels = _problem(7, size=(6, 6), label_size=(12, 12), ignored=0.0)
     labels[:, :, 5:] = 255
     aligned = cls is ClassLocalConsistencyLoss and formulation == 'released'
     unread = ~_reach(labels, (6, 6), aligned)
@@ -263,7 +285,7 @@ def test_large_similarities_stay_finite(cls, formulation, scale):
     similarity = (similarity * scale).float().requires_grad_()
     loss = _build(cls, formulation, 5).float()
     value = loss(similarity, labels)
-    grad, = torch.autograd.grad(value, similarity)
+    (grad,) = torch.autograd.grad(value, similarity)
     assert value.isfinite()
     assert grad.isfinite().all()
 
@@ -291,15 +313,19 @@ def test_integer_label_types(cls, formulation):
 
 # ---- options ----
 
+
 @pytest.mark.parametrize('formulation', FORMULATIONS)
 @pytest.mark.parametrize('cls', BOTH)
 def test_loss_weight_scales_value_and_gradient(cls, formulation):
     similarity, labels = _problem(12)
     similarity.requires_grad_()
-    one, third = (_build(cls, formulation, 5, loss_weight=w)(similarity, labels) for w in (1., .3))
-    assert third.item() == pytest.approx(.3 * one.item(), rel=1e-12)
-    torch.testing.assert_close(torch.autograd.grad(third, similarity)[0],
-                               .3 * torch.autograd.grad(one, similarity)[0])
+    one, third = (
+        _build(cls, formulation, 5, loss_weight=w)(similarity, labels) for w in (1.0, 0.3)
+    )
+    assert third.item() == pytest.approx(0.3 * one.item(), rel=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(third, similarity)[0], 0.3 * torch.autograd.grad(one, similarity)[0]
+    )
 
 
 def test_registered_with_names_and_defaults():
@@ -312,12 +338,15 @@ def test_registered_with_names_and_defaults():
     assert named.loss_name == 'loss_mine'
 
 
-@pytest.mark.parametrize(('cls', 'option', 'value'), [
-    (ClassLocalConsistencyLoss, 'formulation', 'papers'),
-    (ClassGlobalConsistencyLoss, 'formulation', 'papers'),
-    (ClassGlobalConsistencyLoss, 'temperature', 0.),
-    (ClassGlobalConsistencyLoss, 'temperature', -1.),
-])
+@pytest.mark.parametrize(
+    ('cls', 'option', 'value'),
+    [
+        (ClassLocalConsistencyLoss, 'formulation', 'papers'),
+        (ClassGlobalConsistencyLoss, 'formulation', 'papers'),
+        (ClassGlobalConsistencyLoss, 'temperature', 0.0),
+        (ClassGlobalConsistencyLoss, 'temperature', -1.0),
+    ],
+)
 def test_refusals_name_option_and_value(cls, option, value):
     with pytest.raises(ValueError, match=option) as error:
         cls(**{option: value})
@@ -325,6 +354,7 @@ def test_refusals_name_option_and_value(cls, option, value):
 
 
 # ---- cost ----
+
 
 @pytest.mark.parametrize('formulation', FORMULATIONS)
 @pytest.mark.parametrize('cls', BOTH)

@@ -21,8 +21,9 @@ def _bank(distributions, **options):
     return bank
 
 
-def _problem(seed, num_classes=5, num=3, channels=8, pixels=90, absent=(), dtype=torch.float64,
-             spread=.7):
+def _problem(
+    seed, num_classes=5, num=3, channels=8, pixels=90, absent=(), dtype=torch.float64, spread=0.7
+):
     """Unit bank, unit embeddings around their class's vectors, labels with some ignored."""
     g = torch.Generator().manual_seed(seed)
     bank = mdrl.unit(torch.randn(num_classes, num, channels, generator=g, dtype=torch.float64))
@@ -37,6 +38,7 @@ def _problem(seed, num_classes=5, num=3, channels=8, pixels=90, absent=(), dtype
 
 # ---- recorded numbers ----
 
+
 @pytest.mark.parametrize('name', golden.names('mdrl_update_*'))
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 def test_golden_update(name, dtype):
@@ -44,8 +46,12 @@ def test_golden_update(name, dtype):
     several = data['embeddings'].dim() == 3
     keys = ('embeddings', 'pixel_labels', 'correct', 'bank_after')
     steps = zip(*(data[key] if several else data[key][None] for key in keys))
-    bank = _bank(data['bank_before'], momentum=data['momentum'], epsilon=data['epsilon'],
-                 iterations=data['iterations'])
+    bank = _bank(
+        data['bank_before'],
+        momentum=data['momentum'],
+        epsilon=data['epsilon'],
+        iterations=data['iterations'],
+    )
     for embeddings, labels, correct, after in steps:
         bank.update_(embeddings, labels, correct, ignore_index=data['ignore_index'])
         torch.testing.assert_close(bank.distributions, after, rtol=0, atol=TOLERANCE[dtype])
@@ -56,45 +62,56 @@ def test_golden_update(name, dtype):
 
 # ---- against the naive form ----
 
+
 @pytest.mark.parametrize('update_pixels', ['correct', 'all'])
 @pytest.mark.parametrize('given', [True, False], ids=['correct_given', 'correct_found'])
-@pytest.mark.parametrize(('num_classes', 'num', 'pixels', 'absent'), [
-    (5, 3, 90, (2,)),
-    (4, 1, 60, ()),                     # N = 1
-    (3, 9, 14, ()),                     # fewer pixels than distributions
-    (6, 4, 5, ()),                      # classes of one pixel
-    (1, 4, 40, ()),                     # one class
-])
+@pytest.mark.parametrize(
+    ('num_classes', 'num', 'pixels', 'absent'),
+    [
+        (5, 3, 90, (2,)),
+        (4, 1, 60, ()),  # N = 1
+        (3, 9, 14, ()),  # fewer pixels than distributions
+        (6, 4, 5, ()),  # classes of one pixel
+        (1, 4, 40, ()),  # one class
+    ],
+)
 def test_update_equals_the_naive_form(update_pixels, given, num_classes, num, pixels, absent):
     distributions, embeddings, labels = _problem(
-        num_classes + pixels, num_classes, num, pixels=pixels, absent=absent)
+        num_classes + pixels, num_classes, num, pixels=pixels, absent=absent
+    )
     correct = None
     if given:
         correct = torch.rand(pixels, generator=torch.Generator().manual_seed(3)) < 0.6
     bank = _bank(distributions, momentum=0.9, update_pixels=update_pixels)
     counts = bank.update_(embeddings, labels, correct)
-    expected, _, _ = mdrl.update(distributions, embeddings, labels, correct, 0.9,
-                                 pixels=update_pixels)
+    expected, _, _ = mdrl.update(
+        distributions, embeddings, labels, correct, 0.9, pixels=update_pixels
+    )
     labelled = labels != 255
     # a class of one pixel is an exact tie in the assignment; both take the first distribution
     torch.testing.assert_close(bank.distributions, expected, rtol=0, atol=1e-12)
     assert not torch.equal(expected, distributions)
-    own = correct if given else torch.tensor(
-        [mdrl.nearest_is_own(distributions, e, int(c)) for e, c in zip(embeddings, labels)])
+    own = (
+        correct
+        if given
+        else torch.tensor(
+            [mdrl.nearest_is_own(distributions, e, int(c)) for e, c in zip(embeddings, labels)]
+        )
+    )
     assert counts.labelled == labelled.sum()
     assert counts.correct == (own & labelled).sum()
     assert counts.left_out == 0
 
 
 def test_correct_and_all_differ():
-    distributions, embeddings, labels = _problem(1, spread=2.)
+    distributions, embeddings, labels = _problem(1, spread=2.0)
     banks = [_bank(distributions, update_pixels=pixels) for pixels in ('correct', 'all')]
     for bank in banks:
         bank.update_(embeddings, labels)
     assert not torch.allclose(banks[0].distributions, banks[1].distributions, atol=1e-6)
 
 
-@pytest.mark.parametrize('momentum', [0., 0.5, 1.])
+@pytest.mark.parametrize('momentum', [0.0, 0.5, 1.0])
 def test_momentum(momentum):
     distributions, embeddings, labels = _problem(2)
     bank = _bank(distributions, momentum=momentum)
@@ -105,22 +122,26 @@ def test_momentum(momentum):
 
 def test_a_hand_made_step():
     """Two classes of one distribution in the plane: d = unit(0.75 d + 0.25 unit(sum of pixels))."""
-    distributions = torch.tensor([[[1., 0.]], [[0., 1.]]]).double()
-    embeddings = mdrl.unit(torch.tensor([[1., .2], [1., -.1], [.1, 1.], [1., .0]]).double())
-    labels = torch.tensor([0, 0, 1, 1])              # the last one is nearer to class 0: left out
+    distributions = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]).double()
+    embeddings = mdrl.unit(torch.tensor([[1.0, 0.2], [1.0, -0.1], [0.1, 1.0], [1.0, 0.0]]).double())
+    labels = torch.tensor([0, 0, 1, 1])  # the last one is nearer to class 0: left out
     bank = _bank(distributions, momentum=0.75)
     bank.update_(embeddings, labels)
     b0, b1 = mdrl.unit(embeddings[0] + embeddings[1]), embeddings[2]
-    expected = torch.stack([mdrl.unit(.75 * distributions[0, 0] + .25 * b0),
-                            mdrl.unit(.75 * distributions[1, 0] + .25 * b1)])
+    expected = torch.stack(
+        [
+            mdrl.unit(0.75 * distributions[0, 0] + 0.25 * b0),
+            mdrl.unit(0.75 * distributions[1, 0] + 0.25 * b1),
+        ]
+    )
     torch.testing.assert_close(bank.distributions[:, 0], expected, rtol=0, atol=1e-12)
 
 
 def test_opposite_embeddings_leave_the_row():
     """A sum of zero has no direction; not even momentum 0 may turn the row into NaN."""
-    distributions = torch.tensor([[[1., 0.]], [[0., 1.]]])
-    embeddings = torch.tensor([[1., 0.], [-1., 0.]])
-    bank = _bank(distributions, momentum=0., update_pixels='all')
+    distributions = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+    embeddings = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    bank = _bank(distributions, momentum=0.0, update_pixels='all')
     bank.update_(embeddings, torch.tensor([0, 0]))
     assert torch.equal(bank.distributions, distributions)
 
@@ -129,11 +150,11 @@ def test_embeddings_of_length_zero():
     """Where the activation is zero in all channels there is no direction to move in."""
     distributions, embeddings, labels = _problem(19)
     embeddings[::2] = 0
-    bank = _bank(distributions, momentum=0., update_pixels='all')
+    bank = _bank(distributions, momentum=0.0, update_pixels='all')
     bank.update_(embeddings, labels)
     lengths = bank.distributions.norm(dim=-1)
     torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-12)
-    bank = _bank(distributions, momentum=0.)
+    bank = _bank(distributions, momentum=0.0)
     bank.update_(torch.zeros_like(embeddings), labels, torch.ones_like(labels, dtype=torch.bool))
     assert torch.equal(bank.distributions, distributions)
 
@@ -149,6 +170,7 @@ def test_rows_stay_unit_length(dtype):
 
 
 # ---- what must not count ----
+
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 def test_absent_classes_are_untouched_to_the_bit(dtype):
@@ -199,7 +221,7 @@ def test_non_finite_embeddings_are_left_out_and_counted(bad, update_pixels):
     poisoned = (labels != 255).nonzero()[[2, 11, 30], 0]
     wild = embeddings.clone()
     wild[poisoned[0]] = bad
-    wild[poisoned[1], 3] = bad                                     # one channel is enough
+    wild[poisoned[1], 3] = bad  # one channel is enough
     wild[poisoned[2], 0], wild[poisoned[2], 1] = bad, -bad
     bank = _bank(distributions, update_pixels=update_pixels)
     counts = bank.update_(wild, labels, torch.ones_like(labels, dtype=torch.bool))
@@ -214,7 +236,7 @@ def test_non_finite_embeddings_with_random_assignment():
     distributions, embeddings, labels = _problem(7)
     wild = embeddings.clone()
     wild[(labels != 255).nonzero()[:9, 0]] = math.nan
-    bank = _bank(distributions, update_pixels='all', assignment='gumbel', momentum=.5)
+    bank = _bank(distributions, update_pixels='all', assignment='gumbel', momentum=0.5)
     counts = bank.update_(wild, labels)
     lengths = bank.distributions.norm(dim=-1)
     torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-12)
@@ -231,6 +253,7 @@ def test_embedding_length_does_not_overflow():
 
 
 # ---- reading ----
+
 
 @pytest.mark.parametrize('training', [True, False])
 def test_similarity_is_the_dot_product_with_each_vector(training):
@@ -256,14 +279,16 @@ def test_vote_plain_and_collapsed(num, training):
     torch.testing.assert_close(bank.vote(weights), naive, rtol=0, atol=1e-12)
     fused, naive = bank.vote(weights, kernel), F.conv2d(naive, kernel)
     torch.testing.assert_close(fused, naive, rtol=0, atol=1e-12)
-    for got, expected in zip(torch.autograd.grad(golden.probe(fused), (weights, kernel)),
-                             torch.autograd.grad(golden.probe(naive), (weights, kernel))):
+    for got, expected in zip(
+        torch.autograd.grad(golden.probe(fused), (weights, kernel)),
+        torch.autograd.grad(golden.probe(naive), (weights, kernel)),
+    ):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-11)
 
 
 def test_what_was_read_stays_valid_after_an_update():
     distributions, embeddings, labels = _problem(11)
-    bank = _bank(distributions, momentum=0.)
+    bank = _bank(distributions, momentum=0.0)
     points = embeddings.clone().requires_grad_()
     weights = torch.rand(1, 5, 3, 3, dtype=torch.float64, requires_grad=True)
     value = golden.probe(bank.similarity(points)) + golden.probe(bank.vote(weights))
@@ -272,12 +297,14 @@ def test_what_was_read_stays_valid_after_an_update():
     got = torch.autograd.grad(value, (points, weights))
     frozen = torch.einsum('pz,knz->pkn', points, distributions)
     expected = torch.autograd.grad(
-        golden.probe(frozen) + golden.probe(mdrl.vote(weights, distributions)), (points, weights))
+        golden.probe(frozen) + golden.probe(mdrl.vote(weights, distributions)), (points, weights)
+    )
     for a, b in zip(got, expected):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
 # ---- state ----
+
 
 def test_start():
     torch.manual_seed(0)
@@ -286,7 +313,7 @@ def test_start():
     assert bank.distributions.dtype == torch.float32
     torch.testing.assert_close(bank.distributions.norm(dim=-1), torch.ones(7, 5))
     cosines = torch.einsum('az,bz->ab', *[bank.distributions.flatten(0, 1)] * 2)
-    assert (cosines - torch.eye(35)).abs().max() < 0.7             # spread, no two rows alike
+    assert (cosines - torch.eye(35)).abs().max() < 0.7  # spread, no two rows alike
     assert bank.distributions.mean().abs() < 0.01
 
 
@@ -310,8 +337,9 @@ def test_update_is_in_place():
     assert tensor.data_ptr() == address
 
 
-@pytest.mark.parametrize('copied', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
-                         ids=['deepcopy', 'pickle'])
+@pytest.mark.parametrize(
+    'copied', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=['deepcopy', 'pickle']
+)
 @pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
 def test_copies_go_on_alone(copied, assignment):
     distributions, embeddings, labels = _problem(12)
@@ -336,13 +364,14 @@ def test_resumed_equals_uninterrupted(assignment):
             saved = copy.deepcopy(whole.state_dict())
     resumed = DistributionBank(5, 3, 8, **options)
     resumed.load_state_dict(saved)
-    torch.randn(10)                                           # the global generator has no say
+    torch.randn(10)  # the global generator has no say
     for step in range(3, 6):
         resumed.update_(embeddings.roll(step, 1), labels)
     assert torch.equal(resumed.distributions, whole.distributions)
 
 
 # ---- precision ----
+
 
 def test_update_is_in_full_precision_under_autocast():
     distributions, embeddings, labels = _problem(14, dtype=torch.float32)
@@ -377,6 +406,7 @@ def test_half_precision_embeddings(dtype):
 
 # ---- the random assignment ----
 
+
 @pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
 def test_the_global_generator_is_left_alone(assignment):
     distributions, embeddings, labels = _problem(16)
@@ -390,8 +420,9 @@ def test_gumbel_depends_on_seed_and_step_only():
     distributions, embeddings, labels = _problem(17)
 
     def changes(seed, steps=2):
-        bank = _bank(distributions, assignment='gumbel', update_pixels='all', momentum=0.,
-                     seed=seed)
+        bank = _bank(
+            distributions, assignment='gumbel', update_pixels='all', momentum=0.0, seed=seed
+        )
         seen = []
         for _ in range(steps):
             bank.distributions.copy_(distributions)
@@ -406,7 +437,7 @@ def test_gumbel_depends_on_seed_and_step_only():
     assert torch.equal(second, again[1])
     assert not torch.equal(first, second)
     assert not torch.equal(first, changes(1)[0])
-    argmax = _bank(distributions, update_pixels='all', momentum=0.)
+    argmax = _bank(distributions, update_pixels='all', momentum=0.0)
     argmax.update_(embeddings, labels)
     assert not torch.equal(first, argmax.distributions)
 
@@ -417,25 +448,34 @@ def test_gumbel_noise_is_added_to_the_soft_assignment():
     Adding the noise to the logarithm instead would keep it always, a random choice half the time.
     """
     num_classes = 4000
-    vectors = mdrl.unit(torch.tensor([[1., .1], [-.1, 1.]]).double())
-    bank = _bank(vectors.expand(num_classes, 2, 2).contiguous(), assignment='gumbel',
-                 update_pixels='all', momentum=0.)
+    vectors = mdrl.unit(torch.tensor([[1.0, 0.1], [-0.1, 1.0]]).double())
+    bank = _bank(
+        vectors.expand(num_classes, 2, 2).contiguous(),
+        assignment='gumbel',
+        update_pixels='all',
+        momentum=0.0,
+    )
     embeddings = torch.eye(2).double().repeat(num_classes, 1)
     labels = torch.arange(num_classes).repeat_interleave(2)
     bank.update_(embeddings, labels)
-    x, y = bank.distributions[:, 0, 0], bank.distributions[:, 0, 1]     # vector 0 of each class
-    took_first = x > .999
-    took_both = (x - .5 ** .5).abs() < 1e-6
+    x, y = bank.distributions[:, 0, 0], bank.distributions[:, 0, 1]  # vector 0 of each class
+    took_first = x > 0.999
+    took_both = (x - 0.5**0.5).abs() < 1e-6
     took_none = (y - vectors[0, 1]).abs() < 1e-9
-    took_second = y > .999
+    took_second = y > 0.999
     assert (took_first.int() + took_both.int() + took_none.int() + took_second.int() == 1).all()
     keep = math.e / (math.e + 1)
-    for seen, expected in [(took_first, keep * keep), (took_both, keep * (1 - keep)),
-                           (took_none, keep * (1 - keep)), (took_second, (1 - keep) ** 2)]:
+    for seen, expected in [
+        (took_first, keep * keep),
+        (took_both, keep * (1 - keep)),
+        (took_none, keep * (1 - keep)),
+        (took_second, (1 - keep) ** 2),
+    ]:
         assert seen.double().mean().item() == pytest.approx(expected, abs=0.025)
 
 
 # ---- cost ----
+
 
 def test_no_loop_and_no_host_synchronisation():
     """The same operations whatever K and N are, and none that waits for the device."""
@@ -454,19 +494,30 @@ def test_no_loop_and_no_host_synchronisation():
 
 # ---- construction ----
 
+
 def test_registered():
-    bank = MODELS.build(dict(type='DistributionBank', num_classes=4, num_distributions=3,
-                             channels=6))
+    bank = MODELS.build(
+        dict(type='DistributionBank', num_classes=4, num_distributions=3, channels=6)
+    )
     assert isinstance(bank, DistributionBank)
     assert (bank.momentum, bank.epsilon, bank.iterations) == (0.999, 0.05, 3)
     assert (bank.assignment, bank.update_pixels) == ('argmax', 'correct')
 
 
-@pytest.mark.parametrize(('option', 'value'), [
-    ('assignment', 'random'), ('update_pixels', 'some'), ('momentum', 1.5), ('momentum', -0.1),
-    ('epsilon', 0.), ('iterations', 0), ('num_distributions', 0), ('num_classes', 0),
-    ('channels', 0),
-])
+@pytest.mark.parametrize(
+    ('option', 'value'),
+    [
+        ('assignment', 'random'),
+        ('update_pixels', 'some'),
+        ('momentum', 1.5),
+        ('momentum', -0.1),
+        ('epsilon', 0.0),
+        ('iterations', 0),
+        ('num_distributions', 0),
+        ('num_classes', 0),
+        ('channels', 0),
+    ],
+)
 def test_refusals_name_option_and_value(option, value):
     options = {**dict(num_classes=4, num_distributions=3, channels=6), option: value}
     with pytest.raises(ValueError, match=option) as error:

@@ -30,7 +30,7 @@ def _problem(seed, num_classes=5, channels=8, pixels=90, absent=(), empty=(), dt
     present = torch.tensor([c for c in range(num_classes) if c not in absent])
     labels = present[torch.randint(len(present), (pixels,), generator=g)]
     features = memory[labels] + torch.randn(pixels, channels, generator=g, dtype=torch.float64)
-    labels[torch.rand(pixels, generator=g) < .15] = 255
+    labels[torch.rand(pixels, generator=g) < 0.15] = 255
     filled = torch.tensor([c not in empty for c in range(num_classes)])
     memory[~filled] = 0
     return memory.to(dtype), filled, features.to(dtype), labels
@@ -42,12 +42,13 @@ def _maps(seed, size, label_size, num_classes=4, channels=6, batch=2, dtype=torc
     features = torch.randn(batch, channels, *size, generator=g, dtype=torch.float64)
     labels = torch.randint(num_classes, (batch, *label_size), generator=g)
     labels[labels == 1] = 0
-    labels[torch.rand(labels.shape, generator=g) < .2] = 255
+    labels[torch.rand(labels.shape, generator=g) < 0.2] = 255
     memory = torch.randn(num_classes, channels, generator=g, dtype=torch.float64)
     return memory.to(dtype), features.to(dtype), labels
 
 
 # ---- recorded numbers ----
+
 
 @pytest.mark.parametrize('name', golden.names('mcibi_update_*'))
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
@@ -65,23 +66,28 @@ def test_golden_update(name, dtype, form):
         else:
             bank.update_at_label_size_(features, labels, momentum.item(), data['ignore_index'])
         torch.testing.assert_close(bank.features, after.squeeze(1), rtol=0, atol=TOLERANCE[dtype])
-    assert (bank.features - memory).abs().max() > .01
+    assert (bank.features - memory).abs().max() > 0.01
     unseen = set(data['empty_classes'].tolist()) & set(data['absent_classes'].tolist())
     assert set((~bank.filled).nonzero()[:, 0].tolist()) == unseen
 
 
 # ---- against the naive form ----
 
+
 @pytest.mark.parametrize('strategy', STRATEGIES)
-@pytest.mark.parametrize('momentum', [0., .3, 1.])
-@pytest.mark.parametrize(('num_classes', 'pixels', 'absent', 'empty'), [
-    (5, 90, (2,), (1, 2)),
-    (6, 5, (), (0,)),                   # classes of one pixel
-    (1, 20, (), ()),
-])
+@pytest.mark.parametrize('momentum', [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    ('num_classes', 'pixels', 'absent', 'empty'),
+    [
+        (5, 90, (2,), (1, 2)),
+        (6, 5, (), (0,)),  # classes of one pixel
+        (1, 20, (), ()),
+    ],
+)
 def test_update_equals_the_naive_form(strategy, momentum, num_classes, pixels, absent, empty):
     memory, filled, features, labels = _problem(
-        pixels, num_classes, pixels=pixels, absent=absent, empty=empty)
+        pixels, num_classes, pixels=pixels, absent=absent, empty=empty
+    )
     bank = _bank(memory, filled, strategy=strategy)
     counts = bank.update_(features, labels, momentum)
     expected, now_filled = mcibi.update(memory, filled, features, labels, momentum, strategy)
@@ -94,55 +100,68 @@ def test_update_equals_the_naive_form(strategy, momentum, num_classes, pixels, a
 
 @pytest.mark.parametrize('align_corners', [False, True])
 @pytest.mark.parametrize('strategy', STRATEGIES)
-@pytest.mark.parametrize(('size', 'label_size'), [
-    ((4, 5), (9, 11)), ((3, 4), (24, 32)), ((5, 6), (5, 6)), ((1, 1), (4, 3)), ((6, 7), (3, 4)),
-    ((4, 4), (1, 1)), ((1, 5), (7, 3)),
-], ids=str)
+@pytest.mark.parametrize(
+    ('size', 'label_size'),
+    [
+        ((4, 5), (9, 11)),
+        ((3, 4), (24, 32)),
+        ((5, 6), (5, 6)),
+        ((1, 1), (4, 3)),
+        ((6, 7), (3, 4)),
+        ((4, 4), (1, 1)),
+        ((1, 5), (7, 3)),
+    ],
+    ids=str,
+)
 def test_update_at_label_size_equals_resizing_first(size, label_size, strategy, align_corners):
     """Eq. 8 with the map written out, by loops."""
     memory, features, labels = _maps(sum(size), size, label_size)
     filled = torch.tensor([True, True, True, False])
     memory[3] = 0
     bank = _bank(memory, filled, strategy=strategy)
-    counts = bank.update_at_label_size_(features, labels, .4, align_corners=align_corners)
+    counts = bank.update_at_label_size_(features, labels, 0.4, align_corners=align_corners)
     resized = mcibi.resize(features, label_size, align_corners)
     torch.testing.assert_close(
-        resized, F.interpolate(features, label_size, mode='bilinear', align_corners=align_corners))
+        resized, F.interpolate(features, label_size, mode='bilinear', align_corners=align_corners)
+    )
     expected, now_filled = mcibi.update(
-        memory, filled, resized.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten(), .4, strategy)
+        memory, filled, resized.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten(), 0.4, strategy
+    )
     torch.testing.assert_close(bank.features, expected, rtol=0, atol=1e-12)
     assert torch.equal(bank.filled, now_filled)
-    assert torch.equal(bank.features[1], memory[1])                    # absent
+    assert torch.equal(bank.features[1], memory[1])  # absent
     assert counts.labelled == (labels != 255).sum()
 
 
 def test_sizes_of_the_update_differ():
     memory, features, labels = _maps(3, (4, 5), (16, 20))
     banks = [_bank(memory) for _ in range(2)]
-    banks[0].update_at_label_size_(features, labels, .5)
-    banks[1].update_(features.permute(0, 2, 3, 1).flatten(0, 2), labels[:, ::4, ::4].flatten(), .5)
+    banks[0].update_at_label_size_(features, labels, 0.5)
+    banks[1].update_(features.permute(0, 2, 3, 1).flatten(0, 2), labels[:, ::4, ::4].flatten(), 0.5)
     assert not torch.allclose(banks[0].features, banks[1].features, atol=1e-3)
 
 
 def test_a_hand_made_step():
     """One pixel parallel to the memory weighs nothing, one across it 1, one against it 2."""
-    bank = _bank(torch.tensor([[1., 0.]]).double())
-    features = torch.tensor([[5., 0.], [0., 3.], [-6., 0.]]).double()
-    bank.update_(features, torch.zeros(3, dtype=torch.long), .25)
+    bank = _bank(torch.tensor([[1.0, 0.0]]).double())
+    features = torch.tensor([[5.0, 0.0], [0.0, 3.0], [-6.0, 0.0]]).double()
+    bank.update_(features, torch.zeros(3, dtype=torch.long), 0.25)
     target = torch.tensor([(0 * 5 + 1 * 0 + 2 * -6) / 3, 1 * 3 / 3])
-    torch.testing.assert_close(bank.features[0], .75 * torch.tensor([1., 0.]).double()
-                               + .25 * target.double())
+    torch.testing.assert_close(
+        bank.features[0], 0.75 * torch.tensor([1.0, 0.0]).double() + 0.25 * target.double()
+    )
 
 
 def test_strategies_differ():
     memory, _, features, labels = _problem(1)
     banks = [_bank(memory, strategy=strategy) for strategy in STRATEGIES]
     for bank in banks:
-        bank.update_(features, labels, .5)
+        bank.update_(features, labels, 0.5)
     assert not torch.allclose(banks[0].features, banks[1].features, atol=1e-3)
 
 
 # ---- where the paper divides 0 by 0, and other empty cases ----
+
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 @pytest.mark.parametrize('form', ['pixels', 'maps'])
@@ -150,27 +169,28 @@ def test_pixels_parallel_to_the_memory_give_their_plain_mean(dtype, form):
     """All weights of eq. 10 are 0, or what rounding leaves of it, also below 0."""
     memory = torch.randn(3, 64, dtype=dtype)
     labels = torch.arange(3).repeat(40)
-    lengths = torch.rand(120, 1, dtype=dtype) + .5
+    lengths = torch.rand(120, 1, dtype=dtype) + 0.5
     features = memory[labels] * lengths
     bank = _bank(memory)
     if form == 'pixels':
-        bank.update_(features, labels, .5)
+        bank.update_(features, labels, 0.5)
     else:
-        bank.update_at_label_size_(features.view(1, 12, 10, 64).permute(0, 3, 1, 2),
-                                   labels.view(1, 12, 10), .5)
+        bank.update_at_label_size_(
+            features.view(1, 12, 10, 64).permute(0, 3, 1, 2), labels.view(1, 12, 10), 0.5
+        )
     for c in range(3):
-        expected = .5 * memory[c] + .5 * features[labels == c].mean(0)
+        expected = 0.5 * memory[c] + 0.5 * features[labels == c].mean(0)
         torch.testing.assert_close(bank.features[c], expected, rtol=0, atol=TOLERANCE[dtype])
 
 
 def test_a_row_of_zeros_can_be_filled():
     """A class whose pixels are all zero is in memory nevertheless, and moves on from there."""
     bank = FeatureBank(2, 4).double()
-    bank.update_(torch.zeros(6, 4).double(), torch.zeros(6, dtype=torch.long), .9)
+    bank.update_(torch.zeros(6, 4).double(), torch.zeros(6, dtype=torch.long), 0.9)
     assert bank.filled.tolist() == [True, False]
     pixels = torch.randn(6, 4).double()
-    bank.update_(pixels, torch.zeros(6, dtype=torch.long), .25)
-    torch.testing.assert_close(bank.features[0], .25 * pixels.mean(0))
+    bank.update_(pixels, torch.zeros(6, dtype=torch.long), 0.25)
+    torch.testing.assert_close(bank.features[0], 0.25 * pixels.mean(0))
 
 
 def test_features_of_length_zero_and_opposite_ones():
@@ -178,16 +198,16 @@ def test_features_of_length_zero_and_opposite_ones():
     features[::3] = 0
     features[1::3] = -memory[labels.clamp(max=4)][1::3]
     bank = _bank(memory)
-    bank.update_(features, labels, .5)
-    expected, _ = mcibi.update(memory, filled, features, labels, .5)
+    bank.update_(features, labels, 0.5)
+    expected, _ = mcibi.update(memory, filled, features, labels, 0.5)
     torch.testing.assert_close(bank.features, expected, rtol=0, atol=1e-12)
 
 
 def test_neighbours_that_cancel():
     """Interpolated to length 0 in the middle: the weights stay finite and in their range."""
-    features = torch.tensor([1., -1.]).view(1, 1, 1, 2).expand(1, 8, 1, 2).contiguous()
+    features = torch.tensor([1.0, -1.0]).view(1, 1, 1, 2).expand(1, 8, 1, 2).contiguous()
     bank = _bank(torch.ones(1, 8))
-    bank.update_at_label_size_(features, torch.zeros(1, 3, 9, dtype=torch.long), .5)
+    bank.update_at_label_size_(features, torch.zeros(1, 3, 9, dtype=torch.long), 0.5)
     assert bank.features.isfinite().all()
     assert bank.features.abs().max() <= 1
 
@@ -196,7 +216,7 @@ def test_first_sight_is_the_plain_mean_whatever_the_momentum():
     memory, filled, features, labels = _problem(3, empty=(0, 1, 2, 3, 4), absent=(4,))
     for strategy in STRATEGIES:
         bank = _bank(memory, filled, strategy=strategy)
-        bank.update_(features, labels, .01)
+        bank.update_(features, labels, 0.01)
         for c in range(4):
             torch.testing.assert_close(bank.features[c], features[labels == c].mean(0))
         assert bank.filled.tolist() == [True] * 4 + [False]
@@ -205,11 +225,12 @@ def test_first_sight_is_the_plain_mean_whatever_the_momentum():
 
 # ---- what must not count ----
 
+
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 def test_absent_classes_are_untouched_to_the_bit(dtype):
     memory, _, features, labels = _problem(4, absent=(1, 3), dtype=dtype)
     bank = _bank(memory)
-    bank.update_(features, labels, .5)
+    bank.update_(features, labels, 0.5)
     for c in range(5):
         assert torch.equal(bank.features[c], memory[c]) == (c in (1, 3))
 
@@ -223,8 +244,8 @@ def test_ignored_pixels_count_nowhere(ignore_index):
     wild[ignored] = 1e6
     wild[ignored.nonzero()[0]] = math.nan
     bank, alone = _bank(memory), _bank(memory)
-    counts = bank.update_(wild, labels, .5, ignore_index)
-    alone.update_(features[~ignored], labels[~ignored], .5, ignore_index)
+    counts = bank.update_(wild, labels, 0.5, ignore_index)
+    alone.update_(features[~ignored], labels[~ignored], 0.5, ignore_index)
     torch.testing.assert_close(bank.features, alone.features, rtol=0, atol=1e-14)
     assert torch.equal(bank.features[2], memory[2])
     assert counts.left_out == 0
@@ -236,18 +257,18 @@ def test_ignored_label_pixels_count_nowhere():
     wild = features.clone()
     wild[0] = math.nan
     bank, alone = _bank(memory), _bank(memory)
-    counts = bank.update_at_label_size_(wild, labels, .5)
-    alone.update_at_label_size_(features[1:], labels[1:], .5)
+    counts = bank.update_at_label_size_(wild, labels, 0.5)
+    alone.update_at_label_size_(features[1:], labels[1:], 0.5)
     torch.testing.assert_close(bank.features, alone.features, rtol=0, atol=1e-14)
     assert counts.left_out == 0
-    bank.update_at_label_size_(features, torch.full_like(labels, 255), .5)
+    bank.update_at_label_size_(features, torch.full_like(labels, 255), 0.5)
     torch.testing.assert_close(bank.features, alone.features, rtol=0, atol=0)
 
 
 def test_no_pixels_leave_the_bank():
     bank = FeatureBank(3, 4)
-    bank.update_(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), .9)
-    bank.update_at_label_size_(torch.zeros(0, 4, 2, 2), torch.zeros(0, 8, 8, dtype=torch.long), .9)
+    bank.update_(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), 0.9)
+    bank.update_at_label_size_(torch.zeros(0, 4, 2, 2), torch.zeros(0, 8, 8, dtype=torch.long), 0.9)
     assert not bank.features.any()
     assert not bank.filled.any()
 
@@ -260,8 +281,8 @@ def test_non_finite_features_are_left_out_and_counted(bad):
     features[poisoned[1], 3] = bad
     features[poisoned[2], 0], features[poisoned[2], 1] = bad, -bad
     bank = _bank(memory, filled)
-    counts = bank.update_(features, labels, .5)
-    expected, _ = mcibi.update(memory, filled, features, labels, .5)
+    counts = bank.update_(features, labels, 0.5)
+    expected, _ = mcibi.update(memory, filled, features, labels, 0.5)
     torch.testing.assert_close(bank.features, expected, rtol=0, atol=1e-12)
     assert counts.left_out == 3
 
@@ -272,9 +293,9 @@ def test_label_pixels_with_a_share_of_a_non_finite_cell_are_left_out(bad, align_
     memory, features, labels = _maps(8, (4, 5), (12, 15))
     features[1, 2, 1, 3] = bad
     bank = _bank(memory)
-    counts = bank.update_at_label_size_(features, labels, .5, align_corners=align_corners)
+    counts = bank.update_at_label_size_(features, labels, 0.5, align_corners=align_corners)
     resized = mcibi.resize(features, (12, 15), align_corners).permute(0, 2, 3, 1).flatten(0, 2)
-    expected, _ = mcibi.update(memory, bank.filled, resized, labels.flatten(), .5)
+    expected, _ = mcibi.update(memory, bank.filled, resized, labels.flatten(), 0.5)
     torch.testing.assert_close(bank.features, expected, rtol=0, atol=1e-12)
     left_out = ~resized.isfinite().all(1) & (labels.flatten() != 255)
     assert counts.left_out == left_out.sum()
@@ -285,14 +306,16 @@ def test_features_too_large_to_square_never_reach_the_bank():
     memory, _, features, labels = _problem(9, dtype=torch.float32)
     for scale in (1e15, 1e18, 1e25, 1e38):
         bank = _bank(memory)
-        bank.update_(features * scale, labels, .5)
+        bank.update_(features * scale, labels, 0.5)
         assert bank.features.isfinite().all()
-        bank.update_at_label_size_((features * scale).view(1, 9, 10, 8).permute(0, 3, 1, 2),
-                                   labels.view(1, 9, 10), .5)
+        bank.update_at_label_size_(
+            (features * scale).view(1, 9, 10, 8).permute(0, 3, 1, 2), labels.view(1, 9, 10), 0.5
+        )
         assert bank.features.isfinite().all()
 
 
 # ---- reading ----
+
 
 @pytest.mark.parametrize('training', [True, False])
 def test_vote_is_eq_12(training):
@@ -307,14 +330,15 @@ def test_what_was_read_stays_valid_after_an_update():
     bank = _bank(memory)
     weights = torch.rand(1, 5, 3, 3, dtype=torch.float64, requires_grad=True)
     value = golden.probe(bank.vote(weights))
-    bank.update_(features, labels, 1.)
-    assert not torch.allclose(bank.features, memory, atol=.01)
-    got, = torch.autograd.grad(value, weights)
-    expected, = torch.autograd.grad(golden.probe(mcibi.gather(weights, memory)), weights)
+    bank.update_(features, labels, 1.0)
+    assert not torch.allclose(bank.features, memory, atol=0.01)
+    (got,) = torch.autograd.grad(value, weights)
+    (expected,) = torch.autograd.grad(golden.probe(mcibi.gather(weights, memory)), weights)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
 # ---- state ----
+
 
 def test_state_is_in_buffers_and_nothing_is_trained():
     bank = FeatureBank(3, 4)
@@ -322,7 +346,7 @@ def test_state_is_in_buffers_and_nothing_is_trained():
     assert bank.filled.dtype == torch.bool
     assert not list(bank.parameters())
     bank.requires_grad_(True)
-    bank.update_(torch.randn(20, 4).requires_grad_(), torch.arange(20) % 3, .9)
+    bank.update_(torch.randn(20, 4).requires_grad_(), torch.arange(20) % 3, 0.9)
     assert not bank.features.requires_grad
     assert bank.features.grad_fn is None
 
@@ -330,22 +354,23 @@ def test_state_is_in_buffers_and_nothing_is_trained():
 def test_update_is_in_place():
     bank = FeatureBank(3, 4)
     tensors = {name: (buffer, buffer.data_ptr()) for name, buffer in bank.named_buffers()}
-    bank.update_(torch.randn(20, 4), torch.arange(20) % 3, .9)
+    bank.update_(torch.randn(20, 4), torch.arange(20) % 3, 0.9)
     for name, (tensor, address) in tensors.items():
         assert getattr(bank, name) is tensor
         assert tensor.data_ptr() == address
 
 
-@pytest.mark.parametrize('copied', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
-                         ids=['deepcopy', 'pickle'])
+@pytest.mark.parametrize(
+    'copied', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=['deepcopy', 'pickle']
+)
 def test_copies_go_on_alone(copied):
     memory, filled, features, labels = _problem(12, empty=(1,))
     bank = _bank(memory, filled)
-    bank.update_(features, labels, .5)
+    bank.update_(features, labels, 0.5)
     twin, kept = copied(bank), bank.features.clone()
-    twin.update_(features, labels, .5)
+    twin.update_(features, labels, 0.5)
     assert torch.equal(bank.features, kept)
-    bank.update_(features, labels, .5)
+    bank.update_(features, labels, 0.5)
     assert torch.equal(bank.features, twin.features)
     assert not torch.equal(kept, twin.features)
 
@@ -356,19 +381,20 @@ def test_resumed_equals_uninterrupted():
     whole = _bank(memory, filled)
     first = torch.where(labels == 3, 255, labels)
     for step in range(6):
-        whole.update_(features.roll(step, 1), first if step < 3 else labels, .5)
+        whole.update_(features.roll(step, 1), first if step < 3 else labels, 0.5)
         if step == 2:
             saved = copy.deepcopy(whole.state_dict())
     resumed = FeatureBank(5, 8)
     resumed.load_state_dict(saved)
     assert resumed.filled.tolist() == [True, True, True, False, True]
     for step in range(3, 6):
-        resumed.update_(features.roll(step, 1), labels, .5)
+        resumed.update_(features.roll(step, 1), labels, 0.5)
     for key, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[key], value), key
 
 
 # ---- precision and cost ----
+
 
 def test_update_is_in_full_precision_under_autocast():
     memory, _, features, labels = _problem(14, dtype=torch.float32)
@@ -378,8 +404,8 @@ def test_update_is_in_full_precision_under_autocast():
             features = features.reshape(1, 9, 10, 8).permute(0, 3, 1, 2)
             labels = labels.reshape(1, 9, 10)
         with torch.autocast('cpu', torch.bfloat16):
-            getattr(inside, update)(features, labels, .5)
-        getattr(outside, update)(features, labels, .5)
+            getattr(inside, update)(features, labels, 0.5)
+        getattr(outside, update)(features, labels, 0.5)
         assert torch.equal(inside.features, outside.features)
 
 
@@ -389,8 +415,8 @@ def test_half_precision(dtype):
     memory, _, features, labels = _problem(15, dtype=torch.float32)
     for stored in (torch.float32, dtype):
         bank, exact = _bank(memory.to(dtype).to(stored)), _bank(memory.to(dtype).float())
-        bank.update_(features.to(dtype), labels, .5)
-        exact.update_(features.to(dtype).float(), labels, .5)
+        bank.update_(features.to(dtype), labels, 0.5)
+        exact.update_(features.to(dtype).float(), labels, 0.5)
         assert bank.features.dtype == stored
         torch.testing.assert_close(bank.features, exact.features.to(stored), rtol=0, atol=0)
 
@@ -403,9 +429,10 @@ def test_no_loop_and_no_host_synchronisation(strategy):
         memory, features, labels = _maps(16, size, (2 * size[0], 3 * size[1]), num_classes)
         bank = _bank(memory, strategy=strategy)
         with CountOps() as ops:
-            bank.update_at_label_size_(features, labels, .5)
-            bank.update_(features.permute(0, 2, 3, 1).flatten(0, 2),
-                         labels[:, ::2, ::3].flatten(), .5)
+            bank.update_at_label_size_(features, labels, 0.5)
+            bank.update_(
+                features.permute(0, 2, 3, 1).flatten(0, 2), labels[:, ::2, ::3].flatten(), 0.5
+            )
         assert not ops.synchronising
         counts.append(ops.total)
     assert counts[0] == counts[1]
@@ -425,11 +452,12 @@ def test_no_feature_is_formed_at_label_size():
             return out
 
     with Sizes():
-        _bank(memory).update_at_label_size_(features, labels, .5)
+        _bank(memory).update_at_label_size_(features, labels, 0.5)
     assert largest[0] <= 64 * 128 * 128 // 4
 
 
 # ---- construction ----
+
 
 def test_registered():
     bank = MODELS.build(dict(type='FeatureBank', num_classes=4, channels=6))
@@ -438,8 +466,9 @@ def test_registered():
     assert not bank.filled.any()
 
 
-@pytest.mark.parametrize(('option', 'value'), [
-    ('strategy', 'random'), ('num_classes', 0), ('channels', 0)])
+@pytest.mark.parametrize(
+    ('option', 'value'), [('strategy', 'random'), ('num_classes', 0), ('channels', 0)]
+)
 def test_refusals_name_option_and_value(option, value):
     options = {**dict(num_classes=4, channels=6), option: value}
     with pytest.raises(ValueError, match=option) as error:

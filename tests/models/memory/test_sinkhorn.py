@@ -22,6 +22,7 @@ class ThreadedGroup:
             total = sum(self.slots)
             self.barrier.wait()
             return tensor.copy_(total)
+
         return all_reduce
 
     def run(self, function, shards):
@@ -45,12 +46,13 @@ class ThreadedGroup:
         return out
 
 
-def _problem(seed, sizes, num, left_out=0, scale=1., dtype=torch.float64):
+def _problem(seed, sizes, num, left_out=0, scale=1.0, dtype=torch.float64):
     """Shuffled pixels of several classes: scores [P, N], classes [P]; class of size 0 is absent."""
     g = torch.Generator().manual_seed(seed)
     num_classes = len(sizes)
-    classes = torch.cat([torch.full((m,), c) for c, m in enumerate(sizes)]
-                        + [torch.full((left_out,), num_classes)])
+    classes = torch.cat(
+        [torch.full((m,), c) for c, m in enumerate(sizes)] + [torch.full((left_out,), num_classes)]
+    )
     classes = classes[torch.randperm(len(classes), generator=g)]
     scores = (torch.rand(len(classes), num, generator=g, dtype=torch.float64) * 2 - 1) * scale
     return scores.to(dtype), classes, num_classes
@@ -61,23 +63,31 @@ def _problem(seed, sizes, num, left_out=0, scale=1., dtype=torch.float64):
 def test_golden(name, dtype):
     data = golden.load(name, dtype)
     pixels = len(data['scores'])
-    plan = sinkhorn(data['scores'], torch.zeros(pixels, dtype=torch.long), 1,
-                    data['epsilon'], data['iterations'])
+    plan = sinkhorn(
+        data['scores'],
+        torch.zeros(pixels, dtype=torch.long),
+        1,
+        data['epsilon'],
+        data['iterations'],
+    )
     atol = 1e-10 if dtype == torch.float64 else 1e-5
     assert plan.dtype == dtype
     torch.testing.assert_close(plan, data['assignment'], rtol=0, atol=atol)
     torch.testing.assert_close(plan.sum(0), data['column_sums'], rtol=0, atol=atol * pixels)
-    if pixels > 1:                                # one pixel is an exact tie
+    if pixels > 1:  # one pixel is an exact tie
         assert torch.equal(plan.argmax(1), data['argmax'])
 
 
-@pytest.mark.parametrize(('sizes', 'num', 'left_out'), [
-    ((30, 7, 50), 4, 5),
-    ((1, 40, 0, 3), 5, 2),                        # one pixel, an absent class, fewer than N
-    ((25, 1), 1, 0),                              # N = 1
-    ((0, 0, 12), 3, 9),
-    ((64,), 9, 0),
-])
+@pytest.mark.parametrize(
+    ('sizes', 'num', 'left_out'),
+    [
+        ((30, 7, 50), 4, 5),
+        ((1, 40, 0, 3), 5, 2),  # one pixel, an absent class, fewer than N
+        ((25, 1), 1, 0),  # N = 1
+        ((0, 0, 12), 3, 9),
+        ((64,), 9, 0),
+    ],
+)
 def test_all_classes_at_once_equal_each_alone(sizes, num, left_out):
     scores, classes, num_classes = _problem(0, sizes, num, left_out)
     plan = sinkhorn(scores, classes, num_classes)
@@ -97,8 +107,10 @@ def test_epsilon_and_iterations(epsilon, iterations):
 
 def test_defaults_are_the_papers():
     scores, classes, num_classes = _problem(2, (20, 33), 4)
-    assert torch.equal(sinkhorn(scores, classes, num_classes),
-                       sinkhorn(scores, classes, num_classes, epsilon=0.05, iterations=3))
+    assert torch.equal(
+        sinkhorn(scores, classes, num_classes),
+        sinkhorn(scores, classes, num_classes, epsilon=0.05, iterations=3),
+    )
 
 
 def test_many_iterations_balance_every_class():
@@ -110,7 +122,7 @@ def test_many_iterations_balance_every_class():
 
 
 def test_one_pixel_is_shared_evenly():
-    plan = sinkhorn(torch.tensor([[.9, -.3, .1]]), torch.tensor([0]), 1)
+    plan = sinkhorn(torch.tensor([[0.9, -0.3, 0.1]]), torch.tensor([0]), 1)
     torch.testing.assert_close(plan, torch.full((1, 3), 1 / 3))
 
 
@@ -131,11 +143,15 @@ def test_a_constant_per_distribution_changes_nothing():
     """The first step scales each distribution of a class, so a factor on it is taken out."""
     scores, classes, num_classes = _problem(5, (20, 33), 4)
     shift = torch.randn(num_classes, 4, dtype=torch.float64)
-    torch.testing.assert_close(sinkhorn(scores + shift[classes], classes, num_classes),
-                               sinkhorn(scores, classes, num_classes), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        sinkhorn(scores + shift[classes], classes, num_classes),
+        sinkhorn(scores, classes, num_classes),
+        rtol=0,
+        atol=1e-10,
+    )
 
 
-@pytest.mark.parametrize('scale', [10., 1e2, 1e4])
+@pytest.mark.parametrize('scale', [10.0, 1e2, 1e4])
 def test_large_scores_match_log_space(scale):
     scores, classes, num_classes = _problem(6, (30, 1, 17), 4, left_out=2, scale=scale)
     plan = sinkhorn(scores, classes, num_classes)
@@ -145,8 +161,9 @@ def test_large_scores_match_log_space(scale):
 
 @pytest.mark.parametrize('scale', [1e2, 1e4, 1e6])
 def test_large_scores_stay_finite_in_single_precision(scale):
-    scores, classes, num_classes = _problem(7, (30, 1, 17), 4, left_out=2, scale=scale,
-                                            dtype=torch.float32)
+    scores, classes, num_classes = _problem(
+        7, (30, 1, 17), 4, left_out=2, scale=scale, dtype=torch.float32
+    )
     plan = sinkhorn(scores, classes, num_classes)
     assert plan.isfinite().all()
     assert (plan >= 0).all()
@@ -172,11 +189,12 @@ def test_ranks_share_the_balance(iterations):
     scores, classes, num_classes = _problem(9, (30, 12, 1), 4, left_out=3)
     order = classes.argsort()
     scores, classes = scores[order], classes[order]
-    bounds = [(0, 19), (19, 19), (19, 43), (43, 46)]         # some, none, rest, all left out
+    bounds = [(0, 19), (19, 19), (19, 43), (43, 46)]  # some, none, rest, all left out
     group = ThreadedGroup(4)
     parts = group.run(
         lambda s, c, reduce: sinkhorn(s, c, num_classes, iterations=iterations, all_reduce=reduce),
-        [(scores[a:b], classes[a:b]) for a, b in bounds])
+        [(scores[a:b], classes[a:b]) for a, b in bounds],
+    )
     whole = sinkhorn(scores, classes, num_classes, iterations=iterations)
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-12)
     assert group.calls == [iterations] * 4
@@ -186,12 +204,13 @@ def test_ranks_share_the_balance(iterations):
 def test_ranks_with_scores_of_different_size(dtype, atol):
     """No rank overflows because another one's scores are larger, up to 600 times epsilon."""
     scores, classes, num_classes = _problem(10, (24, 12), 3, dtype=torch.float64)
-    scores[:18] *= 15.
-    scores[18:] -= 14.
+    scores[:18] *= 15.0
+    scores[18:] -= 14.0
     scores = scores.to(dtype)
     parts = ThreadedGroup(2).run(
         lambda s, c, reduce: sinkhorn(s, c, num_classes, all_reduce=reduce),
-        [(scores[:18], classes[:18]), (scores[18:], classes[18:])])
+        [(scores[:18], classes[:18]), (scores[18:], classes[18:])],
+    )
     expected = mdrl.assign(scores.double(), classes, num_classes, form=mdrl.sinkhorn_log)
     torch.testing.assert_close(torch.cat(parts).double(), expected, rtol=0, atol=atol)
 
@@ -199,9 +218,12 @@ def test_ranks_with_scores_of_different_size(dtype, atol):
 @pytest.mark.parametrize('scale', [1e3, 1e6])
 def test_ranks_with_scores_beyond_any_exponent(scale):
     scores, classes, num_classes = _problem(11, (24, 12), 3, scale=scale, dtype=torch.float32)
-    parts = torch.cat(ThreadedGroup(2).run(
-        lambda s, c, reduce: sinkhorn(s, c, num_classes, all_reduce=reduce),
-        [(scores[:18], classes[:18]), (scores[18:], classes[18:])]))
+    parts = torch.cat(
+        ThreadedGroup(2).run(
+            lambda s, c, reduce: sinkhorn(s, c, num_classes, all_reduce=reduce),
+            [(scores[:18], classes[:18]), (scores[18:], classes[18:])],
+        )
+    )
     assert parts.isfinite().all()
     torch.testing.assert_close(parts.sum(1), torch.ones(36))
 
@@ -212,5 +234,9 @@ def test_random_problems(seed):
     sizes = torch.randint(0, 25, (6,), generator=g).tolist()
     num = int(torch.randint(1, 8, (1,), generator=g))
     scores, classes, num_classes = _problem(seed, sizes, num, left_out=4)
-    torch.testing.assert_close(sinkhorn(scores, classes, num_classes),
-                               mdrl.assign(scores, classes, num_classes), rtol=0, atol=1e-11)
+    torch.testing.assert_close(
+        sinkhorn(scores, classes, num_classes),
+        mdrl.assign(scores, classes, num_classes),
+        rtol=0,
+        atol=1e-11,
+    )

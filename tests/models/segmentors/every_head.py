@@ -1,4 +1,5 @@
 """Every decode head of MMSegmentation, small: what it needs beside the usual options."""
+
 import inspect
 
 import mmseg.models.decode_heads as stock
@@ -9,7 +10,7 @@ from tests.models.decode_heads import tiny_head
 from tests.models.segmentors.tiny_segmentor import head
 
 ALL_MAPS = dict(in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3])
-FIRST = head(num_convs=1)                    # the first stage of a cascade
+FIRST = head(num_convs=1)  # the first stage of a cascade
 
 # Options of a head that can be trained here; a list is a cascade.
 HEADS = {
@@ -30,19 +31,29 @@ HEADS = {
     'DNLHead': {},
     'APCHead': dict(pool_scales=(1, 2)),
     'DMHead': dict(filter_sizes=(1, 3)),
-    'LRASPPHead': dict(in_channels=[4, 6, 10], in_index=[0, 1, 3], branch_channels=(4, 4),
-                       input_transform='multiple_select'),
+    'LRASPPHead': dict(
+        in_channels=[4, 6, 10],
+        in_index=[0, 1, 3],
+        branch_channels=(4, 4),
+        input_transform='multiple_select',
+    ),
     'SETRUPHead': dict(norm_cfg=dict(type='BN')),
     'SETRMLAHead': dict(in_channels=[8] * 4, in_index=[0, 1, 2, 3], channels=16, mla_channels=4),
     'SegformerHead': dict(**ALL_MAPS),
     'ISAHead': dict(isa_channels=4, down_factor=(2, 2)),
     'STDCHead': dict(num_convs=1),
-    'LightHamHead': dict(in_channels=[6, 8, 10], in_index=[1, 2, 3], ham_channels=8,
-                         ham_kwargs=dict(MD_R=4)),
+    'LightHamHead': dict(
+        in_channels=[6, 8, 10], in_index=[1, 2, 3], ham_channels=8, ham_kwargs=dict(MD_R=4)
+    ),
     'PIDHead': dict(in_channels=8, in_index=0),
     'DDRHead': dict(in_channels=8, in_index=0),
-    'DPTHead': dict(in_channels=[8] * 4, in_index=[0, 1, 2, 3], embed_dims=8,
-                    post_process_channels=[4, 4, 8, 8], input_transform='multiple_select'),
+    'DPTHead': dict(
+        in_channels=[8] * 4,
+        in_index=[0, 1, 2, 3],
+        embed_dims=8,
+        post_process_channels=[4, 4, 8, 8],
+        input_transform='multiple_select',
+    ),
     'OCRHead': [FIRST, dict(ocr_channels=4)],
 }
 
@@ -55,17 +66,21 @@ EXCEPTIONS = {
 
 # Heads without conv_seg are refused, see the test; these can be built without further packages.
 WITHOUT = {
-    'PointHead': [FIRST, dict(num_fcs=1, in_channels=[10], in_index=[3], channels=8,
-                              norm_cfg=None)],
+    'PointHead': [
+        FIRST,
+        dict(num_fcs=1, in_channels=[10], in_index=[3], channels=8, norm_cfg=None),
+    ],
     'SegmenterMaskTransformerHead': dict(num_layers=1, num_heads=2, embed_dims=8),
 }
 
-NO_DECODE_HEAD = {'KernelUpdateHead': 'a stage of IterativeDecodeHead',
-                  'KernelUpdator': 'a part of IterativeDecodeHead',
-                  'IterativeDecodeHead': 'holds its conv_seg in kernel_generate_head and uses the '
-                                         'kernel itself as queries, so nothing can stand before it',
-                  'VPDDepthHead': 'predicts depth, not classes',
-                  'SideAdapterCLIPHead': 'deletes its conv_seg: it classifies masks with CLIP'}
+NO_DECODE_HEAD = {
+    'KernelUpdateHead': 'a stage of IterativeDecodeHead',
+    'KernelUpdator': 'a part of IterativeDecodeHead',
+    'IterativeDecodeHead': 'holds its conv_seg in kernel_generate_head and uses the '
+    'kernel itself as queries, so nothing can stand before it',
+    'VPDDepthHead': 'predicts depth, not classes',
+    'SideAdapterCLIPHead': 'deletes its conv_seg: it classifies masks with CLIP',
+}
 
 
 def registered():
@@ -96,21 +111,26 @@ class MapsAsHeadWants(BaseModule):
 
     def forward(self, x):
         maps = self.maps(x)
-        if self.form == 'pid':               # in training (p, i, d), of half, all and half channels
+        if self.form == 'pid':  # in training (p, i, d), of half, all and half channels
             return (maps[0][:, :4], maps[0], maps[0][:, 4:]) if self.training else maps[0]
         if self.form == 'ddr':
             return (maps[0][:, :4], maps[0]) if self.training else maps[0]
-        if self.form == 'cls':               # a transformer's maps with their class tokens
+        if self.form == 'cls':  # a transformer's maps with their class tokens
             return [[x, x.mean((2, 3))] for x in maps[3:] * 4]
         return maps[3:] * 4 if self.form == 'one_size' else maps
 
 
 def backbone(name):
     """Config of a backbone whose maps the head takes; None for the usual one."""
-    if name == 'LRASPPHead':                 # pools over 49 x 49
+    if name == 'LRASPPHead':  # pools over 49 x 49
         return dict(type='FourMaps', sizes=[(52, 52)] * 4)
-    form = {'PIDHead': 'pid', 'DDRHead': 'ddr', 'DPTHead': 'cls', 'FPNHead': 'even',
-            'SETRMLAHead': 'one_size'}.get(name)
+    form = {
+        'PIDHead': 'pid',
+        'DDRHead': 'ddr',
+        'DPTHead': 'cls',
+        'FPNHead': 'even',
+        'SETRMLAHead': 'one_size',
+    }.get(name)
     return form and dict(type='MapsAsHeadWants', form=form)
 
 
@@ -123,4 +143,3 @@ def losses(name):
     if name == 'DDRHead':
         return dict(loss_decode=[ohem, ohem])
     return {}
-

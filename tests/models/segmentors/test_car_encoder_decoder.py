@@ -22,7 +22,8 @@ def captured(model, images):
     """What enters conv_seg, [B, C, h, w], by a hook of the test's own."""
     seen = []
     handle = model.regularized_head.conv_seg.register_forward_hook(
-        lambda module, inputs, output: seen.append(inputs[0]))
+        lambda module, inputs, output: seen.append(inputs[0])
+    )
     model.loss(images, tiny_segmentor.samples())
     handle.remove()
     return seen[-1]
@@ -32,7 +33,7 @@ def captured(model, images):
 @pytest.mark.parametrize('name', ['FCNHead', 'DAHead', 'OCRHead', 'SegformerHead'])
 def test_losses_are_those_of_the_equations(name, formulation):
     model = build_with(name, formulation=formulation).double().train()
-    tiny_segmentor.train_step(model)         # so that the conv isn't the identity any more
+    tiny_segmentor.train_step(model)  # so that the conv isn't the identity any more
     for module in model.modules():
         if isinstance(module, nn.Dropout2d):
             module.p = 0
@@ -41,9 +42,26 @@ def test_losses_are_those_of_the_equations(name, formulation):
     maps = captured(model, images)
     features = maps.permute(0, 2, 3, 1).flatten(0, 2)
     labels = torch.stack([s.gt_sem_seg.data[0] for s in tiny_segmentor.samples()])
-    small = torch.stack([torch.stack([torch.stack([
-        labels[b, y * labels.shape[1] // maps.shape[2], x * labels.shape[2] // maps.shape[3]]
-        for x in range(maps.shape[3])]) for y in range(maps.shape[2])]) for b in range(len(maps))])
+    small = torch.stack(
+        [
+            torch.stack(
+                [
+                    torch.stack(
+                        [
+                            labels[
+                                b,
+                                y * labels.shape[1] // maps.shape[2],
+                                x * labels.shape[2] // maps.shape[3],
+                            ]
+                            for x in range(maps.shape[3])
+                        ]
+                    )
+                    for y in range(maps.shape[2])
+                ]
+            )
+            for b in range(len(maps))
+        ]
+    )
     mu, counts = car.centers(features, small.flatten(), K)
     expected = {
         'intra_c2p': car.intra_c2p(features, small.flatten(), mu, formulation),
@@ -55,7 +73,7 @@ def test_losses_are_those_of_the_equations(name, formulation):
 
 
 def test_the_classifier_sees_what_the_losses_see():
-    model = build(head(dropout_ratio=0.)).double().train()
+    model = build(head(dropout_ratio=0.0)).double().train()
     tiny_segmentor.train_step(model)
     images = tiny_segmentor.images(3).double()
     inputs = []
@@ -70,6 +88,7 @@ def test_the_classifier_sees_what_the_losses_see():
 
 # ---- the linear conv ----
 
+
 def test_starts_as_the_identity_and_one_line_is_enough():
     """The same seed: the plain segmentor's weights and predictions, and one key more."""
     plain, model = build(head(), 'EncoderDecoder'), build(head())
@@ -79,8 +98,11 @@ def test_starts_as_the_identity_and_one_line_is_enough():
     assert torch.equal(tiny_segmentor.logits(model), tiny_segmentor.logits(plain))
     assert isinstance(model, EncoderDecoder)
     names = [type(loss).__name__ for loss in model.car.losses]
-    assert names == ['IntraClassCenterToPixelLoss', 'InterClassCenterToCenterLoss',
-                     'InterClassCenterToPixelLoss']
+    assert names == [
+        'IntraClassCenterToPixelLoss',
+        'InterClassCenterToCenterLoss',
+        'InterClassCenterToPixelLoss',
+    ]
     assert [loss.threshold for loss in model.car.losses[1:]] == [0.5, 0.25]
 
 
@@ -106,12 +128,14 @@ def test_fewer_channels_out(max_channels):
     tiny_segmentor.train_step(model)
     plain = build(head(), 'EncoderDecoder', seed=4).double()
     plain.load_state_dict(model.folded_state_dict())
-    torch.testing.assert_close(tiny_segmentor.logits(plain), tiny_segmentor.logits(model),
-                               rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        tiny_segmentor.logits(plain), tiny_segmentor.logits(model), rtol=0, atol=1e-12
+    )
     other = build(head(), 'EncoderDecoder', seed=6).double()
     model.load_state_dict(other.state_dict())
-    torch.testing.assert_close(tiny_segmentor.logits(model), tiny_segmentor.logits(other),
-                               rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        tiny_segmentor.logits(model), tiny_segmentor.logits(other), rtol=0, atol=1e-12
+    )
     losses = tiny_segmentor.train_step(model)
     assert losses['car.loss_intra_c2p'].isfinite()
 
@@ -133,12 +157,15 @@ def test_a_checkpoint_of_its_own_loads_unchanged():
 
 # ---- options ----
 
+
 def test_losses_with_weights_thresholds_and_formulations_of_their_own():
-    losses = [dict(type='InterClassCenterToPixelLoss', threshold=.1, loss_weight=2.),
-              dict(type='IntraClassCenterToPixelLoss', formulation='paper')]
+    losses = [
+        dict(type='InterClassCenterToPixelLoss', threshold=0.1, loss_weight=2.0),
+        dict(type='IntraClassCenterToPixelLoss', formulation='paper'),
+    ]
     model = build(head(), losses=losses, formulation='released')
     c2p, intra = model.car.losses
-    assert (c2p.threshold, c2p.loss_weight, c2p.formulation) == (.1, 2., 'released')
+    assert (c2p.threshold, c2p.loss_weight, c2p.formulation) == (0.1, 2.0, 'released')
     assert intra.formulation == 'paper'
     got = {key for key in tiny_segmentor.train_step(model) if key.startswith('car')}
     assert got == {'car.loss_inter_c2p', 'car.loss_intra_c2p'}
@@ -164,8 +191,9 @@ def test_a_loss_of_ones_own_is_called_with_features_labels_and_centers():
             return centers.square().sum()
 
     try:
-        model = build(head(), losses=[dict(type='MyCenterLoss'),
-                                      dict(type='IntraClassCenterToPixelLoss')])
+        model = build(
+            head(), losses=[dict(type='MyCenterLoss'), dict(type='IntraClassCenterToPixelLoss')]
+        )
         losses = tiny_segmentor.train_step(model)
         assert {'car.loss_mine', 'car.loss_intra_c2p'} <= set(losses)
         assert model.car.linear.weight.grad.abs().sum() > 0
@@ -175,8 +203,10 @@ def test_a_loss_of_ones_own_is_called_with_features_labels_and_centers():
 
 @pytest.mark.parametrize('formulation', ['paper', 'released'])
 def test_fused_and_plain_train_alike(formulation):
-    models = [build(head(dropout_ratio=0.), formulation=formulation, fuse_losses=fuse).double()
-              for fuse in (True, False)]
+    models = [
+        build(head(dropout_ratio=0.0), formulation=formulation, fuse_losses=fuse).double()
+        for fuse in (True, False)
+    ]
     for step in range(3):
         losses = [tiny_segmentor.train_step(model, step) for model in models]
         for key in losses[0]:
@@ -191,43 +221,62 @@ def test_label_resize():
         for size in ((3, 4), (7, 9), (2, 2), (14, 5)):
             expected = nn.functional.interpolate(labels[:, None].double(), size, mode=mode)[:, 0]
             assert torch.equal(labels_at_feature_size(labels, size, mode), expected.long())
-    values = [tiny_segmentor.train_step(build(head(), label_resize=mode))['car.loss_inter_c2p']
-              for mode in ('nearest', 'nearest-exact')]
+    values = [
+        tiny_segmentor.train_step(build(head(), label_resize=mode))['car.loss_inter_c2p']
+        for mode in ('nearest', 'nearest-exact')
+    ]
     assert values[0] != values[1]
 
 
-@pytest.mark.parametrize(('kind', 'names', 'convs'), [
-    ('NLHead', ['convs.1', 'conv_cat'], ['convs.1.conv', 'conv_cat.conv']),
-    ('UPerHead', ['fpn_bottleneck'], ['fpn_bottleneck.conv']),
-    ('FCNHead', 'convs', ['convs.0.conv', 'convs.1.conv']),
-    ('DAHead', ['pam_out_conv', 'cam_out_conv'], ['pam_out_conv.conv', 'cam_out_conv.conv']),
-    ('OCRHead', ['bottleneck'], ['bottleneck.conv']),
-])
+@pytest.mark.parametrize(
+    ('kind', 'names', 'convs'),
+    [
+        ('NLHead', ['convs.1', 'conv_cat'], ['convs.1.conv', 'conv_cat.conv']),
+        ('UPerHead', ['fpn_bottleneck'], ['fpn_bottleneck.conv']),
+        ('FCNHead', 'convs', ['convs.0.conv', 'convs.1.conv']),
+        ('DAHead', ['pam_out_conv', 'cam_out_conv'], ['pam_out_conv.conv', 'cam_out_conv.conv']),
+        ('OCRHead', ['bottleneck'], ['bottleneck.conv']),
+    ],
+)
 def test_pointwise(kind, names, convs):
     model = build_with(kind, pointwise=names).double()
-    found = [key for key in convs
-             if model.regularized_head.get_submodule(key).kernel_size == (1, 1)]
+    found = [
+        key for key in convs if model.regularized_head.get_submodule(key).kernel_size == (1, 1)
+    ]
     assert found == convs
-    sizes = {key: m.kernel_size for key, m in model.regularized_head.named_modules()
-             if isinstance(m, nn.Conv2d) and key not in convs}
+    sizes = {
+        key: m.kernel_size
+        for key, m in model.regularized_head.named_modules()
+        if isinstance(m, nn.Conv2d) and key not in convs
+    }
     plain = build_with(kind, 'plain', seed=1).double()
-    assert sizes == {key: m.kernel_size for key, m in plain.decode_head.named_modules()
-                     if key in sizes} or kind == 'OCRHead'
+    assert (
+        sizes
+        == {key: m.kernel_size for key, m in plain.decode_head.named_modules() if key in sizes}
+        or kind == 'OCRHead'
+    )
     tiny_segmentor.train_step(model)
     plain.load_state_dict(model.folded_state_dict())
-    torch.testing.assert_close(tiny_segmentor.logits(plain), tiny_segmentor.logits(model),
-                               rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        tiny_segmentor.logits(plain), tiny_segmentor.logits(model), rtol=0, atol=1e-10
+    )
 
 
-@pytest.mark.parametrize(('options', 'words'), [
-    (dict(pointwise=['convs.7']), r"no sub-module 'convs.7'; its convs larger than 1x1 are "
-                                  r"\['convs.0.conv', 'convs.1.conv', 'conv_cat.conv'\]"),
-    (dict(pointwise=['conv_seg']), "'conv_seg' of FCNHead has no conv larger than 1x1"),
-    (dict(label_resize='bilinear'), "label_resize must be one of .* got 'bilinear'"),
-    (dict(max_channels=0), 'max_channels must be at least 1, got 0'),
-    (dict(formulation='papers'), "formulation must be 'paper' or 'released', got 'papers'"),
-    (dict(check_labels='maybe'), "check_labels must be .* got 'maybe'"),
-])
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (
+            dict(pointwise=['convs.7']),
+            r"no sub-module 'convs.7'; its convs larger than 1x1 are "
+            r"\['convs.0.conv', 'convs.1.conv', 'conv_cat.conv'\]",
+        ),
+        (dict(pointwise=['conv_seg']), "'conv_seg' of FCNHead has no conv larger than 1x1"),
+        (dict(label_resize='bilinear'), "label_resize must be one of .* got 'bilinear'"),
+        (dict(max_channels=0), 'max_channels must be at least 1, got 0'),
+        (dict(formulation='papers'), "formulation must be 'paper' or 'released', got 'papers'"),
+        (dict(check_labels='maybe'), "check_labels must be .* got 'maybe'"),
+    ],
+)
 def test_refusals_say_what_to_do(options, words):
     with pytest.raises(ValueError, match=words):
         build(head(), **options)
@@ -237,11 +286,13 @@ def test_a_conv_that_changes_the_size_cannot_become_pointwise():
     model = build(head(), 'EncoderDecoder')
     model.decode_head.convs[0].conv.padding = (0, 0)
     from mmseg_cmdl.models.segmentors.pointwise import make_pointwise_
+
     with pytest.raises(ValueError, match='changes the size of the map'):
         make_pointwise_(model.decode_head, ['convs.0'])
 
 
 # ---- training, and nothing else ----
+
 
 def test_labels_out_of_range_are_named():
     model = build(head()).train()
@@ -260,7 +311,7 @@ def test_prediction_captures_nothing_and_uses_the_linear_conv():
     bias = model.decode_head.conv_seg.bias.detach()[:, None, None]
     torch.testing.assert_close(tiny_segmentor.logits(model) - bias, 2 * (expected - bias))
     tiny_segmentor.train_step(model)
-    assert model.car._features is None       # let go after the step
+    assert model.car._features is None  # let go after the step
 
 
 def test_a_copy_has_hooks_of_its_own():
@@ -270,8 +321,9 @@ def test_a_copy_has_hooks_of_its_own():
     with torch.no_grad():
         other.car.linear.weight.zero_()
     assert tiny_segmentor.logits(model).std() > 0
-    assert (tiny_segmentor.logits(other) - other.decode_head.conv_seg.bias[:, None, None]
-            ).abs().max() < 1e-6
+    assert (
+        tiny_segmentor.logits(other) - other.decode_head.conv_seg.bias[:, None, None]
+    ).abs().max() < 1e-6
 
 
 def test_exports_like_the_plain_head():
@@ -304,8 +356,8 @@ def test_cascade_regularizes_the_last_head():
 
 def test_trains_with_the_loss_going_down():
     """The three losses by themselves, on one batch."""
-    model = build(head(dropout_ratio=0.)).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=.5)
+    model = build(head(dropout_ratio=0.0)).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     history = []
     for _ in range(40):
         losses = model.loss(tiny_segmentor.images(), tiny_segmentor.samples())
@@ -314,5 +366,5 @@ def test_trains_with_the_loss_going_down():
         total.backward()
         optimizer.step()
         history.append(total.item())
-    assert history[-1] < .8 * history[0]
+    assert history[-1] < 0.8 * history[0]
     assert tiny_head.NUM_CLASSES == K

@@ -1,4 +1,5 @@
 """CAR on every decode head of MMSegmentation that has a conv_seg."""
+
 import pytest
 import torch
 from mmengine.structures import PixelData
@@ -10,8 +11,12 @@ from tests.models.segmentors import every_head, tiny_segmentor
 
 
 def test_every_registered_head_is_accounted_for():
-    known = [*every_head.HEADS, *every_head.EXCEPTIONS, *every_head.WITHOUT,
-             *every_head.NO_DECODE_HEAD]
+    known = [
+        *every_head.HEADS,
+        *every_head.EXCEPTIONS,
+        *every_head.WITHOUT,
+        *every_head.NO_DECODE_HEAD,
+    ]
     assert len(known) == len(set(known))
     assert every_head.registered() == set(known)
 
@@ -28,7 +33,7 @@ def _build(name, kind='CAR', **options):
 
 def _samples(name):
     samples = tiny_segmentor.samples()
-    if name == 'PIDHead':                    # and where classes meet
+    if name == 'PIDHead':  # and where classes meet
         for sample in samples:
             edge = (sample.gt_sem_seg.data != sample.gt_sem_seg.data.roll(1, -1)).float()
             sample.gt_edge_map = PixelData(data=edge)
@@ -56,7 +61,7 @@ def test_trains_a_step_folds_and_predicts_the_same(name):
 
     plain = _build(name, 'plain', seed=1).to(dtype)
     before = tiny_segmentor.logits(plain)
-    plain.load_state_dict(model.folded_state_dict())     # strictly: the same keys and shapes
+    plain.load_state_dict(model.folded_state_dict())  # strictly: the same keys and shapes
     got, expected = tiny_segmentor.logits(plain), tiny_segmentor.logits(model)
     assert not torch.allclose(before, expected, atol=1e-3)
     torch.testing.assert_close(got, expected, rtol=0, atol=atol)
@@ -69,8 +74,9 @@ def test_a_plain_checkpoint_predicts_the_same_under_car(name):
     plain = _build(name, 'plain', seed=1)
     model = _build(name, seed=2)
     assert not model.load_state_dict(plain.state_dict()).missing_keys
-    torch.testing.assert_close(tiny_segmentor.logits(model), tiny_segmentor.logits(plain),
-                               rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        tiny_segmentor.logits(model), tiny_segmentor.logits(plain), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize('name', every_head.WITHOUT)
@@ -82,7 +88,6 @@ def test_a_head_without_conv_seg_is_refused(name):
 def test_a_head_that_never_calls_conv_seg_is_told_so():
     @MODELS.register_module()
     class SilentHead(MODELS.get('FCNHead')):
-
         def cls_seg(self, feat):
             return nn.functional.conv2d(feat, self.conv_seg.weight)
 
@@ -94,11 +99,18 @@ def test_a_head_that_never_calls_conv_seg_is_told_so():
         MODELS.module_dict.pop('SilentHead')
 
 
-@pytest.mark.parametrize('head', [
-    dict(type='MDRLHead', bank=dict(type='DistributionBank', num_distributions=2)),
-    dict(type='MDRLHead', bank=dict(type='DistributionBank', num_distributions=2),
-         context=dict(type='PSPHead', pool_scales=(1, 2))),
-], ids=['mdrl', 'mdrl_psp'])
+@pytest.mark.parametrize(
+    'head',
+    [
+        dict(type='MDRLHead', bank=dict(type='DistributionBank', num_distributions=2)),
+        dict(
+            type='MDRLHead',
+            bank=dict(type='DistributionBank', num_distributions=2),
+            context=dict(type='PSPHead', pool_scales=(1, 2)),
+        ),
+    ],
+    ids=['mdrl', 'mdrl_psp'],
+)
 def test_class_memory_and_car_together(head):
     model = tiny_segmentor.build(tiny_segmentor.head(head.pop('type'), **head)).double()
     bank = model.decode_head.bank.distributions.clone()
@@ -106,8 +118,10 @@ def test_class_memory_and_car_together(head):
     assert {'decode.loss_clcl', 'decode.loss_cgcl', 'car.loss_intra_c2p'} <= set(losses)
     assert not torch.equal(bank, model.decode_head.bank.distributions)
     assert model.decode_head.num_classes == tiny_head.NUM_CLASSES
-    plain = tiny_segmentor.build(tiny_segmentor.head('MDRLHead', **head), 'EncoderDecoder',
-                                 seed=3).double()
+    plain = tiny_segmentor.build(
+        tiny_segmentor.head('MDRLHead', **head), 'EncoderDecoder', seed=3
+    ).double()
     plain.load_state_dict(model.folded_state_dict())
-    torch.testing.assert_close(tiny_segmentor.logits(plain), tiny_segmentor.logits(model),
-                               rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        tiny_segmentor.logits(plain), tiny_segmentor.logits(model), rtol=0, atol=1e-10
+    )

@@ -1,4 +1,5 @@
 """Segmentors around a decode head, small enough to train in a blink, for the tests of CAR."""
+
 import torch
 from mmengine.model import BaseModule
 from mmengine.registry import init_default_scope
@@ -6,7 +7,7 @@ from mmseg.registry import MODELS
 
 from tests.models.decode_heads import tiny_head
 
-IMAGE = (40, 48)                             # 2x, 4x, 8x, 8x the maps of tiny_head
+IMAGE = (40, 48)  # 2x, 4x, 8x, 8x the maps of tiny_head
 K = tiny_head.NUM_CLASSES
 
 
@@ -20,14 +21,24 @@ class FourMaps(BaseModule):
         self.mix = torch.nn.ModuleList(torch.nn.Conv2d(3, c, 3, padding=1) for c in channels)
 
     def forward(self, x):
-        return [torch.nn.functional.adaptive_avg_pool2d(conv(x), size)
-                for conv, size in zip(self.mix, self.sizes)]
+        return [
+            torch.nn.functional.adaptive_avg_pool2d(conv(x), size)
+            for conv, size in zip(self.mix, self.sizes)
+        ]
 
 
 def head(kind='FCNHead', **options):
     """Config of a decode head on the last map."""
-    config = dict(type=kind, in_channels=tiny_head.CHANNELS[-1], in_index=3, channels=8,
-                  num_classes=K, dropout_ratio=0.1, norm_cfg=dict(type='BN'), align_corners=False)
+    config = dict(
+        type=kind,
+        in_channels=tiny_head.CHANNELS[-1],
+        in_index=3,
+        channels=8,
+        num_classes=K,
+        dropout_ratio=0.1,
+        norm_cfg=dict(type='BN'),
+        align_corners=False,
+    )
     config.update(options)
     return config
 
@@ -36,10 +47,17 @@ def build(decode_head, kind='CAREncoderDecoder', seed=0, backbone=None, **option
     """The segmentor with initialised weights."""
     init_default_scope('mmseg')
     torch.manual_seed(seed)
-    model = MODELS.build(dict(
-        type=kind, backbone=backbone or dict(type='FourMaps'), decode_head=decode_head,
-        data_preprocessor=dict(type='SegDataPreProcessor', size=IMAGE), train_cfg=dict(),
-        test_cfg=dict(mode='whole'), **options))
+    model = MODELS.build(
+        dict(
+            type=kind,
+            backbone=backbone or dict(type='FourMaps'),
+            decode_head=decode_head,
+            data_preprocessor=dict(type='SegDataPreProcessor', size=IMAGE),
+            train_cfg=dict(),
+            test_cfg=dict(mode='whole'),
+            **options,
+        )
+    )
     model.init_weights()
     return model
 
@@ -50,8 +68,12 @@ def images(seed=0, batch=2, size=IMAGE):
 
 
 def samples(seed=0, batch=2, **options):
-    return tiny_head.samples(tiny_head.label_maps(seed, batch, IMAGE, **options),
-                             ori_shape=IMAGE, pad_shape=IMAGE, seg_map_path='labels.png')
+    return tiny_head.samples(
+        tiny_head.label_maps(seed, batch, IMAGE, **options),
+        ori_shape=IMAGE,
+        pad_shape=IMAGE,
+        seg_map_path='labels.png',
+    )
 
 
 def train_step(model, seed=0, lr=0.05):
@@ -71,6 +93,6 @@ def train_step(model, seed=0, lr=0.05):
 def logits(model, seed=9):
     """What the segmentor predicts for random images."""
     model.eval()
-    torch.manual_seed(seed)                  # LightHamHead draws its bases at every pass
+    torch.manual_seed(seed)  # LightHamHead draws its bases at every pass
     dtype = next(model.parameters()).dtype
     return model.encode_decode(images(seed).to(dtype), tiny_head.metas(size=IMAGE))
