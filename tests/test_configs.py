@@ -3,6 +3,7 @@
 import argparse
 import ast
 import copy
+import functools
 import inspect
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import mmseg
@@ -104,7 +106,9 @@ def parts(dataset):
 
 def shapes(cfg):
     """Keys and shapes of the model's state, built without memory."""
-    with torch.device('meta'):
+    # a transformer reads its drop rates from a tensor, which needs numbers
+    rates = functools.partial(torch.linspace, device='cpu')
+    with torch.device('meta'), mock.patch.object(torch, 'linspace', rates):
         model = MODELS.build(copy.deepcopy(cfg.model))
     return {key: list(value.shape) for key, value in model.state_dict().items()}
 

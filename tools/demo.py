@@ -9,6 +9,7 @@ in editable mode. Needs no data and no GPU; two CPU cores take some minutes.
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -39,11 +40,17 @@ def mim(*arguments, log, label):
     """Run a mim command; its output goes to `log`, its progress to the terminal."""
     # not `python -m mim`: that would put the working folder, often a checkout, before the install
     command = [str(Path(sys.executable).with_name('mim')), *map(str, arguments)]
+    # maps of 16x16: a second thread of PyTorch costs more than it brings, and data need a core
+    environment = {'OMP_NUM_THREADS': '1', **os.environ}
     lines = []
     with (
         open(log, 'w') as file,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
         ) as process,
     ):
         for line in process.stdout:
