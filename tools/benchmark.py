@@ -25,6 +25,7 @@ from prettytable import PrettyTable
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmseg_cmdl
+from mmseg_cmdl.analysis.complexity import peak_memory
 from mmseg_cmdl.models.layers.channel_weighting import NORMS, channel_weights
 from mmseg_cmdl.models.losses import fused_class_aware
 
@@ -75,28 +76,12 @@ class Timer:
                 if round_ >= self.warmup:
                     times[name].append(1e3 * (time.perf_counter() - start))
         return {
-            name: dict(ms=statistics.median(values), peak_mib=self.peak_memory(forms[name]) / 2**20)
+            name: dict(
+                ms=statistics.median(values),
+                peak_mib=peak_memory(forms[name], self.device) / 2**20,
+            )
             for name, values in times.items()
         }
-
-    def peak_memory(self, run):
-        """Bytes that PyTorch's allocator held at most above what it held before."""
-        if self.device.type == 'cuda':
-            torch.cuda.reset_peak_memory_stats(self.device)
-            before = torch.cuda.memory_allocated(self.device)
-            run()
-            self._synchronize()
-            return torch.cuda.max_memory_allocated(self.device) - before
-        with torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-        ) as profile:
-            run()
-        events = [e for e in profile.profiler.kineto_results.events() if e.name() == '[memory]']
-        held = peak = 0
-        for event in sorted(events, key=lambda e: e.start_ns()):
-            held += event.nbytes()
-            peak = max(peak, held)
-        return peak
 
 
 def print_table(title, header, rows):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from ..utils import labels_at_feature_size
+from ..utils import class_rows, labels_at_feature_size
 
 
 class Compactness(NamedTuple):
@@ -50,9 +50,8 @@ class ClassCompactness:
                 features.new_zeros(K + 1, dtype=torch.float64) for _ in range(2)
             )
             self.sums = features.new_zeros(K + 1, C, dtype=torch.float64)
-        labels = labels_at_feature_size(labels, features.shape[2:]).flatten().long()
-        labelled = (labels != self.ignore_index) & (labels >= 0) & (labels < K)
-        rows = torch.where(labelled, labels, K).to(features.device)
+        labels = labels_at_feature_size(labels, features.shape[2:]).flatten()
+        rows = class_rows(labels, K, self.ignore_index).to(features.device)
         pixels = features.permute(0, 2, 3, 1).flatten(0, 2).double()
         self.counts.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float64))
         self.sums.index_add_(0, rows, pixels)

@@ -1,4 +1,12 @@
+from .class_labels import class_rows, has_class
 from .distributed import all_reduce_sum_, global_mean, global_sum
 from .label_resizing import labels_at_feature_size
 
-__all__ = ['all_reduce_sum_', 'global_mean', 'global_sum', 'labels_at_feature_size']
+__all__ = [
+    'all_reduce_sum_',
+    'class_rows',
+    'global_mean',
+    'global_sum',
+    'has_class',
+    'labels_at_feature_size',
+]

@@ -3,7 +3,6 @@
 Source: MDRL, section 3.1 and eq. 2 to 5; MCIBI, eq. 1 to 5 and 11 to 14.
 """
 
-import inspect
 from abc import abstractmethod
 from typing import Dict, List, Optional, Tuple, Union
 
@@ -19,43 +18,7 @@ from torch import Tensor, nn
 
 from ..layers import RelationAttention
 from .label_check import LabelCheck
-from .single_image_context import SingleImageContext
-
-_INHERITED = (
-    'num_classes',
-    'out_channels',
-    'dropout_ratio',
-    'conv_cfg',
-    'norm_cfg',
-    'act_cfg',
-    'ignore_index',
-    'align_corners',
-)
-
-# What only FCNHead has: the convolutions that this head has its own of.
-_FCN_OPTIONS = ('num_convs', 'kernel_size', 'concat_input', 'dilation')
-
-
-def _place_leftovers(name: str, options: dict, context: Optional[dict]) -> Tuple[dict, dict]:
-    """Options of the head whose `type` was changed to ours: to the context, or left out.
-
-    A config inherits them from its base, so one changed line can't remove them.
-    """
-    own = inspect.signature(BaseDecodeHead.__init__).parameters
-    kept = {key: value for key, value in options.items() if key in own}
-    accepted = {}
-    if context is not None:
-        cls = context['type']
-        cls = MODELS.get(cls) if isinstance(cls, str) else cls
-        accepted = inspect.signature(cls.__init__).parameters if cls is not None else {}
-    moved = {key: options[key] for key in options if key not in kept and key in accepted}
-    unknown = set(options) - set(kept) - set(moved) - set(_FCN_OPTIONS)
-    if unknown:
-        raise TypeError(
-            f'{name} has no option {sorted(unknown)}. If it belongs to the head that '
-            "was there before, name that head: context=dict(type='PSPHead'), say"
-        )
-    return kept, ({**moved, **context} if moved else context)
+from .single_image_context import SingleImageContext, inherited_options, place_leftovers
 
 
 class DatasetContextHead(BaseDecodeHead):
@@ -113,7 +76,7 @@ class DatasetContextHead(BaseDecodeHead):
         **kwargs,
     ):
         name = type(self).__name__
-        kwargs, context = _place_leftovers(name, kwargs, context)
+        kwargs, context = place_leftovers(name, kwargs, context)
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
         if self.out_channels != num_classes:
             raise ValueError(
@@ -154,12 +117,7 @@ class DatasetContextHead(BaseDecodeHead):
             self.fusion_weight = nn.Conv2d(2 * channels, 1, 1)
         self.context = None
         if context is not None:
-            inherited = {key: getattr(self, key) for key in _INHERITED}
-            inherited.update(
-                in_channels=in_channels, in_index=self.in_index, channels=channels, init_cfg=None
-            )
-            if self.input_transform is not None:
-                inherited.update(input_transform=self.input_transform)
+            inherited = inherited_options(self, in_channels, channels)
             self.context = SingleImageContext(context, inherited)
             self.context_relation = RelationAttention(
                 channels, self.context.channels, transform_channels, **self.conv_options

@@ -12,9 +12,8 @@ from mmseg.registry import MODELS
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
-from .dataset_context_head import _INHERITED, _place_leftovers
 from .label_check import LabelCheck
-from .single_image_context import SingleImageContext
+from .single_image_context import SingleImageContext, inherited_options, place_leftovers
 
 # Of each branch of PPM and ASPP (4.1).
 _CONTEXT_CHANNELS = 512
@@ -79,7 +78,7 @@ class DGCWHead(BaseDecodeHead):
         **kwargs,
     ):
         name = type(self).__name__
-        kwargs, context = _place_leftovers(name, kwargs, context)
+        kwargs, context = place_leftovers(name, kwargs, context)
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
         if isinstance(downsample, bool) or not isinstance(downsample, int) or downsample < 1:
             raise ValueError(
@@ -96,15 +95,7 @@ class DGCWHead(BaseDecodeHead):
 
         self.context, width = None, self.in_channels
         if context is not None:
-            inherited = {key: getattr(self, key) for key in _INHERITED}
-            inherited.update(
-                in_channels=in_channels,
-                in_index=self.in_index,
-                channels=_CONTEXT_CHANNELS,
-                init_cfg=None,
-            )
-            if self.input_transform is not None:
-                inherited.update(input_transform=self.input_transform)
+            inherited = inherited_options(self, in_channels, _CONTEXT_CHANNELS)
             self.context = SingleImageContext(context, inherited)
             if isinstance(self.context.head, BaseCascadeDecodeHead):
                 raise ValueError(

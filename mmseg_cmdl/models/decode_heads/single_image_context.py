@@ -3,12 +3,69 @@
 Source: `SSA` in MDRL, eq. 3; `A_wi` in MCIBI, eq. 4.
 """
 
-from typing import List
+import inspect
+from typing import List, Optional, Tuple, Union
 
 from mmengine.model import BaseModule
 from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
+
+_INHERITED = (
+    'num_classes',
+    'out_channels',
+    'dropout_ratio',
+    'conv_cfg',
+    'norm_cfg',
+    'act_cfg',
+    'ignore_index',
+    'align_corners',
+)
+
+# What only FCNHead has: the convolutions that this head has its own of.
+_FCN_OPTIONS = ('num_convs', 'kernel_size', 'concat_input', 'dilation')
+
+
+def place_leftovers(name: str, options: dict, context: Optional[dict]) -> Tuple[dict, dict]:
+    """Options of the head whose `type` was changed to ours: to the context, or left out.
+
+    A config inherits them from its base, so one changed line can't remove them.
+    """
+    own = inspect.signature(BaseDecodeHead.__init__).parameters
+    kept = {key: value for key, value in options.items() if key in own}
+    accepted = {}
+    if context is not None:
+        cls = context['type']
+        cls = MODELS.get(cls) if isinstance(cls, str) else cls
+        accepted = inspect.signature(cls.__init__).parameters if cls is not None else {}
+    moved = {key: options[key] for key in options if key not in kept and key in accepted}
+    unknown = set(options) - set(kept) - set(moved) - set(_FCN_OPTIONS)
+    if unknown:
+        raise TypeError(
+            f'{name} has no option {sorted(unknown)}. If it belongs to the head that '
+            "was there before, name that head: context=dict(type='PSPHead'), say"
+        )
+    return kept, ({**moved, **context} if moved else context)
+
+
+def inherited_options(
+    head: BaseDecodeHead, in_channels: Union[int, List[int]], channels: int
+) -> dict:
+    """Options that the context of `head` takes where its own config doesn't set them.
+
+    Args:
+        head (BaseDecodeHead): The head that holds the context.
+        in_channels (int | list[int]): As the head was given them; it may have summed them since.
+        channels (int): Inside the context.
+    """
+    options = {key: getattr(head, key) for key in _INHERITED}
+    options.update(
+        in_channels=in_channels, in_index=head.in_index, channels=channels, init_cfg=None
+    )
+    if head.input_transform is not None:
+        options.update(input_transform=head.input_transform)
+    return options
 
 
 class SingleImageContext(BaseModule):

@@ -11,19 +11,12 @@ import torch
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from ...utils import global_mean, global_sum
+from ...utils import class_rows, global_mean, global_sum
 from .class_consistency_loss import ClassConsistencyLoss, at_least_float32
 
 # The released code holds what it squares or averages inside these.
 _SUM_RANGE = (1e-7, 1 - 1e-7)
 _SMALLEST_INTRA = 1e-5
-
-
-def class_rows(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Labels [P] of any integer type as int64 in 0..K, K for pixels without a class."""
-    labels = labels.long()
-    labelled = (labels != ignore_index) & (labels >= 0) & (labels < num_classes)
-    return torch.where(labelled, labels, num_classes)
 
 
 def class_sums(features: Tensor, rows: Tensor, num_classes: int) -> Tensor:

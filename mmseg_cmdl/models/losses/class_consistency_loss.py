@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ...utils import all_reduce_sum_, global_mean, global_sum, labels_at_feature_size
+from ...utils import all_reduce_sum_, class_rows, global_mean, global_sum, labels_at_feature_size
 
 
 class ClassConsistencyLoss(nn.Module):
@@ -61,9 +61,7 @@ def pixel_classes(
     Returns:
         Tensor: int64 [B, h, w] in 0..K.
     """
-    labels = labels_at_feature_size(labels, size).long()
-    labelled = (labels != ignore_index) & (labels >= 0) & (labels < num_classes)
-    return torch.where(labelled, labels, num_classes)
+    return class_rows(labels_at_feature_size(labels, size), num_classes, ignore_index)
 
 
 def class_balanced_weights(classes: Tensor, num_classes: int) -> Tensor:

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ...utils import all_reduce_sum_
+from ...utils import all_reduce_sum_, class_rows
 from .class_aware_loss import (
     _SUM_RANGE,
     InterClassCenterToCenterLoss,
     InterClassCenterToPixelLoss,
     IntraClassCenterToPixelLoss,
     check_pixels,
-    class_rows,
     class_sums,
 )
 from .class_consistency_loss import at_least_float32

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...utils import has_class
+
 # A cosine between vectors of no length is 0.
 _SHORTEST = 1e-12
 
@@ -43,10 +45,6 @@ class ClassSums(NamedTuple):
         return cls(packed, plain, weighted, packed[-2], packed[-1])
 
 
-def _known(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    return (labels != ignore_index) & (labels >= 0) & (labels < num_classes)
-
-
 def class_sums(features: Tensor, labels: Tensor, memory: Tensor, ignore_index: int) -> ClassSums:
     """Sums over the pixels of each class.
 
@@ -61,7 +59,7 @@ def class_sums(features: Tensor, labels: Tensor, memory: Tensor, ignore_index: i
     """
     sums = ClassSums.zeros(memory)
     num_classes, channels = memory.shape
-    known = _known(labels, num_classes, ignore_index)
+    known = has_class(labels, num_classes, ignore_index)
     squares = features.square().sum(dim=1)
     finite = squares.isfinite()
     used = known & finite
@@ -154,7 +152,7 @@ def _add_image(
     """Adds the sums of one image [C, h, w], [H, W]."""
     num_classes, channels = memory.shape
     height, width = features.shape[1:]
-    known = _known(labels, num_classes, ignore_index)
+    known = has_class(labels, num_classes, ignore_index)
     finite_cells = features.square().sum(dim=0).isfinite()
     features = torch.where(finite_cells, features, 0)
     # a pixel is bad if a cell that it takes a share of is

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from ...utils import all_reduce_sum_
+from ...utils import all_reduce_sum_, has_class
 from .initial_memory import InitialMemory
 from .memory_bank import MemoryBank, float32_island
 from .seeded_noise import gumbel_noise
@@ -204,7 +204,7 @@ class DistributionBank(MemoryBank):
             return None
         with float32_island(embeddings.device.type):
             embeddings = embeddings.to(self._update_dtype)
-            labelled = (labels != ignore_index) & (labels >= 0) & (labels < self.num_classes)
+            labelled = has_class(labels, self.num_classes, ignore_index)
             # a non-finite embedding has non-finite products with the dense unit rows of the bank
             finite = own_scores.abs().amax(dim=1).isfinite()
             classes = torch.where(labelled & finite, labels.long(), self.num_classes)

@@ -1,0 +1,15 @@
+"""Which labels name a class."""
+
+import torch
+from torch import Tensor
+
+
+def has_class(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Bool mask of the labels in 0..K-1 that aren't `ignore_index`."""
+    return (labels != ignore_index) & (labels >= 0) & (labels < num_classes)
+
+
+def class_rows(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Labels of any integer type as int64 in 0..K, K for those without a class."""
+    labels = labels.long()
+    return torch.where(has_class(labels, num_classes, ignore_index), labels, num_classes)
