@@ -3,12 +3,14 @@
 #   PYTHON    the interpreter that makes it (default: the first of 3.11, 3.12, 3.13 that is there)
 #   VENV      where it goes
 #   PIP_ARGS  options for every pip install, for instance an index with CPU-only PyTorch
+#   WORKERS   processes that share the tests, each on one thread (default: as many as cores, at most 4)
 #   PYTEST_ARGS, DEMO_ARGS   passed on
 
 VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+WORKERS ?= auto --maxprocesses 4
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	2>/dev/null && { echo $$p; break; }; done)
@@ -19,6 +21,9 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARG
 HEADLESS := opencv-python-headless==5.0.0.93
 # A PYTHONPATH from outside could put a checkout before the installed package.
 CLEAN_ENV := env -u PYTHONPATH -u PYTHONHOME
+# Files are shared out whole, because their tests share what they have made. One thread each: threads
+# of several processes on few cores wait for one another.
+PYTEST = $(CLEAN_ENV) MMSEG_CMDL_TEST_INSTALLED=1 OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-guarantees lint format clean
@@ -45,11 +50,10 @@ demo: install  ## train FCN and MDRL-FCN on synthetic scenes, compare them in a 
 	$(CLEAN_ENV) $(BIN)/python tools/demo.py $(DEMO_ARGS)
 
 test: install  ## run the tests against the installed package
-	$(CLEAN_ENV) MMSEG_CMDL_TEST_INSTALLED=1 $(BIN)/pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-guarantees: install  ## run the long tests of docs/guarantees.md too, an hour or more
-	$(CLEAN_ENV) MMSEG_CMDL_TEST_INSTALLED=1 $(BIN)/pytest -o addopts=--import-mode=importlib \
-	tests/guarantees tests/deployment $(PYTEST_ARGS)
+	$(PYTEST) -o addopts=--import-mode=importlib tests/guarantees tests/deployment $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .

@@ -31,8 +31,8 @@ def _offer_tests_package():
 
 def pytest_configure(config):
     config.tests_folder = _offer_tests_package()
-    # More threads than cores (spawned ranks, data loader workers) only get in each other's way.
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    # More threads than cores (other workers, spawned ranks) only get in each other's way.
+    torch.set_num_threads(1 if hasattr(config, 'workerinput') else min(2, os.cpu_count() or 1))
 
 
 def pytest_unconfigure(config):
