@@ -5,8 +5,6 @@ MMSegInferencer. Synthetic scenes: the same config through MMSegmentation's own 
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,47 +15,13 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from mmseg_cmdl import launch
-from tests.paths import PACKAGE, TOOLS, child_environment
+from tests.doors import config, run, scalars, through_mim
+from tests.paths import TOOLS
 
 CAMVID = 'mdrl/mdrl_fcn_r18s-d8_1xb8-200it_camvid-180x240.py'
 SCENES = 'mdrl/mdrl_fcn_r18s-d8_1xb8-demo_synthetic-128x128.py'
 NUM_CLASSES = 11
 BANK = 'decode_head.bank.distributions'
-
-
-def config(name):
-    return launch.configs_folder() / name
-
-
-def run(command, folder):
-    """Run a command in `folder`; its output, or a failure with the end of it."""
-    environment = child_environment()
-    environment['OMP_NUM_THREADS'] = str(min(2, os.cpu_count() or 1))
-    done = subprocess.run(
-        [str(word) for word in command], cwd=folder, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-4000:]
-    return done.stdout
-
-
-def through_mim(verb, *arguments, folder):
-    """`mim VERB mmseg_cmdl` where the package is installed, else the tool that mim would run."""
-    if (PACKAGE / '.mim').is_dir():
-        door = [Path(sys.executable).with_name('mim'), verb, 'mmseg_cmdl']
-        gpus = ['--gpus', 0]
-    else:
-        door, gpus = [sys.executable, TOOLS / f'{verb}.py'], []
-        if verb == 'test':  # mim takes the checkpoint as an option, the tool as a place
-            arguments = [word for word in arguments if word != '--checkpoint']
-    return run([*door, *arguments[:1], *gpus, *arguments[1:]], folder)
-
-
-def scalars(work_dir):
-    """Records of all runs in a work dir, in the order in which they were started."""
-    files = sorted(work_dir.glob('*/vis_data/scalars.json'))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
 def confusion(label, prediction):

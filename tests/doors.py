@@ -1,0 +1,44 @@
+"""Runs the package through the doors that users have, in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from mmseg_cmdl import launch
+from tests.paths import PACKAGE, TOOLS, child_environment
+
+
+def config(name):
+    return launch.configs_folder() / name
+
+
+def run(command, folder):
+    """Run a command in `folder`; its output, or a failure with the end of it."""
+    environment = child_environment()
+    environment.setdefault('OMP_NUM_THREADS', str(min(2, os.cpu_count() or 1)))
+    done = subprocess.run(
+        [str(word) for word in command], cwd=folder, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+def through_mim(verb, *arguments, folder):
+    """`mim VERB mmseg_cmdl` where the package is installed, else the tool that mim would run."""
+    if (PACKAGE / '.mim').is_dir():
+        door = [Path(sys.executable).with_name('mim'), verb, 'mmseg_cmdl']
+        gpus = ['--gpus', 0]
+    else:
+        door, gpus = [sys.executable, TOOLS / f'{verb}.py'], []
+        if verb == 'test':  # mim takes the checkpoint as an option, the tool as a place
+            arguments = [word for word in arguments if word != '--checkpoint']
+    return run([*door, *arguments[:1], *gpus, *arguments[1:]], folder)
+
+
+def scalars(work_dir):
+    """Records of all runs in a work dir, in the order in which they were started."""
+    files = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]

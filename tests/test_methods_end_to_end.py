@@ -1,0 +1,81 @@
+"""Each method trains through `mim train`, on the synthetic scenes and, where it is there, on CamVid.
+
+What one job must show in full (resuming, both ways to predict) is in test_end_to_end.py for MDRL.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.doors import config, scalars, through_mim
+
+SCENES = 'demo_synthetic-128x128'
+CAMVID = '200it_camvid-180x240'
+CAR = ['model.type=CAREncoderDecoder']
+# by method: stem of the config, options, and a key that only its checkpoints have
+METHODS = dict(
+    mcibi=('mcibi/mcibi_fcn_r18s-d8_1xb8-{}.py', [], 'decode_head.bank.features'),
+    dgcw=('dgcw/dgcw_fcn_r18s-d8_1xb8-{}.py', [], 'decode_head.layer.query.weight'),
+    car=('baselines/fcn_r18s-d8_1xb8-{}.py', CAR, 'car.linear.weight'),
+    car_on_mdrl=('mdrl/mdrl_fcn_r18s-d8_1xb8-{}.py', CAR, 'decode_head.bank.distributions'),
+    car_on_dgcw=('dgcw/dgcw_fcn_r18s-d8_1xb8-{}.py', CAR, 'car.linear.weight'),
+)
+FEW = [
+    'train_cfg.max_iters=12', 'train_cfg.val_interval=12', 'default_hooks.logger.interval=2',
+    'default_hooks.checkpoint.interval=12', 'train_dataloader.batch_size=2',
+    'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
+    'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False',
+    'val_dataloader.dataset.length=8', 'test_dataloader.num_workers=0',
+    'test_dataloader.persistent_workers=False',
+]  # fmt: skip
+
+
+def trained(method, data, folder, *options):
+    """(training records, validation records, state) of a job."""
+    name, own_options, key = METHODS[method]
+    through_mim(
+        'train', config(name.format(data)), '--work-dir', 'work', '--cfg-options',
+        'randomness.seed=0', *own_options, *options, folder=folder,
+    )  # fmt: skip
+    records = scalars(folder / 'work')
+    state = torch.load((folder / 'work' / 'last_checkpoint').read_text())['state_dict']
+    assert key in state
+    for name, value in state.items():
+        assert value.isfinite().all(), name
+    return (
+        [record for record in records if 'loss' in record],
+        [record for record in records if 'mIoU' in record],
+        state,
+    )
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_training_on_the_synthetic_scenes(method, tmp_path):
+    records, validated, _ = trained(method, SCENES, tmp_path, *FEW)
+    assert [record['step'] for record in records] == [2, 4, 6, 8, 10, 12]
+    for record in records:
+        parts = [value for key, value in record.items() if 'loss' in key and key != 'loss']
+        assert sum(parts) == pytest.approx(record['loss'], abs=2e-3)
+        assert np.isfinite(record['loss'])
+        if method.startswith('car'):
+            assert {'car.loss_intra_c2p', 'car.loss_inter_c2c', 'car.loss_inter_c2p'} <= set(record)
+    (last,) = validated
+    assert last['step'] == 12
+    assert 0 <= last['mIoU'] <= 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['mcibi', 'dgcw'])
+def test_training_on_camvid(method, camvid_root, tmp_path):
+    roots = [
+        f'{split}_dataloader.dataset.data_root={camvid_root}' for split in ('train', 'val', 'test')
+    ]
+    records, validated, state = trained(method, CAMVID, tmp_path, *roots)
+    losses = np.array([record['loss'] for record in records])
+    assert np.isfinite(losses).all()
+    assert losses[-5:].mean() < 0.75 * losses[:3].mean()
+    # the largest class alone gives less than 3, see test_end_to_end.py
+    assert validated[-1]['mIoU'] > 12
+    assert validated[-1]['aAcc'] > 50
+    if 'decode_head.bank.features' in state:
+        assert state['decode_head.bank.filled'].all()
