@@ -1,4 +1,4 @@
-"""Each method trains through `mim train`, on the synthetic scenes and, where it is there, on CamVid.
+"""Each method trains through `mim train`, on the synthetic scenes and, where it is, on CamVid.
 
 What one job must show in full (resuming, both ways to predict) is in test_end_to_end.py for MDRL.
 """

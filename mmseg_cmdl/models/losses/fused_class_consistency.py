@@ -21,8 +21,8 @@ from .class_consistency_loss import (
     pixel_classes,
 )
 
-# Size of one of the two buffers of a chunk: about the L2 cache of a core, or enough work for a GPU.
-_CHUNK_BYTES = {'cpu': 1 << 21, 'cuda': 1 << 26}
+# Size of one of the two buffers of a chunk: stays in the cache of a CPU, or is enough work for a GPU.
+_CHUNK_BYTES = {'cpu': 1 << 22, 'cuda': 1 << 26}
 # Below, exp(cosine / temperature) leaves float32 and the plain losses' log space is needed.
 _SMALLEST_TEMPERATURE = 0.025
 
@@ -134,6 +134,11 @@ def _default_chunk(embeddings: Tensor, num_rows: int) -> int:
     return max(64, chunk_bytes // (num_rows * embeddings.element_size()))
 
 
+def _known_to_be_one(scalar: Tensor) -> bool:
+    """Whether a scalar is 1, as far as can be told without waiting for a device."""
+    return scalar.device.type == 'cpu' and bool(scalar == 1)
+
+
 class _ChunkedLosses(torch.autograd.Function):
     """This rank's share of both losses; `joint` carries the gradient of their sum."""
 
@@ -157,8 +162,8 @@ class _ChunkedLosses(torch.autograd.Function):
         # every reduction is over whole rows of pixels. The temperature goes into the bank, so the
         # products are already what is exponentiated.
         rows = distributions.transpose(0, 1).reshape(N * K, Z) / temperature
-        class_column = torch.arange(K, device=classes.device)[:, None]
-        own_rows = torch.arange(N, device=classes.device)[:, None] * K + classes.clamp(max=K - 1)
+        own_class = classes.clamp(max=K - 1)[None]  # pixels without a class have no weight
+        own_rows = torch.arange(N, device=classes.device)[:, None] * K + own_class
 
         gradient = torch.empty_like(embeddings)
         own_scores = embeddings.new_empty(N, num_pixels)
@@ -210,9 +215,10 @@ class _ChunkedLosses(torch.autograd.Function):
             if local_weights is not None:
                 scores = largest * temperature if temperature != 1 else largest
                 log_p = scores.log_softmax(dim=0)
-                is_own = (class_column == classes[part]).to(log_p)
-                torch.sum(log_p * is_own, 0, out=local_terms[part])
-                slope = log_p.exp_().sub_(is_own).mul_(local_weights[part] * temperature)
+                torch.gather(log_p, 0, own_class[:, part], out=local_terms[None, part])
+                weights = (local_weights[part] * temperature)[None]
+                slope = log_p.exp_().mul_(weights)
+                slope.scatter_add_(0, own_class[:, part], weights.neg())
                 is_nearest = torch.eq(by_class, largest, out=by_class)
                 slope /= is_nearest.sum(dim=0)  # equal distributions share, as in amax
                 e_by_class.addcmul_(is_nearest, slope)
@@ -270,7 +276,7 @@ class _ChunkedLosses(torch.autograd.Function):
             gradient = torch.zeros(
                 ctx.embeddings_shape, dtype=ctx.rows.dtype, device=ctx.rows.device
             )
-        else:
+        elif not _known_to_be_one(joint_grad):
             gradient.mul_(joint_grad)
         if score_grad is not None:
             rows, nearest = ctx.rows, ctx.nearest

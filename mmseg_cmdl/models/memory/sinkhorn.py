@@ -24,15 +24,14 @@ def sinkhorn(
 
     Starts from `exp(scores / epsilon)`. Each iteration scales, first, every distribution of every
     class to the same total over the pixels of that class and, second, every pixel to the same
-    total over its distributions. All classes are balanced at once, each on its own, in log space
-    and float64.
+    total over its distributions. All classes are balanced at once, each on its own, in float64.
 
     Args:
         scores (Tensor): Similarity [P, N] of each pixel to the N distributions of its own class.
         classes (Tensor): Class [P] of each pixel, int64; `num_classes` means left out.
         num_classes (int): K.
         epsilon (float): Smoothness (lambda in eq. 6), in units of the scores. Defaults to 0.05.
-        iterations (int): Number of iterations. Defaults to 3.
+        iterations (int): Number of iterations, at least 1. Defaults to 3.
         all_reduce (Callable, optional): Sums a tensor over all ranks in place and returns it; then
             each class is balanced over the pixels of all ranks. Called once per iteration. The
             ranks share sums and no maximum, so scores beyond `600 * epsilon` in magnitude are held
@@ -52,18 +51,24 @@ def sinkhorn(
     # where each entry's (class, distribution) is summed; left-out pixels share a spare class
     columns = classes.expand(num_distributions, -1)
 
-    for _ in range(iterations):
-        # Totals of absent classes are log 0, which nobody reads. No other total underflows: after
-        # a row is scaled to 1, its largest entry is at least 1 / N.
-        totals = log_q.new_zeros(num_distributions, num_classes + 1)
-        if all_reduce is None:
-            shift = totals.scatter_reduce(1, columns, log_q, 'amax', include_self=False)
-            totals.scatter_add_(1, columns, (log_q - shift.index_select(1, classes)).exp_())
-            totals.log_().add_(shift)
-        else:
-            totals.scatter_add_(1, columns, log_q.exp())
-            all_reduce(totals).log_()
-        log_q -= totals.index_select(1, classes)
-        log_q -= log_q.logsumexp(dim=0)
+    # The first iteration in log space, where no score is too large or too small. From then on each
+    # row sums to 1 and each column to at least 1 / (P * N), so plain factors are safe. Totals of
+    # absent classes are log 0, which nobody reads.
+    totals = log_q.new_zeros(num_distributions, num_classes + 1)
+    if all_reduce is None:
+        shift = totals.scatter_reduce(1, columns, log_q, 'amax', include_self=False)
+        totals.scatter_add_(1, columns, (log_q - shift.index_select(1, classes)).exp_())
+        totals.log_().add_(shift)
+    else:
+        totals.scatter_add_(1, columns, log_q.exp())
+        all_reduce(totals).log_()
+    q = log_q.sub_(totals.index_select(1, classes)).softmax(dim=0)
 
-    return log_q.exp_().mul_(kept).t().to(scores.dtype)
+    for _ in range(iterations - 1):
+        totals.zero_().scatter_add_(1, columns, q)
+        if all_reduce is not None:
+            all_reduce(totals)
+        q /= totals.index_select(1, classes)
+        q /= q.sum(dim=0)
+
+    return q.mul_(kept).t().to(scores.dtype)
