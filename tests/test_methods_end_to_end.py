@@ -1,13 +1,18 @@
 """Each method trains through `mim train`, on the synthetic scenes and, where it is, on CamVid.
 
 What one job must show in full (resuming, both ways to predict) is in test_end_to_end.py for MDRL.
+Memories also start from pixels of CamVid.
 """
+
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from tests.doors import config, scalars, through_mim
+from mmseg_cmdl.models.memory import InitialMemory
+from tests.doors import config, run, scalars, through_mim
+from tests.paths import TOOLS
 
 SCENES = 'demo_synthetic-128x128'
 CAMVID = '200it_camvid-180x240'
@@ -79,3 +84,45 @@ def test_training_on_camvid(method, camvid_root, tmp_path):
     assert validated[-1]['aAcc'] > 50
     if 'decode_head.bank.features' in state:
         assert state['decode_head.bank.filled'].all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('strategy', 'method', 'centers'), [('random', 'mcibi', 1), ('cluster', 'mdrl', 9)]
+)
+def test_a_head_starts_from_camvids_own_pixels(strategy, method, centers, camvid_root, tmp_path):
+    """tools/init_memory.py over the whole train set, and a few iterations from its file."""
+    name = config(f'{method}/{method}_fcn_r18s-d8_1xb8-{CAMVID}.py')
+    root = [f'train_dataloader.dataset.data_root={camvid_root}']
+    out = run(
+        [sys.executable, TOOLS / 'init_memory.py', name, 'memory.pth', '--strategy', strategy,
+         '--cfg-options', 'randomness.seed=0', *root],
+        tmp_path,
+    )  # fmt: skip
+    assert '367' in out  # all images of the train set
+    memory = InitialMemory.load(tmp_path / 'memory.pth')
+    assert memory.centers.shape[:2] == (11, centers)
+    assert memory.filled.all()
+    assert memory.centers.isfinite().all()
+
+    val = [f'{split}_dataloader.dataset.data_root={camvid_root}' for split in ('val', 'test')]
+    through_mim(
+        'train', name, '--work-dir', 'work', '--cfg-options', 'randomness.seed=0', *root, *val,
+        'model.decode_head.bank.init=memory.pth', 'train_cfg.max_iters=2',
+        'train_cfg.val_interval=10', 'default_hooks.checkpoint.interval=2',
+        'default_hooks.logger.interval=1', 'train_dataloader.batch_size=2', folder=tmp_path,
+    )  # fmt: skip
+    state = torch.load(tmp_path / 'work' / 'iter_2.pth')['state_dict']
+    if method == 'mcibi':
+        assert state['decode_head.bank.filled'].all()
+        bank, start = state['decode_head.bank.features'][:, None], memory.centers
+    else:
+        bank = state['decode_head.bank.distributions']
+        start = torch.nn.functional.normalize(memory.centers, dim=-1)
+        # momentum 0.999 moves a row by a thousandth of its length in an iteration
+        assert (bank - start).norm(dim=-1).max() < 5e-3
+    cosines = torch.cosine_similarity(bank, start, dim=-1)
+    assert cosines.mean() > 0.7
+    assert (cosines < 1 - 1e-7).any()  # and it has been updated
+    records = [record for record in scalars(tmp_path / 'work') if 'loss' in record]
+    assert all(np.isfinite(record['loss']) for record in records)

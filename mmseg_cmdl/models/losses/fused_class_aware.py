@@ -26,8 +26,8 @@ from .class_aware_loss import (
 )
 from .class_consistency_loss import at_least_float32
 
-# Size of a chunk of features: about the L2 cache of a core, or enough work for a GPU.
-_CHUNK_BYTES = {'cpu': 1 << 21, 'cuda': 1 << 26}
+# Size of a chunk of features: stays in the cache of a CPU, or is enough work for a GPU.
+_CHUNK_BYTES = {'cpu': 1 << 23, 'cuda': 1 << 26}
 
 
 class _PixelOptions(NamedTuple):
@@ -119,11 +119,14 @@ class _ClassAware(torch.autograd.Function):
         divisor, slopes = 1.0, None
         chunk = max(1, min(options.chunk_size, P))
         # Everything as large as a chunk is allocated once: fresh pages cost more than the sums.
+        # With the products with the centres at hand, |x - mu|^2 = |x|^2 - 2 x.mu + |mu|^2.
+        expand = options.intra == 'paper' and options.inter is not None
         if options.intra is not None:
-            padded_centers = torch.cat([centers, centers.new_zeros(1, C)])
-            differences = features.new_empty(chunk, C)
             distances = features.new_empty(P)
             order = 2 if options.intra == 'paper' else 1
+            if not expand:
+                padded_centers = torch.cat([centers, centers.new_zeros(1, C)])
+                differences = features.new_empty(chunk, C)
         if options.inter is not None:
             if options.inter_loss.scale:
                 divisor = math.sqrt(C)
@@ -142,7 +145,9 @@ class _ClassAware(torch.autograd.Function):
         for start in range(0, P, chunk):
             part = slice(start, min(start + chunk, P))
             x, own_rows = features[part], rows[part]
-            if options.intra is not None:
+            if expand:
+                torch.linalg.vector_norm(x, dim=1, out=distances[part])
+            elif options.intra is not None:
                 difference = differences[: len(x)]
                 torch.index_select(padded_centers, 0, own_rows, out=difference)
                 torch.linalg.vector_norm(difference.sub_(x), order, dim=1, out=distances[part])
@@ -156,6 +161,9 @@ class _ClassAware(torch.autograd.Function):
                 excess = slopes[start * (K + 1) : part.stop * (K + 1)].view(K + 1, -1)
             own_rows = own_rows[None]
             torch.mm(keys, x.t(), out=similarity[:K])
+            if expand:
+                product = similarity.gather(0, own_rows)[0]  # of pixels with a class
+                distances[part].square_().add_(product, alpha=-2 * divisor)
             similarity.scatter_(0, own_rows, own_products[None, part])
             if absent is not None:
                 similarity[:K].masked_fill_(absent[:, None], -torch.inf)
@@ -179,7 +187,9 @@ class _ClassAware(torch.autograd.Function):
                 excess.scatter_(0, own_rows, 0)
 
         if options.intra is not None:
-            if order == 2:
+            if expand:
+                distances.add_(own_products, alpha=divisor).clamp_(min=0)
+            elif order == 2:
                 distances.square_()
             intra_total = torch.where(labelled > 0, distances, 0.0).sum() / C
         if options.inter == 'paper':
@@ -222,10 +232,18 @@ class _ClassAware(torch.autograd.Function):
         else:
             slopes = None
 
+        # What doesn't need the pixel's feature is summed in a buffer, so that the gradient, whose
+        # pages are fresh, is written once.
+        buffer = features.new_empty(min(ctx.chunk, P), C)
         for start in range(0, P, ctx.chunk):
             part = slice(start, min(start + ctx.chunk, P))
             x, own_rows, out = features[part], rows[part], gradient[part]
-            torch.index_select(by_class, 0, own_rows, out=out)
+            partial = buffer[: len(x)] if factors is not None else out
+            torch.index_select(by_class, 0, own_rows, out=partial)
+            if slopes is not None:
+                partial.addmm_(
+                    slopes[start * (K + 1) : part.stop * (K + 1)].view(K + 1, -1).t(), keys
+                )
             if signs is not None:
                 x = (
                     torch.index_select(padded_centers, 0, own_rows, out=signs[: len(x)])
@@ -234,7 +252,5 @@ class _ClassAware(torch.autograd.Function):
                     .neg_()
                 )
             if factors is not None:
-                out.addcmul_(x, factors[part, None])
-            if slopes is not None:
-                out.addmm_(slopes[start * (K + 1) : part.stop * (K + 1)].view(K + 1, -1).t(), keys)
+                torch.addcmul(partial, x, factors[part, None], out=out)
         return gradient, None, None
