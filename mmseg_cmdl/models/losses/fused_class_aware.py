@@ -26,7 +26,7 @@ from .class_aware_loss import (
 )
 from .class_consistency_loss import at_least_float32
 
-# Size of a chunk of features: stays in the cache of a CPU, or is enough work for a GPU.
+# Size of a chunk of features: stays in the cache of a CPU, is enough work for a GPU.
 _CHUNK_BYTES = {'cpu': 1 << 23, 'cuda': 1 << 26}
 
 

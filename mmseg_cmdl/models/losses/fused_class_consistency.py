@@ -21,7 +21,7 @@ from .class_consistency_loss import (
     pixel_classes,
 )
 
-# Size of one of the two buffers of a chunk: stays in the cache of a CPU, or is enough work for a GPU.
+# Size of one of the two buffers of a chunk: stays in the cache of a CPU, is enough work for a GPU.
 _CHUNK_BYTES = {'cpu': 1 << 22, 'cuda': 1 << 26}
 # Below, exp(cosine / temperature) leaves float32 and the plain losses' log space is needed.
 _SMALLEST_TEMPERATURE = 0.025
