@@ -8,13 +8,18 @@ in editable mode. Needs no data and no GPU; two CPU cores take some minutes.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 import mmseg_cmdl  # noqa: F401  before anything of mmseg
@@ -36,48 +41,100 @@ CONFIGS = {
 ITERATION = re.compile(r'Iter\(train\)\s*\[\s*(\d+)/(\d+)\].*?eta: (\S+).*? loss: (\S+)')
 
 
-def mim(*arguments, log, label):
-    """Run a mim command; its output goes to `log`, its progress to the terminal."""
-    # not `python -m mim`: that would put the working folder, often a checkout, before the install
-    command = [str(Path(sys.executable).with_name('mim')), *map(str, arguments)]
-    # maps of 16x16: a second thread of PyTorch costs more than it brings, and data need a core
-    environment = {'OMP_NUM_THREADS': '1', **os.environ}
-    lines = []
-    with (
-        open(log, 'w') as file,
-        subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        ) as process,
-    ):
-        for line in process.stdout:
-            file.write(line)
-            lines.append(line)
-            match = ITERATION.search(line)
-            if match:
-                done, total, eta, loss = match.groups()
-                print(
-                    f'\r  {label}: iteration {done}/{total}, loss {loss}, {eta} left   ',
-                    end='',
-                    flush=True,
-                )
-    print(f'\r  {label}: done{" " * 50}')
-    if process.returncode:
-        sys.stderr.write(''.join(lines[-25:]))
-        raise SystemExit(f'error: "{" ".join(command)}" failed; the whole output is in {log}')
+class Progress:
+    """One line of the terminal for jobs that run side by side."""
+
+    def __init__(self):
+        self._states, self._lock, self._width = {}, threading.Lock(), 0
+
+    def show(self, label, state):
+        with self._lock:
+            self._states[label] = state
+            self._print('\r', '; '.join(f'{name} {said}' for name, said in self._states.items()))
+
+    def finish(self, label, seconds):
+        with self._lock:
+            self._states.pop(label, None)
+            self._print('\r', f'{label}: done in {seconds:.0f} s')
+            print()
+
+    def _print(self, start, text):
+        print(f'{start}  {text:{self._width}}', end='', flush=True)
+        self._width = len(text)
 
 
-def train_and_test(name, config, folder, options):
+class Jobs:
+    """mim commands that run side by side; where one fails, the others are stopped."""
+
+    def __init__(self):
+        self.progress, self._running, self._stopped = Progress(), [], False
+
+    def mim(self, *arguments, log, label):
+        """Run a mim command; its output goes to `log`, its progress to the terminal."""
+        # not `python -m mim`: that would put the working folder, often a checkout, before the
+        # install
+        command = [str(Path(sys.executable).with_name('mim')), *map(str, arguments)]
+        # maps of 16x16: a second thread of PyTorch costs more than it brings
+        environment = {'OMP_NUM_THREADS': '1', **os.environ}
+        start, lines = time.time(), []
+        if self._stopped:
+            raise SystemExit('stopped')
+        with (
+            open(log, 'w') as file,
+            subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=environment,
+                start_new_session=True,  # mim starts Python, which starts its data workers
+            ) as process,
+        ):
+            self._running.append(process)
+            for line in process.stdout:
+                file.write(line)
+                lines.append(line)
+                match = ITERATION.search(line)
+                if match:
+                    done, total, eta, loss = match.groups()
+                    self.progress.show(label, f'{done}/{total}, loss {loss}, {eta} left')
+        self._running.remove(process)
+        if process.returncode:
+            if not self._stopped:
+                sys.stderr.write('\n' + ''.join(lines[-25:]))
+            raise SystemExit(f'error: "{" ".join(command)}" failed; the whole output is in {log}')
+        self.progress.finish(label, time.time() - start)
+
+    def stop(self):
+        self._stopped = True
+        for process in list(self._running):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+
+
+def run_side_by_side(function, names):
+    """{name: function(name, jobs)}, each in a thread of its own; stops all where one fails."""
+    jobs = Jobs()
+    with ThreadPoolExecutor(len(names)) as pool:
+        futures = {name: pool.submit(function, name, jobs) for name in names}
+        try:
+            for future in as_completed(futures.values()):
+                future.result()
+        except BaseException:  # Ctrl-C too: nothing must go on in the background
+            jobs.stop()
+            raise
+    return {name: future.result() for name, future in futures.items()}
+
+
+def train_and_test(name, jobs, folder, options):
     """Checkpoint, metrics and seconds of training of one model."""
+    config = CONFIGS[name]
     work_dir = folder / name.lower()
     if work_dir.exists():
         shutil.rmtree(work_dir)
     work_dir.mkdir(parents=True)
     start = time.time()
-    mim(
+    jobs.mim(
         'train',
         'mmseg_cmdl',
         config,
@@ -91,7 +148,7 @@ def train_and_test(name, config, folder, options):
     )
     seconds = time.time() - start
     checkpoint = Path((work_dir / 'last_checkpoint').read_text().strip())
-    mim(
+    jobs.mim(
         'test',
         'mmseg_cmdl',
         config,
@@ -222,10 +279,7 @@ def main():
             f'default_hooks.checkpoint.interval={args.iters}',
         ]
     print('FCN and MDRL-FCN on synthetic scenes, same backbone, data, seed and iterations')
-    runs = {
-        name: train_and_test(name, config, args.work_dir, options)
-        for name, config in CONFIGS.items()
-    }
+    runs = run_side_by_side(partial(train_and_test, folder=args.work_dir, options=options), CONFIGS)
 
     table = PrettyTable(['model', 'mIoU', 'mAcc', 'aAcc', 'training'])
     table.align = 'r'

@@ -1,8 +1,10 @@
 """tools/demo.py: its commands, its figure, and all of it in a few iterations."""
 
 import importlib.util
+import os
 import re
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -43,8 +45,10 @@ def fake_mim(folder, monkeypatch, script):
 def test_progress_comes_from_the_log(demo, tmp_path, monkeypatch, capsys):
     line = 'Iter(train) [ 20/400]  lr: 0.2  eta: 0:01:05  time: 0.2  loss: 1.2345  aux.loss: 0.5'
     fake_mim(tmp_path, monkeypatch, f'echo start; echo "{line}"; echo "$@"')
-    demo.mim('train', 'mmseg_cmdl', 'x.py', '--gpus', 0, log=tmp_path / 'log', label='training X')
-    assert 'training X: iteration 20/400, loss 1.2345, 0:01:05 left' in capsys.readouterr().out
+    demo.Jobs().mim('train', 'mmseg_cmdl', 'x.py', '--gpus', 0, log=tmp_path / 'log', label='X')
+    out = capsys.readouterr().out
+    assert 'X 20/400, loss 1.2345, 0:01:05 left' in out
+    assert re.search(r'X: done in \d+ s', out.split('\r')[-1])
     assert (tmp_path / 'log').read_text().splitlines() == [
         'start', line, 'train mmseg_cmdl x.py --gpus 0'
     ]  # fmt: skip
@@ -53,9 +57,41 @@ def test_progress_comes_from_the_log(demo, tmp_path, monkeypatch, capsys):
 def test_a_failed_command_shows_its_end_and_where_the_rest_is(demo, tmp_path, monkeypatch, capsys):
     fake_mim(tmp_path, monkeypatch, 'seq 1 40; echo went wrong >&2; exit 3')
     with pytest.raises(SystemExit, match=rf'mim train x" failed; .* in {tmp_path}/log$'):
-        demo.mim('train', 'x', log=tmp_path / 'log', label='training X')
+        demo.Jobs().mim('train', 'x', log=tmp_path / 'log', label='training X')
     shown = capsys.readouterr().err.splitlines()
-    assert shown == [*map(str, range(17, 41)), 'went wrong']
+    assert shown == ['', *map(str, range(17, 41)), 'went wrong']
+
+
+def test_jobs_run_side_by_side(demo, tmp_path, monkeypatch):
+    """Each waits for a file that the other one makes."""
+    wait = 'touch {0}/$1; for i in $(seq 200); do test -f {0}/$2 && exit 0; sleep 0.1; done; exit 1'
+    fake_mim(tmp_path, monkeypatch, wait.format(tmp_path))
+    words = dict(a=('first', 'second'), b=('second', 'first'))
+
+    def job(name, jobs):
+        jobs.mim(*words[name], log=tmp_path / f'{name}.log', label=name)
+        return name * 2
+
+    assert demo.run_side_by_side(job, words) == dict(a='aa', b='bb')
+
+
+def test_a_failure_stops_the_other_job(demo, tmp_path, monkeypatch):
+    script = f'test $1 = bad && exit 3; echo $$ > {tmp_path}/pid; sleep 600 & wait'
+    fake_mim(tmp_path, monkeypatch, script)
+
+    def job(name, jobs):
+        while name == 'bad' and not (tmp_path / 'pid').is_file():
+            time.sleep(0.05)
+        jobs.mim(name, log=tmp_path / f'{name}.log', label=name)
+        jobs.mim('next', log=tmp_path / f'{name}.log', label=name)
+
+    start = time.time()
+    with pytest.raises(SystemExit, match='mim bad" failed'):
+        demo.run_side_by_side(job, ['long', 'bad'])
+    assert time.time() - start < 60  # it did not wait for the other
+    assert 'next' not in (tmp_path / 'long.log').read_text()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / 'pid').read_text()), 0)
 
 
 def test_figure_shows_each_map_in_its_column(demo, tmp_path):
