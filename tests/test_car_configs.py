@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 
 from mmseg_cmdl.models.segmentors.car_encoder_decoder import CAR_OPTIONS
-from tests import car_figures
+from tests import car_figures, timm_stand_in
 from tests.models.conftest import one_thread  # noqa: F401
 from tests.test_configs import CONFIGS, MMSEG_CONFIGS, tiny_batch, tiny_model, train_step
 
@@ -27,6 +27,8 @@ HEADS = dict(
     danet='DAHead',
     ocrnet='OCRHead',
     upernet='UPerHead',
+    cpnet='CPHead',
+    caa='CAAHead',
 )
 LOSSES = [
     'IntraClassCenterToPixelLoss',
@@ -51,6 +53,9 @@ def load(name):
     init_default_scope('mmseg')
     cfg.model.pretrained = None
     cfg.model.backbone.pop('init_cfg', None)
+    if cfg.model.backbone.type == 'TIMMBackbone':  # can't be imported everywhere
+        channels = (24, 40, 64, 176, 512)
+        cfg.model.backbone = dict(type=timm_stand_in.TIMMStandIn, channels=channels)
     return cfg
 
 
@@ -96,12 +101,18 @@ def test_config_does_what_its_name_and_the_paper_say(name):
     elif backbone.startswith('swin'):
         assert cfg.model.backbone.embed_dims == {'swin-t': 96, 'swin-l': 192}[backbone]
         assert backbone[:6].replace('-', '_') in _loaded(name).model.backbone.init_cfg.checkpoint
+    elif backbone.startswith('efficientnet'):
+        assert _loaded(name).model.backbone.model_name == 'tf_efficientnet_b5'
+        assert _loaded(name).model.backbone.output_stride == 8
     classes = DATASETS.get(cfg.train_dataloader.dataset.type).METAINFO['classes']
     assert len(classes) == {'p': 59, 'c': 171}[data[0]]
     heads = cfg.model.decode_head if head == 'ocrnet' else [cfg.model.decode_head]
     assert {h.num_classes for h in heads} == {len(classes)}
     assert cfg.model.get('auxiliary_head') is None
     size = tuple(map(int, data.rpartition('-')[2].split('x')))
+    if head == 'cpnet':
+        assert {8 * cfg.model.decode_head.prior_size} == set(size)
+        assert tuple(cfg.model.test_cfg.crop_size) == size
     assert tuple(cfg.model.data_preprocessor.size) == size
     crops = [
         tuple(step.crop_size)
@@ -145,7 +156,7 @@ def test_builds_with_the_losses_and_convs_of_its_row(name):
         expected = 0.25 if reduced or type(loss).__name__ == LOSSES[2] else 0.5
         assert loss.threshold == expected
     assert (model.car.linear is None) == (method == 'pointwise')
-    if head != 'ocrnet':
+    if head not in ('ocrnet', 'caa'):
         assert bool(model._pointwise_keys) == ('3x3' not in method)
     # between what relates pixels to one another and the classifier, convs are 1x1
     last = {
@@ -155,6 +166,8 @@ def test_builds_with_the_losses_and_convs_of_its_row(name):
         'ASPPHead': 'bottleneck.conv',
         'DAHead': 'pam_out_conv.conv',
         'UPerHead': 'fpn_bottleneck.conv',
+        'CPHead': 'bottleneck.conv',
+        'CAAHead': 'bottleneck.conv',
         'OCRHead': 'object_context_block.bottleneck.conv',
     }
     conv = model.regularized_head.get_submodule(last[type(model.regularized_head).__name__])
@@ -170,6 +183,8 @@ def test_builds_with_the_losses_and_convs_of_its_row(name):
                 ('nonlocal', 'r50-d8'),
                 ('ocrnet', 'hr48'),
                 ('upernet', 'swin-t'),
+                ('cpnet', 'r101-d8'),
+                ('caa', 'efficientnet-b5-d8'),
             ]
         ),
         f'pointwise_nonlocal_r50-d8_{PASCAL}',
@@ -180,6 +195,12 @@ def test_trains_one_step_and_predicts(name):
     if 'depth' in cfg.model.backbone:
         cfg.model.backbone.update(depth=18, base_channels=16)
         cfg.model.decode_head.update(in_channels=128, channels=32)
+        if 'cpnet' in name:
+            size = tiny_batch(2)['inputs'][0].shape[-1] // 8
+            cfg.model.decode_head.update(prior_size=size, prior_channels=16)
+            cfg.model.test_cfg.update(crop_size=(8 * size, 8 * size), stride=(8, 8))
+    elif 'caa' in name:
+        cfg.model.decode_head.update(attention_channels=16, channels=16)
     elif 'depths' in cfg.model.backbone:
         cfg.model.backbone.depths = [1, 1, 1, 1]
         cfg.model.decode_head.channels = 32

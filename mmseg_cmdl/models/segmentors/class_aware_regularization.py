@@ -85,7 +85,7 @@ class ClassAwareRegularization(BaseModule):
                 classifier = self._build_linear(head, max_channels)
         # a bound method: copies of the model (EMA) get a hook to their own conv
         classifier.register_forward_pre_hook(self._enter_classifier)
-        self._capturing, self._features = False, None
+        self._capturing, self._features = False, []
 
     @torch.no_grad()
     def _build_linear(self, head: nn.Module, max_channels: int) -> nn.Conv2d:
@@ -109,13 +109,13 @@ class ClassAwareRegularization(BaseModule):
     def _enter_classifier(self, classifier: nn.Module, inputs: tuple) -> tuple:
         features = inputs[0] if self.linear is None else self.linear(inputs[0])
         if self._capturing:
-            self._features = features
+            self._features.append(features)
         return (features, *inputs[1:])
 
     @contextmanager
     def capture(self):
-        """Keep what enters `conv_seg` for :meth:`loss`; of several times, the last."""
-        self._capturing, self._features = True, None
+        """Keep what enters `conv_seg` for :meth:`loss`."""
+        self._capturing, self._features = True, []
         try:
             yield
         finally:
@@ -124,20 +124,25 @@ class ClassAwareRegularization(BaseModule):
     def loss(self, labels: Tensor) -> Dict[str, Tensor]:
         """All losses on the captured features, which are let go.
 
+        Where `conv_seg` was called several times, as by MCIBIHead, which classifies its memory
+        too, they are those of the last call with the largest map of each image.
+
         Args:
             labels (Tensor): [B, H, W], any size.
 
         Returns:
             dict[str, Tensor]: Scalars by `loss_name`.
         """
-        features, self._features = self._features, None
+        captured, self._features = self._features, []
         if not self.losses:
             return {}
-        if features is None:
+        captured = [features for features in reversed(captured) if len(features) == len(labels)]
+        if not captured:
             raise RuntimeError(
                 f'{self.head_name} did not call its conv_seg during the forward pass of training, '
                 'so CAR has no features to regularise; it can not be used with this head'
             )
+        features = max(captured, key=lambda features: features.shape[2] * features.shape[3])
         labels = labels_at_feature_size(labels, features.shape[2:], self.label_resize).flatten()
         features = features.permute(0, 2, 3, 1).flatten(0, 2)
         ignore_index = -1 if self.ignore_index is None else self.ignore_index

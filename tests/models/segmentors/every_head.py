@@ -1,4 +1,4 @@
-"""Every decode head of MMSegmentation, small: what it needs beside the usual options."""
+"""Every decode head of MMSegmentation and of this package, small: what each needs."""
 
 import inspect
 
@@ -55,6 +55,11 @@ HEADS = {
         input_transform='multiple_select',
     ),
     'OCRHead': [FIRST, dict(ocr_channels=4)],
+    'CPHead': dict(prior_size=tiny_head.SIZES[-1], prior_channels=6, kernel_size=3),
+    'CAAHead': dict(attention_channels=6, attention=dict(query_channels=4)),
+    'DGCWHead': dict(downsample=2),
+    'MDRLHead': dict(bank=dict(type='DistributionBank', num_distributions=2)),
+    'MCIBIHead': {},
 }
 
 # conv_seg is there, and yet CAR has nothing to work on, or the head can't run here.
@@ -73,6 +78,7 @@ WITHOUT = {
     'SegmenterMaskTransformerHead': dict(num_layers=1, num_heads=2, embed_dims=8),
 }
 
+MODULES = ('mmseg.models.decode_heads', 'mmseg_cmdl.models.decode_heads')
 NO_DECODE_HEAD = {
     'KernelUpdateHead': 'a stage of IterativeDecodeHead',
     'KernelUpdator': 'a part of IterativeDecodeHead',
@@ -84,10 +90,10 @@ NO_DECODE_HEAD = {
 
 
 def registered():
-    """Names of all decode heads that MMSegmentation registers."""
+    """Names of all decode heads that MMSegmentation and this package register."""
     found = set()
     for name, cls in MODELS.module_dict.items():
-        if inspect.isclass(cls) and cls.__module__.startswith('mmseg.models.decode_heads'):
+        if inspect.isclass(cls) and cls.__module__.startswith(MODULES):
             found.add(name)
     return found | {name for name in stock.__all__ if name in MODELS.module_dict}
 

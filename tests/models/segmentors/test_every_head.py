@@ -1,4 +1,4 @@
-"""CAR on every decode head of MMSegmentation that has a conv_seg."""
+"""CAR on every decode head, of MMSegmentation and ours, that has a conv_seg."""
 
 import pytest
 import torch

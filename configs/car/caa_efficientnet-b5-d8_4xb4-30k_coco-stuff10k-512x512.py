@@ -1,0 +1,12 @@
+_base_ = [
+    '../_base_/models/caa_efficientnet-b5-d8.py',
+    '../_base_/datasets/coco-stuff10k.py',
+    '../_base_/default_runtime.py',
+    '../_base_/schedules/schedule_30k.py',
+]
+crop_size = (512, 512)
+data_preprocessor = dict(size=crop_size)
+model = dict(
+    data_preprocessor=data_preprocessor, decode_head=dict(num_classes=171))
+# timm's norms are plain BN, which this makes those of all GPUs
+sync_bn = 'torch'

@@ -1,0 +1,123 @@
+"""CPHead against CPNet's equations."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmseg.registry import MODELS
+
+from tests.models.decode_heads import tiny_head
+
+SIZE = tiny_head.SIZES[-1]
+
+
+def build(dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    config = dict(
+        type='CPHead',
+        in_channels=10,
+        in_index=3,
+        channels=8,
+        prior_size=SIZE,
+        prior_channels=6,
+        kernel_size=3,
+        num_classes=tiny_head.NUM_CLASSES,
+        dropout_ratio=0.0,
+        norm_cfg=dict(type='BN'),
+        align_corners=False,
+    )
+    config.update(options)
+    head = MODELS.build(config).to(dtype).eval()
+    torch.nn.init.normal_(head.conv_seg.weight)
+    return head
+
+
+def conv(module, x, padding=0, relu=True):
+    x = module.bn(F.conv2d(x, module.conv.weight, padding=padding))
+    return F.relu(x) if relu else x
+
+
+def aggregate(module, x):
+    """The separable convs, whose biases are zero here, as the dense kernels they factorise."""
+    x = conv(module.reduction, x, 1)
+    summed = 0
+    for one, other in (module.tall_wide, module.wide_tall):
+        kernel = one.weight * other.weight  # [C, 1, k, 1] times [C, 1, 1, k]
+        summed = summed + F.conv2d(x, kernel, padding=1, groups=x.shape[1])
+    return F.relu(module.norm(summed))
+
+
+@torch.no_grad()
+def test_forward_is_that_of_the_equations():
+    head, inputs = build(), tiny_head.features()
+    for part in (*head.aggregation.tall_wide, *head.aggregation.wide_tall):
+        torch.nn.init.zeros_(part.bias)
+    x = inputs[3]
+    values = aggregate(head.aggregation, x)
+    logits = conv(head.prior_conv, values, relu=False)
+    num = SIZE[0] * SIZE[1]
+    intra, inter = torch.zeros_like(values), torch.zeros_like(values)
+    for b in range(len(x)):
+        for pixel in range(num):
+            row, col = divmod(pixel, SIZE[1])
+            for other in range(num):  # of the prior's N outputs at this pixel
+                p = logits[b, other, row, col].sigmoid()
+                value = values[b, :, other // SIZE[1], other % SIZE[1]]
+                intra[b, :, row, col] += p * value / num
+                inter[b, :, row, col] += (1 - p) * value / num
+    features = torch.cat([x, conv(head.intra_conv, intra), conv(head.inter_conv, inter)], dim=1)
+    expected = head.conv_seg(conv(head.bottleneck, features, 1))
+    torch.testing.assert_close(head(inputs), expected, rtol=0, atol=1e-10)
+
+
+def test_losses_are_the_heads_and_the_priors():
+    head, inputs = build().train(), tiny_head.features()
+    samples = tiny_head.samples(tiny_head.label_maps())
+    losses = head.loss(inputs, samples, None)
+    assert set(losses) == {'loss_ce', 'acc_seg', 'loss_prior'}
+    labels = tiny_head.label_maps()
+    rows, cols = (
+        torch.arange(n) * full // n for n, full in zip(SIZE, labels.shape[1:])
+    )  # nearest, rounded down
+    small = labels[:, rows[:, None], cols].flatten(1)
+    _, logits = head.forward_features(inputs)
+    expected = MODELS.build(dict(type='AffinityLoss'))(logits, small)
+    assert losses['loss_prior'].item() == pytest.approx(expected.item(), rel=1e-10)
+    sum(value for key, value in losses.items() if 'loss' in key).backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_an_even_batch_learns_which_pixels_are_alike():
+    """Each pixel's feature is its class: the prior can be learned, and is."""
+    head = build(torch.float32).train()
+    labels = tiny_head.label_maps(size=SIZE)
+    known = labels.clamp(max=tiny_head.NUM_CLASSES)
+    maps = F.one_hot(known, 10).permute(0, 3, 1, 2).float()
+    inputs, samples = [None, None, None, maps], tiny_head.samples(labels)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+    history = []
+    for _ in range(60):
+        losses = head.loss(inputs, samples, None)
+        optimizer.zero_grad()
+        losses['loss_prior'].backward()
+        optimizer.step()
+        history.append(losses['loss_prior'].item())
+    assert history[-1] < 0.2 * history[0]
+
+
+def test_another_size_is_refused_with_the_remedy():
+    head = build()
+    inputs = tiny_head.features(sizes=[(20, 24), (10, 12), (5, 6), (6, 6)])
+    with pytest.raises(ValueError, match=r"\(6, 6\).*prior_size is \(5, 6\).*mode='slide'"):
+        head(inputs)
+    with pytest.raises(ValueError, match='kernel_size must be odd, got 4'):
+        build(kernel_size=4)
+
+
+def test_a_wrong_label_names_the_file():
+    head = build().train()
+    labels = tiny_head.label_maps()
+    labels[0, 0, 0] = tiny_head.NUM_CLASSES
+    with pytest.raises(ValueError, match=f'{tiny_head.NUM_CLASSES}'):
+        head.loss(tiny_head.features(), tiny_head.samples(labels), None)
