@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .style import MARKERS, distinct_colors, new_figure
+from .style import MARKERS, distinct_colors, new_figure, readable_text_color
 
 
 def draw_feature_space(panels: Dict[str, object], names: Sequence[str], method: str) -> Figure:
@@ -39,22 +39,23 @@ def draw_feature_space(panels: Dict[str, object], names: Sequence[str], method: 
                     axis.scatter(
                         x,
                         y,
-                        s=120,
+                        s=190,
                         color=colors[k],
                         marker=shapes[k],
                         edgecolor='black',
                         linewidth=1.3,
                         zorder=3,
                     )
+                    # in the mark, so that numbers of neighbours don't cover one another
                     axis.annotate(
                         str(n),
                         (x, y),
-                        (7, 5),
-                        textcoords='offset points',
-                        fontsize=8,
+                        fontsize=7.5,
                         fontweight='bold',
-                        zorder=4,
-                        bbox=dict(facecolor='white', alpha=0.75, edgecolor='none', pad=0.5),
+                        color=readable_text_color(colors[k]),
+                        ha='center',
+                        va='center_baseline',
+                        zorder=3,
                     )
         score = embedded.silhouette
         axis.set_title(
@@ -77,9 +78,9 @@ def draw_feature_space(panels: Dict[str, object], names: Sequence[str], method: 
                 linestyle='',
                 marker='o',
                 color='white',
-                markersize=10,
+                markersize=12,
                 markeredgecolor='black',
-                label='distribution of the bank, with number',
+                label='distribution of the bank, with its number',
             )
         )
     figure.legend(
