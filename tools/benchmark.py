@@ -404,10 +404,10 @@ def benchmark_complexity(timer, args):
     torch.manual_seed(0)
     size = MCIBI_TABLE_3_SIZE
     features = torch.randn(*size, device=timer.device)
-    heads = {
-        name: build_context(cfg, size[1], 512, 19).to(timer.device)
-        for name, cfg in available_contexts().items()
-    }
+    with timer.device:
+        heads = {
+            name: build_context(cfg, size[1], 512, 19) for name, cfg in available_contexts().items()
+        }
     measured = timer(
         {name: torch.no_grad()(lambda head=head: head([features])) for name, head in heads.items()}
     )
