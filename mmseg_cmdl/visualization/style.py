@@ -36,6 +36,7 @@ RIGHT, WRONG, IGNORED = (215, 215, 215), (213, 94, 0), (255, 255, 255)
 def new_figure(width: float, height: float) -> Figure:
     """A figure of that size in inches, drawn without a display."""
     figure = Figure(figsize=(width, height), layout='constrained')
+    figure.get_layout_engine().set(w_pad=0.07, h_pad=0.07)  # inches
     FigureCanvasAgg(figure)
     return figure
 
