@@ -21,7 +21,8 @@ class BankHealthHook(Hook):
     ``custom_hooks = [dict(type='BankHealthHook')]``. Every `interval` iterations, and into whatever
     the config's visualizer writes to (files, TensorBoard, W&B), under names that hold no 'loss':
 
-    - `bank_drift`: mean angle in degrees between each vector of the bank and itself at the last time;
+    - `bank_drift`: mean angle between each vector of the bank and itself at the last time, in
+      degrees;
     - `bank_filled`: classes that have had a pixel, since training was started or resumed for a
       DistributionBank, ever for a FeatureBank;
     - for a DistributionBank, from the labelled pixels of the interval and all ranks, each given to

@@ -6,7 +6,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .style import MARKERS, distinct_colors, new_figure, readable_text_color
+from .style import (
+    MARKERS,
+    distinct_colors,
+    fold,
+    legend_columns,
+    new_figure,
+    readable_text_color,
+)
 
 
 def draw_feature_space(panels: Dict[str, object], names: Sequence[str], method: str) -> Figure:
@@ -59,7 +66,8 @@ def draw_feature_space(panels: Dict[str, object], names: Sequence[str], method: 
                     )
         score = embedded.silhouette
         axis.set_title(
-            name + ('' if score is None else f'\nsilhouette of the classes {score:.3f}'),
+            fold(name, 5, 10)
+            + ('' if score is None else f'\nsilhouette of the classes {score:.3f}'),
             fontsize=10,
         )
         axis.set_xticks([])
@@ -80,7 +88,7 @@ def draw_feature_space(panels: Dict[str, object], names: Sequence[str], method: 
                 color='white',
                 markersize=12,
                 markeredgecolor='black',
-                label='distribution of the bank, with its number',
+                label='distribution of the bank',
             )
         )
     figure.legend(
@@ -88,7 +96,7 @@ def draw_feature_space(panels: Dict[str, object], names: Sequence[str], method: 
         loc='outside lower center',
         fontsize=9,
         frameon=False,
-        ncols=max(2, min(len(handles), int(5.2 * len(panels) / 1.3))),
+        ncols=legend_columns(figure, [handle.get_label() for handle in handles], 9),
     )
     title = dict(tsne='t-SNE', umap='UMAP', pca='PCA')[method]
     figure.suptitle(f'{title} of pixel features', fontsize=12, fontweight='bold')
