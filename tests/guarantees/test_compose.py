@@ -14,14 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from tests.guarantees import cases
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def double(name, **options):
     return cases.build(name, dtype=torch.float64, norm='GN', **options)
 

@@ -157,14 +157,6 @@ def _training_step(problem):
     _training_step.moved += bool(images.grad.any())
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.slow
 def test_training_step():
     """Losses, gradients and bank; nothing comes back to an image that is all ignored."""

@@ -14,14 +14,6 @@ TOLERANCE = {torch.bfloat16: 0.08, torch.float16: 0.02}
 DEVICES = ['cpu'] + (['cuda'] if torch.cuda.is_available() else [])
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def check_memory(model):
     for key, value in cases.memory(model).items():
         assert value.isfinite().all(), key

@@ -27,13 +27,14 @@ def finished(tmp_path_factory, tiny_data):
 
     for name, kind in KINDS:
         key = f'{name}-{kind}'
-        for job, work_dir, resume, iterations in (
-            ('whole', f'{key}-whole', False, N),
+        # all are planned for N iterations, as MCIBI's momentum depends on how many there will be
+        for job, work_dir, resume, stop_at in (
+            ('whole', f'{key}-whole', False, None),
             ('first', f'{key}-parts', False, K),
-            ('second', f'{key}-parts', True, N),
+            ('second', f'{key}-parts', True, None),
         ):
             config = jobs.write_config(
-                folder / f'{key}-{job}.py', base, name, iterations, 2, ema=EMA[kind]
+                folder / f'{key}-{job}.py', base, name, N, 2, ema=EMA[kind], stop_at=stop_at
             )
             queue.append(
                 dict(name=f'{key}-{job}', config=config, work_dir=str(folder / work_dir),
@@ -76,8 +77,14 @@ def _assert_same_state(got, expected):
         assert (part in got) == (part in expected), part
         if part in expected:
             _assert_equal(got[part], expected[part], part)
-    losses = [x['message_hub']['log_scalars']['train/loss'].data[0] for x in (got, expected)]
-    assert losses[0].tolist() == losses[1].tolist()
+    # what was logged: losses, momentum of the optimizer and of MCIBI's memory, pixels left out
+    mine, theirs = (x['message_hub']['log_scalars'] for x in (got, expected))
+    names = [key for key in theirs if key.startswith('train/') and 'time' not in key]
+    assert 'train/loss' in names
+    assert 'train/momentum' in names
+    for key in names:
+        assert mine[key].data[0].tolist() == theirs[key].data[0].tolist(), key
+    return names
 
 
 @pytest.mark.slow
@@ -90,12 +97,15 @@ def test_resumed_equals_uninterrupted(finished, name, kind):
         assert status[f'{key}-{job}'] == 0, (folder / f'{key}-{job}.log').read_text()[-3000:]
     whole, parts = (_saved(folder, f'{key}-{x}') for x in ('whole', 'parts'))
     assert whole['meta']['iter'] == parts['meta']['iter'] == N
-    _assert_same_state(parts, whole)
+    logged = _assert_same_state(parts, whole)
     half = _saved(folder, f'{key}-parts', K)
     moved = [k for k, v in whole['state_dict'].items() if not torch.equal(v, half['state_dict'][k])]
     assert any('conv_seg.weight' in k for k in moved)
     if name in ('mdrl', 'mcibi'):
         assert any('.bank.' in k and k.endswith(('distributions', 'features')) for k in moved)
+        assert 'train/decode.stat_left_out_pixels' in logged
+    if name == 'mcibi':
+        assert 'train/decode.stat_memory_momentum' in logged
     assert ('ema_state_dict' in whole) == (kind != 'plain')
     assert 'Advance dataloader' in (folder / f'{key}-second.log').read_text()
 
