@@ -11,7 +11,7 @@ from mmengine.device import get_device  # isort: skip
 from mmengine.runner import Runner  # isort: skip
 from mmseg.registry import RUNNERS  # isort: skip
 from mmseg_cmdl import launch  # isort: skip
-from mmseg_cmdl.split_check import check_splits  # isort: skip
+from mmseg_cmdl.data_guard import guard_data  # isort: skip
 
 
 def parse_args(argv=None):
@@ -79,9 +79,9 @@ def main(argv=None):
     set_resume(cfg, args.resume)
     if args.amp:
         enable_amp(cfg)
-    check_splits(cfg, 'train', 'val')
     launch.start_ranks(cfg, args.local_rank)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    guard_data(runner, 'train', 'val')
     runner.train()
     launch.finish_ranks()
 

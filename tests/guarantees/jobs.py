@@ -14,6 +14,7 @@ from pathlib import Path
 
 import mmengine.runner.runner
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -58,9 +59,7 @@ def write_config(
     path, base, name, iterations, interval, ema=None, kill_at=None, stop_at=None, dropout=0.1,
     **options,
 ):  # fmt: skip
-    """The tiny job of tests/tiny.py with the model of a case."""
-    from mmengine.config import Config
-
+    """The tiny job of tests/tiny.py with the model of a case, as JSON: fast to write and read."""
     from tests.tiny import CLASSES
 
     cfg = Config.fromfile(base)
@@ -128,8 +127,9 @@ def _in_child(folder, job):
 
 def main(folder):
     torch.set_num_threads(1)
-    # it asks compilers for their versions, for seconds
+    # for seconds, it asks compilers for their versions and lays out the config
     mmengine.runner.runner.collect_env = dict
+    Config.pretty_text = property(str)
     for job in json.loads((folder / 'jobs.json').read_text()):
         pid = os.fork()
         if pid == 0:

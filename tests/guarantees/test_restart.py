@@ -34,7 +34,7 @@ def finished(tmp_path_factory, tiny_data):
             ('second', f'{key}-parts', True, None),
         ):
             config = jobs.write_config(
-                folder / f'{key}-{job}.py', base, name, N, 2, ema=EMA[kind], stop_at=stop_at
+                folder / f'{key}-{job}.json', base, name, N, 2, ema=EMA[kind], stop_at=stop_at
             )
             queue.append(
                 dict(name=f'{key}-{job}', config=config, work_dir=str(folder / work_dir),
@@ -43,7 +43,7 @@ def finished(tmp_path_factory, tiny_data):
     for name in cases.METHODS:  # killed in iteration 5 of 6, after the checkpoint of iteration 4
         for job, kill_at, resume in (('killed', K, False), ('revived', None, True)):
             config = jobs.write_config(
-                folder / f'{name}-{job}.py', base, name, N, 2, kill_at=kill_at
+                folder / f'{name}-{job}.json', base, name, N, 2, kill_at=kill_at
             )
             queue.append(
                 dict(name=f'{name}-{job}', config=config, work_dir=str(folder / f'{name}-kill'),
