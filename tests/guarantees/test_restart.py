@@ -133,22 +133,27 @@ def log(caplog):
     logger.removeHandler(caplog.handler)
 
 
-MEMORIES = [name for name in cases.METHODS if name in ('mdrl', 'mcibi')]
-OTHER_SIZES = [
-    (name, other, words)
-    for name, other, words in (
-        ('mdrl', dict(num_classes=7), ['num_classes=7 in the checkpoint and 5']),
-        ('mdrl', dict(head_options=dict(bank=dict(cases.BANK, num_distributions=2))),
-         ['num_distributions=2 in the checkpoint and 3']),
-        ('mdrl', dict(head_options=dict(bank=dict(cases.BANK, channels=4))),
-         ['channels=4 in the checkpoint and 8']),
-        ('mdrl', dict(num_classes=7, head_options=dict(bank=dict(cases.BANK, channels=4))),
-         ['num_classes=7 in the checkpoint and 5', 'channels=4 in the checkpoint and 8']),
-        ('mcibi', dict(num_classes=7), ['num_classes=7 in the checkpoint and 5']),
-        ('mcibi', dict(head_options=dict(channels=6)), ['channels=6 in the checkpoint and 8']),
-    )
-    if name in cases.METHODS
-]  # fmt: skip
+MEMORIES = ['mdrl', 'mcibi']
+OTHER_SIZES = (
+    ('mdrl', dict(num_classes=7), ['num_classes=7 in the checkpoint and 5']),
+    (
+        'mdrl',
+        dict(head_options=dict(bank=dict(cases.BANK, num_distributions=2))),
+        ['num_distributions=2 in the checkpoint and 3'],
+    ),
+    (
+        'mdrl',
+        dict(head_options=dict(bank=dict(cases.BANK, channels=4))),
+        ['channels=4 in the checkpoint and 8'],
+    ),
+    (
+        'mdrl',
+        dict(num_classes=7, head_options=dict(bank=dict(cases.BANK, channels=4))),
+        ['num_classes=7 in the checkpoint and 5', 'channels=4 in the checkpoint and 8'],
+    ),
+    ('mcibi', dict(num_classes=7), ['num_classes=7 in the checkpoint and 5']),
+    ('mcibi', dict(head_options=dict(channels=6)), ['channels=6 in the checkpoint and 8']),
+)
 
 
 @pytest.mark.parametrize(('name', 'other', 'words'), OTHER_SIZES)
