@@ -3,6 +3,7 @@
 `CASES` maps a name to options of :func:`model_config`. A new head is one line here.
 """
 
+import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModule
@@ -63,6 +64,14 @@ CASES = {
 
 # One of each method, for what is slow.
 METHODS = ['mdrl', 'mcibi', 'car', 'dgcw']
+
+
+def shared(core, names=CASES):
+    """`names` for parametrize; `make test` takes those of `core`, `make test-guarantees` all."""
+    return [
+        name if name in core else pytest.param(name, marks=[pytest.mark.slow, pytest.mark.long])
+        for name in names
+    ]
 
 
 @MODELS.register_module(force=True)

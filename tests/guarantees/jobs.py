@@ -105,7 +105,7 @@ def run_all(folder, jobs):
     child = subprocess.run(
         [sys.executable, '-m', 'tests.guarantees.jobs', str(folder)],
         env=dict(child_environment(), PYTHONPATH=os.pathsep.join(filter(None, sys.path))),
-        timeout=500, capture_output=True, text=True,
+        timeout=1500, capture_output=True, text=True,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr[-3000:]
     return {job['name']: int((folder / f'{job["name"]}.status').read_text()) for job in jobs}

@@ -120,7 +120,7 @@ def _rank(folder, names, rank, world):
     try:
         dist.init_process_group(
             'gloo', init_method=f'file://{folder}/store_{world}', rank=rank, world_size=world,
-            timeout=timedelta(seconds=120),
+            timeout=timedelta(seconds=600),
         )  # fmt: skip
         result = {name: train(rank=rank, world=world, **SCENARIOS[name]) for name in names}
         dist.barrier()

@@ -40,7 +40,7 @@ def results(tmp_path_factory, request):
         start_new_session=True,
     )  # fmt: skip
     try:
-        output, _ = process.communicate(timeout=900)
+        output, _ = process.communicate(timeout=3000)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output = process.communicate()[0] + '\nno answer: a collective that some rank never enters?'

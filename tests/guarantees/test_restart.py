@@ -9,6 +9,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import ExponentialMovingAverage
 from mmengine.runner import load_checkpoint
 
+from tests import tiny
 from tests.guarantees import cases, jobs
 
 EMA = {'plain': None, 'ema': False, 'ema_buffers': True}
@@ -17,38 +18,33 @@ N, K = 6, 4  # iterations, and where the job is stopped
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory, tiny_data):
-    """Folder with the work dirs of all jobs, and their exit statuses."""
-    from tests import tiny
-
+def finished(tmp_path_factory, tiny_data, request):
+    """Folder with the work dirs of the jobs that tests were asked for, and their exit statuses."""
+    asked = [
+        item.callspec.params for item in request.session.items
+        if item.path == request.path and 'finished' in item.fixturenames
+    ]  # fmt: skip
+    pairs = sorted({(x['name'], x.get('kind', 'plain')) for x in asked})
+    killed = sorted({x['name'] for x in asked if 'kind' not in x})
     folder = tmp_path_factory.mktemp('restart')
     base = tiny.write_config(folder / 'tiny.py', tiny_data)
     queue = []
 
-    for name, kind in KINDS:
-        key = f'{name}-{kind}'
+    def add(job, name, work_dir, resume, **options):
         # all are planned for N iterations, as MCIBI's momentum depends on how many there will be
-        for job, work_dir, resume, stop_at in (
-            ('whole', f'{key}-whole', False, None),
-            ('first', f'{key}-parts', False, K),
-            ('second', f'{key}-parts', True, None),
-        ):
-            config = jobs.write_config(
-                folder / f'{key}-{job}.json', base, name, N, 2, ema=EMA[kind], stop_at=stop_at
-            )
-            queue.append(
-                dict(name=f'{key}-{job}', config=config, work_dir=str(folder / work_dir),
-                     resume=resume)
-            )  # fmt: skip
-    for name in cases.METHODS:  # killed in iteration 5 of 6, after the checkpoint of iteration 4
-        for job, kill_at, resume in (('killed', K, False), ('revived', None, True)):
-            config = jobs.write_config(
-                folder / f'{name}-{job}.json', base, name, N, 2, kill_at=kill_at
-            )
-            queue.append(
-                dict(name=f'{name}-{job}', config=config, work_dir=str(folder / f'{name}-kill'),
-                     resume=resume)
-            )  # fmt: skip
+        config = jobs.write_config(folder / f'{job}.json', base, name, N, 2, **options)
+        queue.append(
+            dict(name=job, config=config, work_dir=str(folder / work_dir), resume=resume)
+        )  # fmt: skip
+
+    for name, kind in pairs:
+        key, ema = f'{name}-{kind}', EMA[kind]
+        add(f'{key}-whole', name, f'{key}-whole', False, ema=ema)
+        add(f'{key}-first', name, f'{key}-parts', False, ema=ema, stop_at=K)
+        add(f'{key}-second', name, f'{key}-parts', True, ema=ema)
+    for name in killed:  # in iteration 5 of 6, after the checkpoint of iteration 4
+        add(f'{name}-killed', name, f'{name}-kill', False, kill_at=K)
+        add(f'{name}-revived', name, f'{name}-kill', True)
     return folder, jobs.run_all(folder, queue)
 
 
