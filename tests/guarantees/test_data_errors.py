@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmseg_cmdl.data_guard import guard_data
 from tests import tiny
-from tests.guarantees import cases
+from tests.guarantees import cases, jobs
 from tests.paths import TOOLS
 
 pytestmark = pytest.mark.usefixtures('quick_runner')
@@ -133,7 +133,7 @@ CUTS = {
 }
 
 
-@METHODS
+@pytest.mark.parametrize('name', cases.shared(['mdrl'], cases.METHODS))
 @pytest.mark.parametrize('cut', CUTS)
 @pytest.mark.parametrize('kind', ['images', 'annotations'])
 def test_truncated_file(name, kind, cut, data, tmp_path):
@@ -162,7 +162,7 @@ def test_empty_split(split, wrapped, serialize, data, tmp_path, train):
     for path in (data / 'images' / split).glob('*.png'):
         path.rename(path.with_suffix('.jpeg'))
     (data / 'images' / split / 'notes').touch()
-    path = tmp_path / 'tiny.json'
+    path = tmp_path / 'wrapped.py'
     cfg = Config.fromfile(tiny.write_config(tmp_path / 'tiny.py', data))
     loader = cfg[f'{split}_dataloader']
     loader.dataset.serialize_data = serialize
@@ -170,7 +170,7 @@ def test_empty_split(split, wrapped, serialize, data, tmp_path, train):
         inside = Config(dict(dataset=loader.dataset)).dataset.to_dict()
         loader.dataset = dict(type='ConcatDataset', datasets=[inside, inside])
     cfg.visualizer.name = f'{split}{wrapped}{serialize}'
-    cfg.dump(str(path))
+    jobs.dump(cfg, path)
     with pytest.raises(SystemExit) as error:
         train([str(path), '--work-dir', str(tmp_path / 'work')])
     count = 4 if split == 'train' else 2
