@@ -33,15 +33,24 @@ class FileNamingCompose(Compose):
             ValueError: Whatever goes wrong in it.
         """
         image, annotation = data.get('img_path'), data.get('seg_map_path')
-        try:
-            return super().__call__(data)
-        except Exception as error:
-            files = image if annotation is None else f'{image} (annotation {annotation})'
-            raise ValueError(
-                f'{files} can not be used: {type(error).__name__}: {error}. Fetch or convert the '
-                'file that is meant again, or take it out of the split; if there are many, look '
-                'at the pipeline'
-            ) from error
+        for transform in self.transforms:
+            try:
+                data = transform(data)
+            except Exception as error:
+                name = getattr(type(transform), '__name__', 'a transform')
+                remedy = (
+                    'Fetch or convert the file that is meant again, or take it out of the split'
+                    if name.startswith('Load')
+                    else 'Look at the options of the transform, and whether image and annotation '
+                    'belong together'
+                )
+                files = image if annotation is None else f'{image} (annotation {annotation})'
+                raise ValueError(
+                    f'{files} can not be used: {name}: {type(error).__name__}: {error}. {remedy}'
+                ) from error
+            if data is None:
+                return None
+        return data
 
 
 def guard_data(runner: Runner, *splits: str) -> None:

@@ -144,6 +144,17 @@ def test_truncated_file(name, kind, cut, data, tmp_path):
     assert not moved
 
 
+def test_transform_that_fails(data, tmp_path):
+    """A file that can be read and an option that can't be: the message says which transform."""
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),
+                dict(type='RandomCrop', crop_size=(16, 16), cat_max_ratio='1')]  # fmt: skip
+    error, moved = failure(runner_of('mdrl', data, tmp_path, pipeline=pipeline))
+    check(
+        error, str(data / 'images' / 'train'), 'RandomCrop: TypeError', 'options of the transform'
+    )
+    assert not moved
+
+
 @pytest.fixture
 def train(monkeypatch):
     """tools/train.py."""
