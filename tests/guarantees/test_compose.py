@@ -287,7 +287,7 @@ def test_car_with_loss_weight_zero_is_the_plain_segmentor(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', cases.METHODS)
+@pytest.mark.parametrize('name', cases.shared(['mdrl'], cases.METHODS))
 def test_compiled_model(name):
     """torch.compile of the whole training step: the same losses, gradients and bank."""
     if not hasattr(torch, 'compile'):
