@@ -12,6 +12,7 @@ import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
 from mmengine.runner import Runner  # isort: skip
 from mmseg.registry import RUNNERS  # isort: skip
 from mmseg_cmdl import launch  # isort: skip
+from mmseg_cmdl.data_guard import guard_data  # isort: skip
 
 
 def parse_args(argv=None):
@@ -100,6 +101,7 @@ def main(argv=None):
         augment_tests(cfg)
     launch.start_ranks(cfg, args.local_rank)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    guard_data(runner, 'test')
     runner.test()
     launch.finish_ranks()
 

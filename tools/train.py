@@ -11,6 +11,7 @@ from mmengine.device import get_device  # isort: skip
 from mmengine.runner import Runner  # isort: skip
 from mmseg.registry import RUNNERS  # isort: skip
 from mmseg_cmdl import launch  # isort: skip
+from mmseg_cmdl.data_guard import guard_data  # isort: skip
 
 
 def parse_args(argv=None):
@@ -80,6 +81,7 @@ def main(argv=None):
         enable_amp(cfg)
     launch.start_ranks(cfg, args.local_rank)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    guard_data(runner, 'train', 'val')
     runner.train()
     launch.finish_ranks()
 

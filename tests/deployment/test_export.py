@@ -19,11 +19,16 @@ from mmseg_cmdl.deployment.exportable_layers import (
 from tests.guarantees import cases
 from tests.paths import TOOLS
 
-EXPORTED = [name for name in cases.CASES if name.endswith(('psp', 'aspp', 'cc'))] + [
-    name for name in ('mdrl', 'mdrl_pixel_gumbel', 'mcibi', 'car', 'car_released', 'car_mdrl',
-                      'dgcw')
-    if name in cases.CASES
-]  # fmt: skip
+EXPORTED = [
+    *(name for name in cases.CASES if name.endswith(('psp', 'aspp', 'cc'))),
+    'mdrl',
+    'mdrl_pixel_gumbel',
+    'mcibi',
+    'car',
+    'car_released',
+    'car_mdrl',
+    'dgcw',
+]
 
 
 @pytest.fixture(scope='module')

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import mmengine.runner.runner
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -40,15 +41,37 @@ class KilledInMidIteration(Hook):
         runner.optim_wrapper.backward = last_words
 
 
-def write_config(path, base, name, iterations, interval, ema=None, kill_at=None, **options):
-    """The tiny job of tests/tiny.py with the model of a case, dropout included."""
-    from mmengine.config import Config
+@HOOKS.register_module(force=True)
+class StoppedAfter(Hook):
+    """Ends the process behind the last hook of an iteration, as a scheduler with a time limit."""
 
+    priority = 'LOWEST'
+
+    def __init__(self, iterations):
+        self.iterations = iterations
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.iterations:
+            raise SystemExit(0)
+
+
+def dump(cfg, path):
+    """Config.dump without yapf, which takes seconds."""
+    options = cfg.to_dict()
+    path.write_text('\n'.join(f'{key} = {value!r}' for key, value in options.items()))
+    return str(path)
+
+
+def write_config(
+    path, base, name, iterations, interval, ema=None, kill_at=None, stop_at=None, dropout=0.1,
+    **options,
+):  # fmt: skip
+    """The tiny job of tests/tiny.py with the model of a case."""
     from tests.tiny import CLASSES
 
     cfg = Config.fromfile(base)
     model = cases.model_config(name, num_classes=len(CLASSES), **options)
-    model['decode_head']['dropout_ratio'] = 0.1
+    model['decode_head']['dropout_ratio'] = dropout
     model['data_preprocessor'] = cfg.model.data_preprocessor.to_dict()
     cfg.model = model
     hooks = [dict(type='SeedPerIterationHook')]
@@ -56,14 +79,18 @@ def write_config(path, base, name, iterations, interval, ema=None, kill_at=None,
         hooks.append(dict(type='EMAHook', momentum=0.1, update_buffers=ema))
     if kill_at is not None:
         hooks.append(dict(type='KilledInMidIteration', iteration=kill_at))
+    if stop_at is not None:
+        hooks.append(dict(type='StoppedAfter', iterations=stop_at))
     cfg.custom_hooks = hooks
     cfg.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=interval)
     cfg.train_cfg.max_iters = iterations
     cfg.train_cfg.val_interval = 1000
     cfg.param_scheduler[0]['end'] = 100
+    # SGD's momentum has a schedule of its own, to be taken up again as well
+    momentum = dict(type='PolyMomentum', eta_min=0.5, power=1.0, begin=0, end=10, by_epoch=False)
+    cfg.param_scheduler.append(momentum)
     cfg.custom_imports = dict(imports=['tests.guarantees.jobs'], allow_failed_imports=False)
-    cfg.dump(str(path))
-    return str(path)
+    return dump(cfg, path)
 
 
 def train(config, work_dir, resume, checkpoint=None):
@@ -84,7 +111,7 @@ def run_all(folder, jobs):
     child = subprocess.run(
         [sys.executable, '-m', 'tests.guarantees.jobs', str(folder)],
         env=dict(child_environment(), PYTHONPATH=os.pathsep.join(filter(None, sys.path))),
-        timeout=500, capture_output=True, text=True,
+        timeout=1500, capture_output=True, text=True,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr[-3000:]
     return {job['name']: int((folder / f'{job["name"]}.status').read_text()) for job in jobs}
@@ -96,6 +123,8 @@ def _in_child(folder, job):
     os.dup2(log, 2)
     try:
         train(job['config'], job['work_dir'], job['resume'], job.get('checkpoint'))
+    except SystemExit as end:
+        return end.code
     except BaseException:
         traceback.print_exc()
         return 1
@@ -104,8 +133,9 @@ def _in_child(folder, job):
 
 def main(folder):
     torch.set_num_threads(1)
-    # it asks compilers for their versions, for seconds
+    # for seconds, it asks compilers for their versions and lays out the config
     mmengine.runner.runner.collect_env = dict
+    Config.pretty_text = property(str)
     for job in json.loads((folder / 'jobs.json').read_text()):
         pid = os.fork()
         if pid == 0:

@@ -1,4 +1,4 @@
-"""Training in 1 to 4 gloo processes: ``python -m tests.guarantees.ranks FOLDER``.
+"""Training in 1 to 4 gloo processes: ``python -m tests.guarantees.ranks FOLDER SCENARIO ...``.
 
 One interpreter imports everything once and forks the ranks before it computes anything. Every rank
 writes FOLDER/<world size>_<rank>.pt, or its traceback.
@@ -27,7 +27,6 @@ IMAGES = 6
 # processes rank 1 has none, and the only pixels of class 4 are in the last image.
 SHARES = {1: (6,), 2: (4, 2), 3: (1, 3, 2), 4: (1, 1, 3, 1)}
 SIZE = (16, 20)
-LONG = (*cases.METHODS, 'mdrl_pixel_gumbel')
 
 
 @MODELS.register_module(force=True)
@@ -56,7 +55,7 @@ def build(name, seed, dtype):
     head = cases.CASES[name]['head']['type']
     if head in ('MDRLHead', 'MCIBIHead'):
         options['loss_coarse'] = dict(share, loss_weight=0.4)
-    config = cases.model_config(name, norm='GN', head_options=options)
+    config = cases.model_config(name, norm='GN', head_options=options, image_size=SIZE)
     config['auxiliary_head']['loss_decode'] = dict(share, loss_weight=0.4)
     config['data_preprocessor'] = dict(type='mmengine.BaseDataPreprocessor')
     torch.manual_seed(seed)
@@ -76,9 +75,10 @@ def train(name, rank, world, dtype=torch.float64, broadcast_buffers=False, steps
     """Losses, gradients, bank, collectives of each step; every rank starts from another seed."""
     model = build(name, rank, dtype)
     chosen = []
-    if hasattr(model.decode_head, 'bank') and hasattr(model.decode_head.bank, '_assign'):
-        assign = model.decode_head.bank._assign
-        model.decode_head.bank._assign = lambda *args: chosen.append(assign(*args)) or chosen[-1]
+    bank = getattr(model.decode_head, 'bank', None)
+    if hasattr(bank, '_assign'):
+        assign = bank._assign
+        bank._assign = lambda *args: chosen.append(assign(*args)) or chosen[-1]
     wrapped = model
     if dist.is_initialized():
         wrapped = MMDistributedDataParallel(
@@ -110,22 +110,20 @@ def train(name, rank, world, dtype=torch.float64, broadcast_buffers=False, steps
 
 
 SCENARIOS = {
-    # the full length where a method or its arithmetic is another, a few steps for the contexts
-    **{name: dict(name=name, steps=STEPS if name in LONG else 4) for name in cases.CASES},
+    **{name: dict(name=name) for name in cases.CASES},
     **{f'{name}_float32': dict(name=name, dtype=torch.float32) for name in cases.METHODS},
     **{f'{name}_broadcast': dict(name=name, broadcast_buffers=True) for name in cases.METHODS},
 }
 
 
-def _rank(folder, rank, world):
+def _rank(folder, names, rank, world):
     torch.set_num_threads(1)
     try:
         dist.init_process_group(
             'gloo', init_method=f'file://{folder}/store_{world}', rank=rank, world_size=world,
-            timeout=timedelta(seconds=120),
+            timeout=timedelta(seconds=600),
         )  # fmt: skip
-        result = {name: train(rank=rank, world=world, **options)
-                  for name, options in SCENARIOS.items()}  # fmt: skip
+        result = {name: train(rank=rank, world=world, **SCENARIOS[name]) for name in names}
         dist.barrier()
         dist.destroy_process_group()
         torch.save(result, folder / f'{world}_{rank}.pt')
@@ -135,13 +133,13 @@ def _rank(folder, rank, world):
     return 0
 
 
-def main(folder):
+def main(folder, names):
     for world in SHARES:
         children = []
         for rank in range(world):
             pid = os.fork()
             if pid == 0:
-                os._exit(_rank(folder, rank, world))
+                os._exit(_rank(folder, names, rank, world))
             children.append(pid)
         if any([os.waitpid(pid, 0)[1] for pid in children]):  # noqa: C419  each is waited for
             return 1
@@ -151,4 +149,4 @@ def main(folder):
 if __name__ == '__main__':
     from tests.guarantees import ranks
 
-    sys.exit(ranks.main(Path(sys.argv[1])))
+    sys.exit(ranks.main(Path(sys.argv[1]), sys.argv[2:]))

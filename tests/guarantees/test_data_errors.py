@@ -1,20 +1,21 @@
 """Mistakes in labels and data end before training damage, in a message that can be acted upon."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image
 
+from mmseg_cmdl.data_guard import guard_data
 from tests import tiny
-from tests.guarantees import cases
+from tests.guarantees import cases, jobs
+from tests.paths import TOOLS
 
-
-@pytest.fixture(autouse=True)
-def no_compilers_asked(monkeypatch):
-    """A Runner logs the versions of compilers, which takes seconds."""
-    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
+pytestmark = pytest.mark.usefixtures('quick_runner')
 
 
 @pytest.fixture
@@ -35,17 +36,27 @@ def runner_of(name, data, folder, **options):
     return Runner.from_cfg(cfg)
 
 
+class StateAtTheStart(Hook):
+    """Copies weights and banks when they have been initialised and nothing has been trained."""
+
+    def before_train(self, runner):
+        self.state = {key: value.clone() for key, value in runner.model.state_dict().items()}
+
+
 def failure(runner):
-    """(exception of the training, whether any weight or bank has moved)."""
-    before = {key: value.clone() for key, value in runner.model.state_dict().items()}
+    """(exception of the training, names of the weights and banks that have moved before it)."""
+    start = StateAtTheStart()
+    runner.register_hook(start)
+    guard_data(runner, 'train', 'val')
     with pytest.raises(Exception) as error:  # noqa: PT011
         runner.train()
     state = runner.model.state_dict()
-    moved = [key for key, value in before.items()
-             if not torch.equal(state[key], value) and 'running' not in key
-             and 'num_batches' not in key]  # fmt: skip
-    # weights are initialised when training starts
-    return error.value, [key for key in moved if '.bank.' in key]
+    # the backbone's statistics have seen the images, whatever their labels
+    moved = [key for key, value in start.state.items()
+             if not torch.equal(state[key], value) and not key.startswith('backbone.')]  # fmt: skip
+    moved += [key for key, value in start.state.items() if key.endswith('weight')
+              and not torch.equal(state[key], value)]  # fmt: skip
+    return error.value, moved
 
 
 def write_labels(data, change):
@@ -106,7 +117,8 @@ def test_annotation_with_three_channels(name, data, tmp_path):
 @METHODS
 def test_missing_image(name, data, tmp_path):
     runner = runner_of(name, data, tmp_path)
-    assert len(runner.train_loop.dataloader.dataset) == 4  # the list of images has been read
+    # as if the disk had gone after the list was made
+    guard_data(runner, 'train')
     for path in (data / 'images' / 'train').glob('*.png'):
         path.unlink()
     error, moved = failure(runner)
@@ -114,10 +126,86 @@ def test_missing_image(name, data, tmp_path):
     assert not moved
 
 
-@METHODS
-def test_truncated_image(name, data, tmp_path):
-    for path in (data / 'images' / 'train').glob('*.png'):
-        path.write_bytes(path.read_bytes()[:60])
+CUTS = {
+    'empty': lambda data: b'',
+    'head': lambda data: data[:60],
+    'half': lambda data: data[: len(data) // 2],
+}
+
+
+@pytest.mark.parametrize('name', cases.shared(['mdrl'], cases.METHODS))
+@pytest.mark.parametrize('cut', CUTS)
+@pytest.mark.parametrize('kind', ['images', 'annotations'])
+def test_truncated_file(name, kind, cut, data, tmp_path):
+    for path in (data / kind / 'train').glob('*.png'):
+        path.write_bytes(CUTS[cut](path.read_bytes()))
     error, moved = failure(runner_of(name, data, tmp_path))
-    check(error, str(data / 'images' / 'train'))
+    check(error, str(data / kind / 'train'), '.png', 'can not be used', 'Fetch or convert')
     assert not moved
+
+
+def test_transform_that_fails(data, tmp_path):
+    """A file that can be read and an option that can't be: the message says which transform."""
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),
+                dict(type='RandomCrop', crop_size=(16, 16), cat_max_ratio='1')]  # fmt: skip
+    error, moved = failure(runner_of('mdrl', data, tmp_path, pipeline=pipeline))
+    check(
+        error, str(data / 'images' / 'train'), 'RandomCrop: TypeError', 'options of the transform'
+    )
+    assert not moved
+
+
+@pytest.fixture
+def train(monkeypatch):
+    """tools/train.py."""
+    spec = importlib.util.spec_from_file_location('train_tool', TOOLS / 'train.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    return module.main
+
+
+@pytest.mark.parametrize('serialize', [True, False])
+@pytest.mark.parametrize('wrapped', [False, True])
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_empty_split(split, wrapped, serialize, data, tmp_path, train):
+    """Named before anything is trained: folder, what lies there, what to set."""
+    for path in (data / 'images' / split).glob('*.png'):
+        path.rename(path.with_suffix('.jpeg'))
+    (data / 'images' / split / 'notes').touch()
+    path = tmp_path / 'wrapped.py'
+    cfg = Config.fromfile(tiny.write_config(tmp_path / 'tiny.py', data))
+    loader = cfg[f'{split}_dataloader']
+    loader.dataset.serialize_data = serialize
+    if wrapped:
+        inside = Config(dict(dataset=loader.dataset)).dataset.to_dict()
+        loader.dataset = dict(type='ConcatDataset', datasets=[inside, inside])
+    cfg.visualizer.name = f'{split}{wrapped}{serialize}'
+    jobs.dump(cfg, path)
+    with pytest.raises(SystemExit) as error:
+        train([str(path), '--work-dir', str(tmp_path / 'work')])
+    count = 4 if split == 'train' else 2
+    check(
+        error.value, f'the {split} split is empty', str(data / 'images' / split),
+        str(data / 'annotations' / split), f'The folder holds {count} .jpeg, 1 without suffix',
+        'img_suffix', f'{split}_dataloader.dataset',
+    )  # fmt: skip
+    assert not list((tmp_path / 'work').glob('*.pth'))
+
+
+def test_empty_split_file(data, tmp_path, train):
+    (data / 'train.txt').write_text('')
+    path = tiny.write_config(tmp_path / 'tiny.py', data)
+    with pytest.raises(SystemExit) as error:
+        train([str(path), '--work-dir', str(tmp_path / 'work'), '--cfg-options',
+               'train_dataloader.dataset.ann_file=train.txt',
+               'visualizer.name=split_file'])  # fmt: skip
+    check(error.value, 'the train split is empty', str(data / 'train.txt'), 'one line an image')
+
+
+def test_nothing_left_of_a_split(data, tmp_path, train):
+    path = tiny.write_config(tmp_path / 'tiny.py', data)
+    with pytest.raises(SystemExit) as error:
+        train([str(path), '--work-dir', str(tmp_path / 'work'), '--cfg-options',
+               'train_dataloader.dataset.indices=0', 'visualizer.name=indices'])  # fmt: skip
+    check(error.value, 'the train split is empty', str(data / 'images' / 'train'), 'indices')

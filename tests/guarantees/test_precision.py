@@ -1,25 +1,24 @@
 """Half precision and features that no network should give: finite, near, and counted."""
 
-import math
+import copy
+import functools
 
 import pytest
 import torch
-from mmengine.optim import AmpOptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.optim.optimizer import amp_optimizer_wrapper
 
 from tests.guarantees import cases
 
-# Losses of one training step against float32, relative. bfloat16 has 8 bits of mantissa, float16
-# 11; the longest chain here is a dozen convolutions.
-TOLERANCE = {torch.bfloat16: 0.08, torch.float16: 0.02}
+# How far a training step is from float32: each loss, relative, and the cosine between the gradients
+# of all weights. Worst of all cases and four seeds on a CPU, after three steps: 0.5 % and 0.925 in
+# bfloat16, 0.04 % and 0.988 in float16. The gradients are the worse for what is decided in between:
+# a pixel near a border goes to another distribution, a ReLU closes.
+LOSS = {torch.bfloat16: 0.01, torch.float16: 0.001}
+COSINE = {torch.bfloat16: 0.9, torch.float16: 0.98}
+# The sum of all losses in each of ten steps, relative; 0.9 % and 0.6 % at worst of all cases.
+TRAINING = {'bfloat16': 0.02, 'float16': 0.01}
 DEVICES = ['cpu'] + (['cuda'] if torch.cuda.is_available() else [])
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def check_memory(model):
@@ -32,10 +31,19 @@ def check_memory(model):
 
 
 @pytest.mark.parametrize('device', DEVICES)
-@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('dtype', LOSS)
 @pytest.mark.parametrize('name', cases.CASES)
 def test_autocast_is_near_float32(name, dtype, device):
-    full, half = (cases.build(name, norm='GN').to(device) for _ in range(2))
+    """One step of a model whose memory has been filled by three steps in float32."""
+    full = cases.build(name, norm='GN')
+    optimizer = torch.optim.SGD(full.parameters(), lr=0.05)
+    for seed in range(3):
+        optimizer.zero_grad()
+        cases.step(full, 100 + seed)
+        optimizer.step()
+    optimizer.zero_grad()
+    half = copy.deepcopy(full).to(device)
+    full = full.to(device)
     images, samples = cases.batch()
     images, samples = images.to(device), [sample.to(device) for sample in samples]
     expected = full.loss(images, samples)
@@ -43,50 +51,55 @@ def test_autocast_is_near_float32(name, dtype, device):
         got = half.loss(images, samples)
     cases.objective(expected).backward()
     cases.objective(got).backward()
-    for key, value in expected.items():
-        if 'loss' not in key:
-            continue
-        assert got[key].isfinite(), key
-        assert got[key].item() == pytest.approx(
-            value.item(), rel=TOLERANCE[dtype], abs=TOLERANCE[dtype] / 10
-        ), key
+    names = [key for key in expected if 'loss' in key]
+    assert got.keys() == expected.keys()
+    for key in names:
+        assert got[key].item() == pytest.approx(expected[key].item(), rel=LOSS[dtype]), key
+    # the halves differ: autocast was at work
+    assert any(got[key] != expected[key] for key in names)
     for key, p in half.named_parameters():
         assert p.grad is not None, key
         assert p.grad.isfinite().all(), key
     check_memory(half)
-    similar = [
-        torch.cosine_similarity(a.grad.flatten(), b.grad.flatten(), dim=0)
-        for a, b in zip(full.parameters(), half.parameters()) if a.grad.norm() > 1e-3
-    ]  # fmt: skip
-    assert len(similar) > 5
-    assert torch.stack(similar).median() > 0.98
+    whole = [torch.cat([p.grad.flatten() for p in x.parameters()]) for x in (full, half)]
+    assert torch.cosine_similarity(*whole, dim=0) > COSINE[dtype]
 
 
 @pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
-@pytest.mark.parametrize('name', cases.METHODS)
+@pytest.mark.parametrize('name', cases.shared(cases.METHODS))
 def test_training_under_amp_optim_wrapper(name, dtype, device, monkeypatch):
-    """mmengine's wrapper for ten steps; the loss goes down, weights stay finite."""
-    model = cases.build(name, norm='GN').to(device)
+    """mmengine's wrapper for ten steps: finite, and the losses of a training in float32."""
     if device == 'cpu':
-        # the wrapper asks for a GPU, though autocast and a disabled scaler work without one
-        import mmengine.optim.optimizer.amp_optimizer_wrapper as module
+        if not hasattr(torch.amp, 'GradScaler'):
+            pytest.skip('PyTorch scales losses on a CPU since 2.3')
+        # the wrapper asks for a GPU, though autocast and scaling of the loss work without one
+        monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
+        scaler = functools.partial(torch.amp.GradScaler, 'cpu')
+        monkeypatch.setattr(amp_optimizer_wrapper, 'GradScaler', scaler)
 
-        monkeypatch.setattr(module, 'is_cuda_available', lambda: True)
-        scaler = torch.cuda.amp.GradScaler(enabled=False)
-        monkeypatch.setattr(module, 'GradScaler', lambda *a, **k: scaler)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    wrapper = AmpOptimWrapper(dtype=dtype, optimizer=optimizer)
-    totals = []
-    for _ in range(10):
-        images, samples = cases.batch(0)
-        images, samples = images.to(device), [sample.to(device) for sample in samples]
-        with torch.autocast(device, getattr(torch, dtype)):
-            total = cases.objective(model.loss(images, samples))
-        wrapper.update_params(total)
-        totals.append(total.item())
-    assert all(map(math.isfinite, totals))
-    assert totals[-1] < totals[0]
+    def train(half):
+        model = cases.build(name, norm='GN').to(device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        wrapper = OptimWrapper(optimizer)
+        if half:  # PyTorch's scale at the start, 2^16, is for larger networks: steps are skipped
+            scale = dict(init_scale=2.0**10)
+            wrapper = AmpOptimWrapper(dtype=dtype, optimizer=optimizer, loss_scale=scale)
+        totals = []
+        for _ in range(10):
+            images, samples = cases.batch(0)
+            images, samples = images.to(device), [sample.to(device) for sample in samples]
+            with torch.autocast(device, getattr(torch, dtype), enabled=half):
+                total = cases.objective(model.loss(images, samples))
+            wrapper.update_params(total)
+            totals.append(total.item())
+        if half:
+            assert wrapper.loss_scaler.get_scale() == 2.0**10  # no step was skipped
+        return model, totals
+
+    model, totals = train(half=True)
+    assert totals == pytest.approx(train(half=False)[1], rel=TRAINING[dtype])
+    assert totals[-1] < totals[1] - 0.05  # MCIBI has no memory to classify before the second step
     for key, value in model.state_dict().items():
         assert value.isfinite().all(), key
     check_memory(model)
@@ -107,7 +120,7 @@ def _spoil(kind, maps):
 def spoiled_step(name, kind, labels=None):
     """Losses of a step whose bottleneck (or backbone) gives such features."""
     model = cases.build(name, norm='GN', auxiliary=False)
-    head = model.decode_head
+    head = cases.last(model.decode_head)
     place = getattr(head, 'bottleneck', model.backbone)
     memory_head = hasattr(head, 'bank')
     hook = place.register_forward_hook(

@@ -9,45 +9,47 @@ from mmengine.logging import MMLogger
 from mmengine.model import ExponentialMovingAverage
 from mmengine.runner import load_checkpoint
 
+from tests import tiny
 from tests.guarantees import cases, jobs
 
 EMA = {'plain': None, 'ema': False, 'ema_buffers': True}
-KINDS = [(name, kind) for name in cases.METHODS for kind in EMA]
+# `make test` takes each method by itself, and one with averaged weights and buffers
+KINDS = [
+    pytest.param(name, kind, marks=() if kind == 'plain' or (name, kind) == ('mdrl', 'ema_buffers')
+                 else pytest.mark.long)
+    for name in cases.METHODS for kind in EMA
+]  # fmt: skip
 N, K = 6, 4  # iterations, and where the job is stopped
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory, tiny_data):
-    """Folder with the work dirs of all jobs, and their exit statuses."""
-    from tests import tiny
-
+def finished(tmp_path_factory, tiny_data, request):
+    """Folder with the work dirs of the jobs that tests were asked for, and their exit statuses."""
+    asked = [
+        item.callspec.params for item in request.session.items
+        if item.path == request.path and 'finished' in item.fixturenames
+    ]  # fmt: skip
+    pairs = sorted({(x['name'], x.get('kind', 'plain')) for x in asked})
+    killed = sorted({x['name'] for x in asked if 'kind' not in x})
     folder = tmp_path_factory.mktemp('restart')
     base = tiny.write_config(folder / 'tiny.py', tiny_data)
     queue = []
 
-    for name, kind in KINDS:
-        key = f'{name}-{kind}'
-        for job, work_dir, resume, iterations in (
-            ('whole', f'{key}-whole', False, N),
-            ('first', f'{key}-parts', False, K),
-            ('second', f'{key}-parts', True, N),
-        ):
-            config = jobs.write_config(
-                folder / f'{key}-{job}.py', base, name, iterations, 2, ema=EMA[kind]
-            )
-            queue.append(
-                dict(name=f'{key}-{job}', config=config, work_dir=str(folder / work_dir),
-                     resume=resume)
-            )  # fmt: skip
-    for name in cases.METHODS:  # killed in iteration 5 of 6, after the checkpoint of iteration 4
-        for job, kill_at, resume in (('killed', K, False), ('revived', None, True)):
-            config = jobs.write_config(
-                folder / f'{name}-{job}.py', base, name, N, 2, kill_at=kill_at
-            )
-            queue.append(
-                dict(name=f'{name}-{job}', config=config, work_dir=str(folder / f'{name}-kill'),
-                     resume=resume)
-            )  # fmt: skip
+    def add(job, name, work_dir, resume, **options):
+        # all are planned for N iterations, as MCIBI's momentum depends on how many there will be
+        config = jobs.write_config(folder / f'{job}.py', base, name, N, 2, **options)
+        queue.append(
+            dict(name=job, config=config, work_dir=str(folder / work_dir), resume=resume)
+        )  # fmt: skip
+
+    for name, kind in pairs:
+        key, ema = f'{name}-{kind}', EMA[kind]
+        add(f'{key}-whole', name, f'{key}-whole', False, ema=ema)
+        add(f'{key}-first', name, f'{key}-parts', False, ema=ema, stop_at=K)
+        add(f'{key}-second', name, f'{key}-parts', True, ema=ema)
+    for name in killed:  # in iteration 5 of 6, after the checkpoint of iteration 4
+        add(f'{name}-killed', name, f'{name}-kill', False, kill_at=K)
+        add(f'{name}-revived', name, f'{name}-kill', True)
     return folder, jobs.run_all(folder, queue)
 
 
@@ -76,8 +78,16 @@ def _assert_same_state(got, expected):
         assert (part in got) == (part in expected), part
         if part in expected:
             _assert_equal(got[part], expected[part], part)
-    losses = [x['message_hub']['log_scalars']['train/loss'].data[0] for x in (got, expected)]
-    assert losses[0].tolist() == losses[1].tolist()
+    # both schedules have moved
+    assert got['optimizer']['param_groups'][0]['momentum'] < 0.9
+    assert got['optimizer']['param_groups'][0]['lr'] < 0.05
+    # what was logged: losses, momentum of MCIBI's memory, pixels left out
+    mine, theirs = (x['message_hub']['log_scalars'] for x in (got, expected))
+    names = [key for key in theirs if key.startswith('train/') and 'time' not in key]
+    assert 'train/loss' in names
+    for key in names:
+        assert mine[key].data[0].tolist() == theirs[key].data[0].tolist(), key
+    return names
 
 
 @pytest.mark.slow
@@ -90,18 +100,21 @@ def test_resumed_equals_uninterrupted(finished, name, kind):
         assert status[f'{key}-{job}'] == 0, (folder / f'{key}-{job}.log').read_text()[-3000:]
     whole, parts = (_saved(folder, f'{key}-{x}') for x in ('whole', 'parts'))
     assert whole['meta']['iter'] == parts['meta']['iter'] == N
-    _assert_same_state(parts, whole)
+    logged = _assert_same_state(parts, whole)
     half = _saved(folder, f'{key}-parts', K)
     moved = [k for k, v in whole['state_dict'].items() if not torch.equal(v, half['state_dict'][k])]
     assert any('conv_seg.weight' in k for k in moved)
     if name in ('mdrl', 'mcibi'):
         assert any('.bank.' in k and k.endswith(('distributions', 'features')) for k in moved)
+        assert 'train/decode.stat_left_out_pixels' in logged
+    if name == 'mcibi':
+        assert 'train/decode.stat_memory_momentum' in logged
     assert ('ema_state_dict' in whole) == (kind != 'plain')
     assert 'Advance dataloader' in (folder / f'{key}-second.log').read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', cases.METHODS)
+@pytest.mark.parametrize('name', cases.shared(['mdrl', 'mcibi'], cases.METHODS))
 def test_a_killed_job_resumes_from_its_last_checkpoint(finished, name):
     """SIGKILL after backward, when the bank in memory is ahead of the one on disk."""
     folder, status = finished
@@ -123,22 +136,27 @@ def log(caplog):
     logger.removeHandler(caplog.handler)
 
 
-MEMORIES = [name for name in cases.METHODS if name in ('mdrl', 'mcibi')]
-OTHER_SIZES = [
-    (name, other, words)
-    for name, other, words in (
-        ('mdrl', dict(num_classes=7), ['num_classes=7 in the checkpoint and 5']),
-        ('mdrl', dict(head_options=dict(bank=dict(cases.BANK, num_distributions=2))),
-         ['num_distributions=2 in the checkpoint and 3']),
-        ('mdrl', dict(head_options=dict(bank=dict(cases.BANK, channels=4))),
-         ['channels=4 in the checkpoint and 8']),
-        ('mdrl', dict(num_classes=7, head_options=dict(bank=dict(cases.BANK, channels=4))),
-         ['num_classes=7 in the checkpoint and 5', 'channels=4 in the checkpoint and 8']),
-        ('mcibi', dict(num_classes=7), ['num_classes=7 in the checkpoint and 5']),
-        ('mcibi', dict(head_options=dict(channels=6)), ['channels=6 in the checkpoint and 8']),
-    )
-    if name in cases.METHODS
-]  # fmt: skip
+MEMORIES = ['mdrl', 'mcibi']
+OTHER_SIZES = (
+    ('mdrl', dict(num_classes=7), ['num_classes=7 in the checkpoint and 5']),
+    (
+        'mdrl',
+        dict(head_options=dict(bank=dict(cases.BANK, num_distributions=2))),
+        ['num_distributions=2 in the checkpoint and 3'],
+    ),
+    (
+        'mdrl',
+        dict(head_options=dict(bank=dict(cases.BANK, channels=4))),
+        ['channels=4 in the checkpoint and 8'],
+    ),
+    (
+        'mdrl',
+        dict(num_classes=7, head_options=dict(bank=dict(cases.BANK, channels=4))),
+        ['num_classes=7 in the checkpoint and 5', 'channels=4 in the checkpoint and 8'],
+    ),
+    ('mcibi', dict(num_classes=7), ['num_classes=7 in the checkpoint and 5']),
+    ('mcibi', dict(head_options=dict(channels=6)), ['channels=6 in the checkpoint and 8']),
+)
 
 
 @pytest.mark.parametrize(('name', 'other', 'words'), OTHER_SIZES)
