@@ -87,8 +87,8 @@ def draw_class_dependency(
     notes = notes or [''] * len(matrices)
     for axis, (name, matrix), note in zip(axes, matrices.items(), notes):
         image = _matrix(axis, np.where(off, matrix, np.nan), names, 'viridis', low, high)
-        title = fold(name, side, 10)
-        axis.set_title(f'{title}\n{note}' if note else title, fontsize=10)
+        folded = fold(name, side, 10)
+        axis.set_title(f'{folded}\n{note}' if note else folded, fontsize=10)
         figure.colorbar(image, ax=axis, shrink=0.75, pad=0.02)
     if difference:
         (first, a), (second, b) = matrices.items()

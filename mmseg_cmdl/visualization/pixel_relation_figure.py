@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .distribution_map import color_labels
-from .style import add_class_legend, fold, new_figure, show_picture
+from .style import add_class_legend, fold, new_figure, show_picture, title_height
 
 
 def draw_pixel_relation(
@@ -26,7 +26,9 @@ def draw_pixel_relation(
     models = list(rows[0][2])
     h, w = image.shape[:2]
     cell = 2.5
-    height = max(1.0, min(4.0, cell * h / w)) + 0.4
+    titles = [fold(text, cell - 0.4, 9) for text in [*(row[1] for row in rows), *models]]
+    titles += [fold(f'prediction of {name}', cell - 0.4, 9) for name in models]
+    height = max(1.0, min(4.0, cell * h / w)) + title_height(titles, 9) + 0.1
     figure = new_figure(cell * (1 + 2 * len(models)) + 0.8, height * len(rows) + 0.6)
     axes = figure.subplots(len(rows), 1 + 2 * len(models), squeeze=False)
     for line, (position, title, found) in zip(axes, rows):

@@ -18,6 +18,7 @@ from .style import (
     new_figure,
     resize_nearest,
     show_picture,
+    title_height,
 )
 
 
@@ -64,7 +65,12 @@ def draw_predictions(
     columns = 2 + 2 * len(examples[0].predictions)
     h, w = examples[0].truth.shape
     cell = 1.9
-    height = max(0.8, min(3.0, cell * h / w)) + 0.42
+    titles = [
+        fold(text, cell - 0.1, 8)
+        for name in examples[0].predictions
+        for text in (f'{name}\nmIoU', f'errors of {name}')
+    ]
+    height = max(0.8, min(3.0, cell * h / w)) + title_height(titles, 8)
     figure = new_figure(cell * columns + 0.3, height * len(examples) + 0.6)
     axes = figure.subplots(len(examples), columns, squeeze=False)
     for row, example in zip(axes, examples):

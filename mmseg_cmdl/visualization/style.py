@@ -94,10 +94,20 @@ def fold(text: str, inches: float, size: float) -> str:
     return '\n'.join(line.rstrip() for line in lines)
 
 
+def title_height(titles: Sequence[str], size: float) -> float:
+    """Inches above a picture that the longest of its folded titles takes."""
+    return 0.14 + max(title.count('\n') + 1 for title in titles) * 1.3 * size / 72
+
+
 def legend_columns(figure: Figure, labels: Sequence[str], size: float) -> int:
-    """Columns of a legend as wide as the figure, for the longest label."""
-    width = 0.55 + max(map(len, labels), default=1) * 0.6 * size / 72
-    return max(1, min(int(figure.get_figwidth() / width), len(labels)))
+    """Most columns of a legend that fit into the figure's width."""
+    for columns in range(len(labels), 1, -1):
+        # as matplotlib fills them, one column after the other
+        parts = np.array_split([len(label) for label in labels], columns)
+        width = sum(0.63 + part.max() * 0.6 * size / 72 for part in parts)
+        if width <= figure.get_figwidth():
+            return columns
+    return 1
 
 
 def add_class_legend(

@@ -19,7 +19,7 @@ from mmseg_cmdl.visualization import (
     draw_predictions,
     draw_usage,
 )
-from mmseg_cmdl.visualization.style import fold
+from mmseg_cmdl.visualization.style import fold, legend_columns, new_figure
 
 MODELS = [
     'fcn_r50-d8_4xb4-220k_coco-stuff164k-512x512',
@@ -112,6 +112,19 @@ def test_nothing_is_cut_and_no_title_covers_another(name):
     titles = [title for title in titles if title is not None and title.get_text()]
     for a, b in itertools.combinations(titles, 2):
         assert not a.get_window_extent().overlaps(b.get_window_extent()), (a, b)
+
+
+def test_titles_say_what_is_drawn():
+    assert FIGURES['dependency']()._suptitle.get_text() == 'cosine'
+    assert FIGURES['complexity']()._suptitle.get_text() == 'a title'
+
+
+def test_a_legend_that_fits_is_one_row():
+    figure = new_figure(9, 2)
+    assert legend_columns(figure, ['sky', 'ground', 'road', 'building', 'tree', 'car'], 8) == 6
+    assert legend_columns(figure, MODELS, 9) == 2
+    assert legend_columns(figure, MODELS * 2, 9) == 2
+    assert legend_columns(new_figure(2, 2), MODELS, 9) == 1
 
 
 def test_names_are_broken_at_hyphens_and_underscores():
