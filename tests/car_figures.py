@@ -16,12 +16,19 @@ TABLE_2 = {
     ('ccnet', 'r50-d8'): ('49.15', '49.56', '35.10', '36.39'),
     ('ccnet', 'r101-d8'): ('51.41', '51.97', '36.88', '37.56'),
     ('danet', 'r101-d8'): ('51.45', '52.57', '35.80', '37.47'),
+    ('cpnet', 'r101-d8'): ('51.29', '51.98', '36.92', '37.12'),
     ('ocrnet', 'hr48'): ('54.37', '54.99', '38.22', '39.53'),
     ('upernet', 'swin-t'): ('49.62', '50.78', '36.07', '36.63'),
     ('upernet', 'swin-l'): ('57.48', '58.97', '44.25', '44.88'),
 }
 # COCO-Stuff rows with a class-level threshold of 0.25
-REDUCED = [('fcn', 'r50-d8'), ('fcn', 'r101-d8'), ('nonlocal', 'r50-d8'), ('upernet', 'swin-t')]
+REDUCED = [
+    ('fcn', 'r50-d8'),
+    ('fcn', 'r101-d8'),
+    ('nonlocal', 'r50-d8'),
+    ('cpnet', 'r101-d8'),
+    ('upernet', 'swin-t'),
+]
 
 # rows R2 to R7 and S2 to S7; the first and the last are in table 2
 METHODS = (

@@ -29,6 +29,7 @@ HEADS = dict(
     nonlocal_='NLHead',
     ccnet='CCHead',
     danet='DAHead',
+    cpnet='CPHead',
     ocrnet='OCRHead',
     upernet='UPerHead',
 )
@@ -168,6 +169,7 @@ def test_builds_with_the_losses_and_convs_of_its_row(name):
         'CCHead': 'conv_cat.conv',
         'ASPPHead': 'bottleneck.conv',
         'DAHead': 'pam_out_conv.conv',
+        'CPHead': 'bottleneck.conv',
         'UPerHead': 'fpn_bottleneck.conv',
         'OCRHead': 'object_context_block.bottleneck.conv',
     }
@@ -267,7 +269,7 @@ def test_readme_has_the_papers_figures():
     for line in (CONFIGS / 'car' / 'README.md').read_text().splitlines():
         cells = [cell.strip() for cell in line.strip('|').split('|')]
         link = re.fullmatch(r'\[([\w-]+)\]\(\1\.py\)', cells[0])
-        if link:
+        if link and link[1] not in SMALL:
             rows.setdefault(link[1], []).append(cells[-2])
     assert rows.keys() == car_figures.PAPER.keys()
     for name, figures in rows.items():

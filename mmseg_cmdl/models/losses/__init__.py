@@ -1,3 +1,4 @@
+from .affinity_loss import AffinityLoss
 from .class_aware_loss import (
     InterClassCenterToCenterLoss,
     InterClassCenterToPixelLoss,
@@ -9,6 +10,7 @@ from .fused_class_aware import can_fuse_class_aware, fused_class_aware
 from .fused_class_consistency import can_fuse, fused_class_consistency
 
 __all__ = [
+    'AffinityLoss',
     'ClassGlobalConsistencyLoss',
     'ClassLocalConsistencyLoss',
     'InterClassCenterToCenterLoss',

@@ -1,0 +1,9 @@
+_base_ = './cpnet_r101-d8_4xb4-30k_coco-stuff10k-512x512.py'
+model = dict(
+    type='CAREncoderDecoder',
+    pointwise=['bottleneck'],
+    losses=[
+        dict(type='IntraClassCenterToPixelLoss'),
+        dict(type='InterClassCenterToCenterLoss', threshold=0.25),
+        dict(type='InterClassCenterToPixelLoss'),
+    ])
