@@ -208,12 +208,13 @@ def test_training_step():
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         _training_step()
-    # the problems are not all empty, and every case met every kind of label map
+    # the problems are not all empty, and cases met most kinds of label maps
     assert _training_step.moved > EXAMPLES // 4
     assert _training_step.pixels['classified'] > EXAMPLES
     assert _training_step.pixels['embeddings'] > EXAMPLES // 4
     if EXAMPLES >= 2000:
-        assert len(_training_step.seen) > 0.9 * len(cases.ANY_SIZE) * 7
+        assert {name for name, _ in _training_step.seen} == set(cases.ANY_SIZE)
+        assert len(_training_step.seen) > 0.75 * len(cases.ANY_SIZE) * 7
 
 
 @fuzzed(BAD_LABELS)
