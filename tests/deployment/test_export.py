@@ -16,6 +16,7 @@ from mmseg_cmdl.deployment.exportable_layers import (
     make_exportable_,
     pooling_matrix,
 )
+from tests import stack
 from tests.guarantees import cases
 from tests.paths import TOOLS
 
@@ -41,6 +42,8 @@ def tool():
 
 @pytest.fixture
 def onnx():
+    if stack.OLD_TORCH:
+        pytest.skip('exporting needs PyTorch 2.6')
     for name in ('onnxscript', 'onnxruntime'):
         pytest.importorskip(name, reason=f'{name} is not installed (requirements/dev.txt has it)')
     return pytest.importorskip('onnx', reason='onnx is not installed')
@@ -78,7 +81,7 @@ def job(folder, name, **options):
     return str(folder / 'config.py'), str(folder / 'model.pth')
 
 
-@pytest.mark.parametrize('name', EXPORTED)
+@pytest.mark.parametrize('name', cases.shared(cases.METHODS, EXPORTED))
 def test_both_formats_are_the_model(name, tool, tmp_path, onnx, capsys):
     """Three sizes and two batch sizes to 1e-4 in onnxruntime; nodes of the allow-list only."""
     config, checkpoint = job(tmp_path, name)
@@ -233,6 +236,7 @@ def test_foreign_nodes_are_named(tmp_path, onnx):
     assert deployment.check_nodes(path, ['NonZero']) == {'NonZero': 1}
 
 
+@stack.needs_export
 def test_a_head_that_looks_at_values_is_refused():
     class Looks(nn.Module):
         def __init__(self):
@@ -246,6 +250,12 @@ def test_a_head_that_looks_at_values_is_refused():
         deployment.export_program(Looks())
 
 
+def test_an_old_pytorch_is_named(monkeypatch):
+    monkeypatch.setattr(torch, '__version__', '2.5.1+cu124')
+    with pytest.raises(deployment.ExportError, match=r'needs PyTorch 2\.6 or newer.* 2\.5\.1'):
+        deployment.export_program(nn.Conv2d(3, 5, 1))
+
+
 def test_command_line_errors(tool, tmp_path, capsys):
     with pytest.raises(SystemExit):
         tool.main(['c.py', 'w.pth', 'model.trt'])
@@ -257,6 +267,7 @@ def test_command_line_errors(tool, tmp_path, capsys):
         tool.main([config, str(tmp_path / 'none.pth'), 'model.onnx'])
 
 
+@stack.needs_export
 def test_a_file_that_fails_the_check_is_not_left(tool, tmp_path, monkeypatch):
     config, checkpoint = job(tmp_path, 'mdrl')
 
