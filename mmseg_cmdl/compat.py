@@ -48,8 +48,8 @@ class _ExtStandIn(types.ModuleType):
 
     The spec without a loader is what mmcv and mmengine look at to learn that there are no compiled
     ops (``mmcv_full_available``), so their own branches for mmcv-lite stay in force. The maintained
-    fork's mmengine takes any spec for a sign of them; it then looks for SyncBatchNorm and deformable
-    convs of mmcv, finds their classes, and no module is of those.
+    fork's mmengine takes any spec for a sign of them; it then looks for modules of mmcv's
+    SyncBatchNorm and deformable convs, finds these classes, and no such module.
     """
 
     def __init__(self):
@@ -132,9 +132,9 @@ def checkpoint_types():
     NumPy 1 counts in 32 bits. NumPy 2 renamed the module of two functions, and a checkpoint carries
     the name that its writer's NumPy had: both names lead to the function that is here.
 
-    Types go by their names too: the mmengine of the maintained fork allows some of them for the time
-    of a load and takes them off PyTorch's list afterwards, and an entry (object, name) of ours is
-    another one than the bare object of theirs.
+    Types go by their names too: the mmengine of the maintained fork allows some of them while it
+    loads a file and takes them off PyTorch's list afterwards, and an entry (object, name) of ours
+    is another one than the bare object of theirs.
 
     Returns:
         list: entries for ``torch.serialization.add_safe_globals``: (object, name).
