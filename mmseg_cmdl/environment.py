@@ -37,7 +37,8 @@ INSTALL_OPENMMLAB = (
 )
 # mmcv-lite names OpenMMLab's mmengine as a requirement, which would overwrite the fork's.
 INSTALL_FORK = (
-    'pip install onedl-mmsegmentation onedl-mmengine && pip install --no-deps mmcv-lite==2.2.0'
+    'pip install onedl-mmsegmentation==1.4.2 onedl-mmengine==0.10.12 && '
+    'pip install --no-deps mmcv-lite==2.2.0'
 )
 
 
