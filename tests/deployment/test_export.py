@@ -31,6 +31,22 @@ EXPORTED = [
     'dgcw',
 ]
 
+# What the cases leave out: other heads, layers and fusions, contexts of several levels.
+OTHERS = {
+    'caa': dict(type='CAAHead', attention_channels=6, attention=dict(query_channels=4)),
+    'global_pooling': dict(cases.DGCW, layer=dict(type='GlobalPoolingContext'), downsample=1),
+    'squeeze': dict(cases.DGCW, layer=dict(type='SqueezeExcitation'), downsample=1),
+    'nonlocal': dict(cases.DGCW, layer=dict(type='NonLocal2d', reduction=1)),
+    'softmax': dict(cases.DGCW, layer=dict(type='ChannelWeighting', norm='softmax')),
+    'weighted_add': dict(cases.MDRL, fusion='weighted_add'),
+    'da': dict(cases.MDRL, context=dict(type='DAHead', pam_channels=4)),
+    'ocr': dict(cases.MDRL, context=dict(type='OCRHead', ocr_channels=4)),
+    'uper': dict(
+        cases.MCIBI, context=dict(type='UPerHead', in_channels=list(cases.CHANNELS),
+                                  in_index=[0, 1, 2, 3], pool_scales=(1, 2)),
+    ),
+}  # fmt: skip
+
 
 @pytest.fixture(scope='module')
 def tool():
@@ -106,6 +122,24 @@ def test_both_formats_are_the_model(name, tool, tmp_path, onnx, capsys):
     assert got.shape == (4, cases.NUM_CLASSES, 51, 76)
     torch.testing.assert_close(torch.from_numpy(got), expected, rtol=0, atol=1e-4)
     assert expected.std() > 1e-3
+
+
+@pytest.mark.parametrize('name', cases.shared((), OTHERS))
+def test_other_heads_and_contexts(name, tool, tmp_path, onnx, capsys):
+    config, checkpoint = job(tmp_path, None, head=OTHERS[name])
+    tool.main([config, checkpoint, str(tmp_path / 'model.onnx')])
+    assert capsys.readouterr().out.count('same as PyTorch on 6 shapes') == 1
+
+
+@stack.needs_export
+def test_a_head_of_one_size_says_so(tool, tmp_path):
+    """CPHead's prior is a map between the pixels of one size."""
+    head = dict(type='CPHead', prior_size=(8, 10), prior_channels=6, kernel_size=3)
+    config, checkpoint = job(tmp_path, None, head=head)
+    with pytest.raises(
+        SystemExit, match=r'size: CPHead: .* prior_size is \(8, 10\)'
+    ):
+        tool.main([config, checkpoint, str(tmp_path / 'model.pt2')])
 
 
 @pytest.mark.parametrize('name', cases.CASES)
