@@ -136,9 +136,7 @@ def test_a_head_of_one_size_says_so(tool, tmp_path):
     """CPHead's prior is a map between the pixels of one size."""
     head = dict(type='CPHead', prior_size=(8, 10), prior_channels=6, kernel_size=3)
     config, checkpoint = job(tmp_path, None, head=head)
-    with pytest.raises(
-        SystemExit, match=r'size: CPHead: .* prior_size is \(8, 10\)'
-    ):
+    with pytest.raises(SystemExit, match=r'size: CPHead: .* prior_size is \(8, 10\)'):
         tool.main([config, checkpoint, str(tmp_path / 'model.pt2')])
 
 
