@@ -26,6 +26,8 @@ def versions():
 
     yield 'mmseg_cmdl', f'{version.__version__} in {PACKAGE}', ''
     yield 'python', platform.python_version(), ''
+    found, error = _attempt(environment.family)
+    yield 'family', found or error or 'neither OpenMMLab nor its maintained fork (onedl)', ''
     supported, _ = _attempt(environment.required)
     for module in ('torch', 'mmengine', 'mmcv', 'mmseg'):
         found, error = _attempt(lambda module=module: environment.version_of(module))
@@ -113,9 +115,13 @@ DOORS = {
 
 def main():
     """Print the report. Returns 0 whatever it says: it is a description, not a test."""
+    from . import environment
+
     print('versions')
     for name, found, supported in versions():
         print(f'  {name:24}{found}' + (f'  (supported: {supported})' if supported else ''))
+    for sentence in _attempt(environment.doubled)[0] or []:
+        print(f'  {sentence}')
     print('\ndoors')
     for name, door in DOORS.items():
         with warnings.catch_warnings():

@@ -12,6 +12,10 @@ seam                     works around                      can go when
 ``allow_mmengine_types`` mmengine's checkpoints hold       mmengine registers these types itself,
                          NumPy log histories, which        or stores plain numbers
                          ``torch.load`` refuses since 2.6
+``swaps_channels``       SegDataPreProcessor keeps it      one family is left
+                         under one name in OpenMMLab's
+                         MMSegmentation and under another
+                         in its maintained fork
 ======================== ================================= =====================================
 """
 
@@ -43,7 +47,9 @@ class _ExtStandIn(types.ModuleType):
     """``mmcv._ext`` without ops: every public name is a function that says what to install.
 
     The spec without a loader is what mmcv and mmengine look at to learn that there are no compiled
-    ops (``mmcv_full_available``), so their own branches for mmcv-lite stay in force.
+    ops (``mmcv_full_available``), so their own branches for mmcv-lite stay in force. The maintained
+    fork's mmengine takes any spec for a sign of them; it then looks for modules of mmcv's
+    SyncBatchNorm and deformable convs, finds these classes, and no such module.
     """
 
     def __init__(self):
@@ -126,19 +132,24 @@ def checkpoint_types():
     NumPy 1 counts in 32 bits. NumPy 2 renamed the module of two functions, and a checkpoint carries
     the name that its writer's NumPy had: both names lead to the function that is here.
 
+    Types go by their names too: the mmengine of the maintained fork allows some of them while it
+    loads a file and takes them off PyTorch's list afterwards, and an entry (object, name) of ours
+    is another one than the bare object of theirs.
+
     Returns:
-        list: entries for ``torch.serialization.add_safe_globals``: types, or (object, name).
+        list: entries for ``torch.serialization.add_safe_globals``: (object, name).
     """
     from mmengine.logging import HistoryBuffer
 
     core = importlib.import_module('numpy._core' if hasattr(np, '_core') else 'numpy.core')
     functions = (core.multiarray._reconstruct, core.multiarray.scalar)
+    scalars = (type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64'))
     return [
-        HistoryBuffer,
         (statistics_method, 'builtins.getattr'),
-        np.ndarray,
-        np.dtype,
-        *(type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64')),
+        *(
+            (cls, f'{cls.__module__}.{cls.__qualname__}')
+            for cls in (HistoryBuffer, np.ndarray, np.dtype, *scalars)
+        ),
         *(
             (function, f'{package}.multiarray.{function.__name__}')
             for function in functions
@@ -163,6 +174,17 @@ def allow_mmengine_types():
         return False
     torch.serialization.add_safe_globals(checkpoint_types())
     return True
+
+
+def swaps_channels(preprocessor):
+    """Whether a data preprocessor changes BGR to RGB, or back.
+
+    Args:
+        preprocessor (nn.Module): A SegDataPreProcessor of either family, or any other, which then
+            swaps nothing.
+    """
+    names = ('channel_conversion', '_channel_conversion')
+    return any(getattr(preprocessor, name, False) for name in names)
 
 
 def apply():

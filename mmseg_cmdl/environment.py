@@ -25,12 +25,20 @@ MMCV = '>=2.0.0rc4,<2.2.0'
 MMCV_OF_FORK = '>=2.0.0rc4,<3.0.0'
 TORCH = '>=2.0'
 
+# The distributions that bring a module; a second one overwrites the first one's files.
+DISTRIBUTIONS = {
+    'mmengine': ('mmengine', 'onedl-mmengine'),
+    'mmcv': ('mmcv', 'mmcv-lite', 'onedl-mmcv'),
+    'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
+}
+
 INSTALL_OPENMMLAB = (
     "pip install mmsegmentation==1.2.2 mmengine==0.10.7 mmcv-lite==2.1.0 'setuptools<81'"
 )
 # mmcv-lite names OpenMMLab's mmengine as a requirement, which would overwrite the fork's.
 INSTALL_FORK = (
-    'pip install onedl-mmsegmentation onedl-mmengine && pip install --no-deps mmcv-lite==2.2.0'
+    'pip install onedl-mmsegmentation==1.4.2 onedl-mmengine==0.10.12 && '
+    'pip install --no-deps mmcv-lite==2.2.0'
 )
 
 
@@ -60,9 +68,42 @@ def distribution_version(name: str) -> Optional[str]:
 
 
 def is_fork() -> bool:
-    """Whether the MMSegmentation found is the maintained fork (onedl-mmsegmentation)."""
+    """Whether the MMSegmentation found is the maintained fork (onedl-mmsegmentation).
+
+    Where there is none, mmengine tells which one belongs here.
+    """
     mmseg = version_of('mmseg')
-    return mmseg is not None and Version(mmseg) >= Version('1.3')
+    if mmseg is None:
+        return _mmengine_of_fork()
+    return Version(mmseg) >= Version('1.3')
+
+
+def _mmengine_of_fork() -> bool:
+    mmengine = version_of('mmengine')
+    return mmengine is not None and Version(mmengine) > Version('0.10.7')
+
+
+def family() -> Optional[str]:
+    """Which family of MMSegmentation is found here, in words; None if nothing of any is."""
+    if all(version_of(module) is None for module in DISTRIBUTIONS):
+        return None
+    return 'maintained fork (onedl)' if is_fork() else 'OpenMMLab'
+
+
+def doubled() -> list[str]:
+    """A sentence for each module that two distributions brought, with the command that mends it.
+
+    They own the same files, so what was installed last has overwritten the other; it may work.
+    """
+    sentences = []
+    for module, names in DISTRIBUTIONS.items():
+        found = [name for name in names if distribution_version(name)]
+        if len(found) > 1:
+            sentences.append(
+                f'{" and ".join(found)} own the same files, {module}/; run: '
+                f'pip uninstall -y {" ".join(found)} && {_install(module)}'
+            )
+    return sentences
 
 
 def required() -> dict[str, str]:
@@ -77,11 +118,15 @@ def required() -> dict[str, str]:
 
 def install_command(module: str) -> str:
     """The pip command that brings a supported version of one package."""
+    # Both distributions own the folder mmcv/, so one has to go before the other comes.
+    goes = module == 'mmcv' and distribution_version('mmcv')
+    return f'pip uninstall -y mmcv && {_install(module)}' if goes else _install(module)
+
+
+def _install(module: str) -> str:
     wanted = required()[module]
     if module == 'mmcv':
-        lite = f"pip install {'--no-deps ' if is_fork() else ''}'mmcv-lite{wanted}'"
-        # Both distributions own the folder mmcv/, so one has to go before the other comes.
-        return f'pip uninstall -y mmcv && {lite}' if distribution_version('mmcv') else lite
+        return f"pip install {'--no-deps ' if is_fork() else ''}'mmcv-lite{wanted}'"
     prefix = 'onedl-' if is_fork() and module != 'torch' else ''
     name = 'mmsegmentation' if module == 'mmseg' else module
     return f"pip install '{prefix}{name}{wanted}'"
@@ -102,7 +147,7 @@ def _wrong_version(module: str, wanted: str) -> Optional[str]:
 
 
 def _python_too_new() -> Optional[str]:
-    if Version(version_of('mmengine')) > Version('0.10.7') or hasattr(pkgutil, 'find_loader'):
+    if _mmengine_of_fork() or hasattr(pkgutil, 'find_loader'):
         return None
     return (
         f'mmseg_cmdl needs Python 3.13 or older, as mmengine {version_of("mmengine")} uses '
@@ -112,7 +157,7 @@ def _python_too_new() -> Optional[str]:
 
 
 def _missing_pkg_resources() -> Optional[str]:
-    if Version(version_of('mmengine')) > Version('0.10.7') or util.find_spec('pkg_resources'):
+    if _mmengine_of_fork() or util.find_spec('pkg_resources'):
         return None
     found = distribution_version('setuptools') or 'none'
     return (
@@ -135,7 +180,7 @@ def _broken_opencv() -> Optional[str]:
 
 def problem() -> Optional[str]:
     """What keeps this package from working, as one sentence; None if all is well."""
-    if all(version_of(module) is None for module in ('mmengine', 'mmcv', 'mmseg')):
+    if family() is None:
         return (
             'mmseg_cmdl needs MMSegmentation and none is installed; run: '
             f'{INSTALL_OPENMMLAB} (OpenMMLab), or: {INSTALL_FORK} (its maintained fork)'

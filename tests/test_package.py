@@ -35,6 +35,8 @@ def test_the_installed_package_is_under_test():
         pytest.skip('only where MMSEG_CMDL_TEST_INSTALLED=1, as `make test` sets it')
     assert INSTALLED
     assert PACKAGE.parent != ROOT
+    asked_for = os.environ.get('MMSEG_CMDL_TEST_FAMILY', 'openmmlab')
+    assert environment.is_fork() == (asked_for == 'onedl')
 
 
 # ------------------------------------------------------------------------------- the wheel
@@ -350,6 +352,14 @@ def test_missing_package(tmp_path, module, command):
     assert sentence.endswith(f', but it is not installed; run: {command}')
 
 
+def test_missing_package_of_the_fork(tmp_path):
+    """What is left says which family the missing one has to be of."""
+    folder = fake_packages(tmp_path, {**GOOD, 'mmengine': '0.10.12'})
+    assert import_error(folder, hidden=['mmseg']).endswith(
+        "run: pip install 'onedl-mmsegmentation>=1.2.1,<2.0.0'"
+    )
+
+
 def test_folder_left_by_an_uninstall_is_no_package(tmp_path, monkeypatch):
     (tmp_path / 'left_behind' / 'ops').mkdir(parents=True)
     monkeypatch.syspath_prepend(tmp_path)
@@ -423,6 +433,42 @@ def test_report_of_a_broken_environment(tmp_path):
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stdout.splitlines() if line.startswith('  import '))
     assert line.split(maxsplit=2)[1:] == ['closed', import_error(folder)]
+
+
+@pytest.mark.parametrize(
+    ('versions', 'family'),
+    [
+        ({}, 'OpenMMLab'),
+        ({'mmseg': '1.4.2', 'mmengine': '0.10.12', 'mmcv': '2.2.0'}, 'maintained fork (onedl)'),
+    ],
+)
+def test_report_names_the_family(tmp_path, versions, family):
+    done = python('-m', 'mmseg_cmdl', first_on_path=[fake_packages(tmp_path, {**GOOD, **versions})])
+    assert f'  family                  {family}\n' in done.stdout, done.stderr
+
+
+def test_report_where_there_is_neither_family(tmp_path):
+    hide = 'import sys\nfor name in ("mmseg", "mmcv", "mmengine"): sys.modules[name] = None\n'
+    (tmp_path / 'sitecustomize.py').write_text(hide)
+    done = python('-m', 'mmseg_cmdl', first_on_path=[tmp_path])
+    assert done.returncode == 0, done.stderr
+    assert 'neither OpenMMLab nor its maintained fork (onedl)' in done.stdout
+    assert environment.INSTALL_OPENMMLAB in done.stdout
+    assert environment.INSTALL_FORK in done.stdout
+
+
+def test_report_names_a_module_that_two_distributions_own(tmp_path):
+    folder = fake_packages(tmp_path, {'mmseg': '1.4.2', 'mmengine': '0.10.7', 'mmcv': '2.2.0'})
+    for name in ('mmengine', 'onedl-mmengine'):
+        info = folder / f'{name.replace("-", "_")}-0.10.7.dist-info'
+        info.mkdir()
+        (info / 'METADATA').write_text(f'Name: {name}\nVersion: 0.10.7\n')
+    done = python('-m', 'mmseg_cmdl', first_on_path=[folder])
+    (line,) = (line for line in done.stdout.splitlines() if 'own the same files' in line)
+    assert line == (
+        '  mmengine and onedl-mmengine own the same files, mmengine/; run: pip uninstall -y '
+        "mmengine onedl-mmengine && pip install 'onedl-mmengine>=0.10.0,<1.0.0'"
+    )
 
 
 def test_report_without_torch(tmp_path):

@@ -13,6 +13,7 @@ from mmengine.dataset import pseudo_collate
 from mmseg.registry import DATASETS
 from torch import Tensor, nn
 
+from ..compat import swaps_channels
 from ..launch import checked_checkpoint, load_config
 
 FEATURES = ('classifier', 'embedding', 'backbone')
@@ -216,7 +217,7 @@ class ExaminedModel:
             labels = torch.from_numpy(labels[: valid[0], : valid[1]])
         image = raw.permute(1, 2, 0).cpu().numpy()
         if image.shape[2] == 3:
-            bgr = getattr(self.model.data_preprocessor, 'channel_conversion', False)
+            bgr = swaps_channels(self.model.data_preprocessor)
             image = image[..., ::-1] if bgr else image
         else:
             image = image[..., :1].repeat(3, axis=2)

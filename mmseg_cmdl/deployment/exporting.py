@@ -3,6 +3,7 @@
 from typing import Callable, Dict, Iterable, Sequence, Tuple
 
 import torch
+from packaging.version import Version
 from torch import nn
 
 # What runtimes of every kind have. No control flow (If, Loop, Scan), nothing whose shape depends
@@ -25,6 +26,7 @@ CHECKED_SHAPES = tuple(
 )
 EXAMPLE_SHAPE = (2, 64, 96)
 SMALLEST_SIDE = 32
+OLDEST_TORCH = '2.6'
 
 
 class ExportError(RuntimeError):
@@ -42,8 +44,14 @@ def export_program(
         example (Sequence[int]): Batch, height and width to record with.
 
     Raises:
-        ExportError: With what torch.export says about it.
+        ExportError: With what torch.export says about it; or PyTorch is too old.
     """
+    if Version(torch.__version__) < Version(OLDEST_TORCH):
+        raise ExportError(
+            f'exporting needs PyTorch {OLDEST_TORCH} or newer, but this is {torch.__version__}; '
+            'training and testing go on with this one, the export can be made in an environment '
+            f"of its own, with: pip install 'torch>={OLDEST_TORCH}'"
+        )
     batch, height, width = example
     images = _images(next(model.parameters()), batch, height, width)
     sides = {i + 2: torch.export.Dim(name, min=smallest_side)

@@ -36,13 +36,13 @@ def _fold_class_aware_regularization_(model: nn.Module) -> None:
     weight = model.car.folded(old.weight)
     new = nn.Conv2d(
         weight.shape[1], weight.shape[0], old.kernel_size, padding=old.padding,
-        bias=old.bias is not None,
+        bias=old.bias is not None, device=weight.device, dtype=weight.dtype,
     )  # fmt: skip
     with torch.no_grad():
         new.weight.copy_(weight)
         if old.bias is not None:
             new.bias.copy_(old.bias)
-    head.conv_seg = new.to(old.weight)
+    head.conv_seg = new
     model.car = None
 
 

@@ -16,6 +16,7 @@ from mmseg_cmdl.deployment.exportable_layers import (
     make_exportable_,
     pooling_matrix,
 )
+from tests import stack
 from tests.guarantees import cases
 from tests.paths import TOOLS
 
@@ -30,6 +31,22 @@ EXPORTED = [
     'dgcw',
 ]
 
+# What the cases leave out: other heads, layers and fusions, contexts of several levels.
+OTHERS = {
+    'caa': dict(type='CAAHead', attention_channels=6, attention=dict(query_channels=4)),
+    'global_pooling': dict(cases.DGCW, layer=dict(type='GlobalPoolingContext'), downsample=1),
+    'squeeze': dict(cases.DGCW, layer=dict(type='SqueezeExcitation'), downsample=1),
+    'nonlocal': dict(cases.DGCW, layer=dict(type='NonLocal2d', reduction=1)),
+    'softmax': dict(cases.DGCW, layer=dict(type='ChannelWeighting', norm='softmax')),
+    'weighted_add': dict(cases.MDRL, fusion='weighted_add'),
+    'da': dict(cases.MDRL, context=dict(type='DAHead', pam_channels=4)),
+    'ocr': dict(cases.MDRL, context=dict(type='OCRHead', ocr_channels=4)),
+    'uper': dict(
+        cases.MCIBI, context=dict(type='UPerHead', in_channels=list(cases.CHANNELS),
+                                  in_index=[0, 1, 2, 3], pool_scales=(1, 2)),
+    ),
+}  # fmt: skip
+
 
 @pytest.fixture(scope='module')
 def tool():
@@ -41,6 +58,8 @@ def tool():
 
 @pytest.fixture
 def onnx():
+    if stack.OLD_TORCH:
+        pytest.skip('exporting needs PyTorch 2.6')
     for name in ('onnxscript', 'onnxruntime'):
         pytest.importorskip(name, reason=f'{name} is not installed (requirements/dev.txt has it)')
     return pytest.importorskip('onnx', reason='onnx is not installed')
@@ -78,7 +97,7 @@ def job(folder, name, **options):
     return str(folder / 'config.py'), str(folder / 'model.pth')
 
 
-@pytest.mark.parametrize('name', EXPORTED)
+@pytest.mark.parametrize('name', cases.shared(cases.METHODS, EXPORTED))
 def test_both_formats_are_the_model(name, tool, tmp_path, onnx, capsys):
     """Three sizes and two batch sizes to 1e-4 in onnxruntime; nodes of the allow-list only."""
     config, checkpoint = job(tmp_path, name)
@@ -103,6 +122,22 @@ def test_both_formats_are_the_model(name, tool, tmp_path, onnx, capsys):
     assert got.shape == (4, cases.NUM_CLASSES, 51, 76)
     torch.testing.assert_close(torch.from_numpy(got), expected, rtol=0, atol=1e-4)
     assert expected.std() > 1e-3
+
+
+@pytest.mark.parametrize('name', cases.shared((), OTHERS))
+def test_other_heads_and_contexts(name, tool, tmp_path, onnx, capsys):
+    config, checkpoint = job(tmp_path, None, head=OTHERS[name])
+    tool.main([config, checkpoint, str(tmp_path / 'model.onnx')])
+    assert capsys.readouterr().out.count('same as PyTorch on 6 shapes') == 1
+
+
+@stack.needs_export
+def test_a_head_of_one_size_says_so(tool, tmp_path):
+    """CPHead's prior is a map between the pixels of one size."""
+    head = dict(type='CPHead', prior_size=(8, 10), prior_channels=6, kernel_size=3)
+    config, checkpoint = job(tmp_path, None, head=head)
+    with pytest.raises(SystemExit, match=r'size: CPHead: .* prior_size is \(8, 10\)'):
+        tool.main([config, checkpoint, str(tmp_path / 'model.pt2')])
 
 
 @pytest.mark.parametrize('name', cases.CASES)
@@ -233,6 +268,7 @@ def test_foreign_nodes_are_named(tmp_path, onnx):
     assert deployment.check_nodes(path, ['NonZero']) == {'NonZero': 1}
 
 
+@stack.needs_export
 def test_a_head_that_looks_at_values_is_refused():
     class Looks(nn.Module):
         def __init__(self):
@@ -246,6 +282,12 @@ def test_a_head_that_looks_at_values_is_refused():
         deployment.export_program(Looks())
 
 
+def test_an_old_pytorch_is_named(monkeypatch):
+    monkeypatch.setattr(torch, '__version__', '2.5.1+cu124')
+    with pytest.raises(deployment.ExportError, match=r'needs PyTorch 2\.6 or newer.* 2\.5\.1'):
+        deployment.export_program(nn.Conv2d(3, 5, 1))
+
+
 def test_command_line_errors(tool, tmp_path, capsys):
     with pytest.raises(SystemExit):
         tool.main(['c.py', 'w.pth', 'model.trt'])
@@ -257,6 +299,7 @@ def test_command_line_errors(tool, tmp_path, capsys):
         tool.main([config, str(tmp_path / 'none.pth'), 'model.onnx'])
 
 
+@stack.needs_export
 def test_a_file_that_fails_the_check_is_not_left(tool, tmp_path, monkeypatch):
     config, checkpoint = job(tmp_path, 'mdrl')
 

@@ -20,6 +20,7 @@ from mmengine.registry import init_default_scope  # isort: skip
 from mmengine.utils import import_modules_from_strings  # isort: skip
 from mmseg.registry import MODELS  # isort: skip
 from mmseg_cmdl import launch  # isort: skip
+from mmseg_cmdl.compat import swaps_channels  # isort: skip
 from mmseg_cmdl.deployment import (  # isort: skip
     ExportError,
     InferenceModel,
@@ -102,7 +103,7 @@ def description(model, meta, args):
     if getattr(preprocessor, '_enable_normalize', False):
         facts['mean'] = preprocessor.mean.flatten().tolist()
         facts['std'] = preprocessor.std.flatten().tolist()
-        facts['channel_order'] = 'RGB' if preprocessor.channel_conversion else 'BGR'
+        facts['channel_order'] = 'RGB' if swaps_channels(preprocessor) else 'BGR'
     for key in ('classes', 'palette'):
         value = (meta.get('dataset_meta') or {}).get(key)
         if value is not None:

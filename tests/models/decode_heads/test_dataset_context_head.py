@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmseg.registry import MODELS
 
+from tests import stack
 from tests.models.decode_heads import tiny_head
 from tests.reference import golden, mdrl
 
@@ -227,7 +228,7 @@ def test_pixel_sampler():
 # ---- contexts ----
 
 
-@pytest.mark.parametrize('name', CONTEXTS)
+@pytest.mark.parametrize('name', stack.for_training(CONTEXTS))
 def test_context_trains_every_parameter_and_predicts(name):
     """No parameter without gradient, so DDP needs no find_unused_parameters."""
     head = tiny_head.build(torch.float32, context=dict(type=name, **CONTEXTS[name]))
@@ -318,7 +319,8 @@ def test_context_changes_the_prediction():
     ],
 )
 def test_context_without_classifier_is_refused(context):
-    with pytest.raises(ValueError, match=context['type']):
+    # The fork's Mask2FormerHead itself refuses to be built without MMDetection.
+    with pytest.raises((ValueError, ImportError), match=context['type']):
         tiny_head.build(context=context)
 
 
@@ -418,6 +420,7 @@ def test_prediction_of_one_image_is_that_of_its_batch():
     torch.testing.assert_close(one[0], both[1], rtol=0, atol=1e-12)
 
 
+@stack.needs_export
 def test_exports_with_dynamic_shapes_and_plain_operations():
     """torch.export of the forward pass: dynamic batch and size, nothing written, plain only."""
     head = tiny_head.build(torch.float32).eval()

@@ -5,6 +5,7 @@ from mmcv.cnn import NonLocal2d
 from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS
 
+from tests import stack
 from tests.models.decode_heads import tiny_head
 from tests.reference import dgcw
 from tests.reference.dispatch import CountOps
@@ -189,12 +190,13 @@ def test_hard_examples_are_mined():
     plain, mined = build(), build(sampler=sampler)
     samples = tiny_head.samples(tiny_head.label_maps())
     for head in (plain, mined):
-        torch.nn.init.normal_(head.conv_seg.weight, std=3, generator=torch.manual_seed(1))
+        torch.manual_seed(1)
+        torch.nn.init.normal_(head.conv_seg.weight, std=3)
     losses = [head.loss(features(), samples, None)['loss_ce'] for head in (plain, mined)]
     assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize('half', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('half', stack.HALVES)
 def test_trains_under_autocast(half):
     head = build(torch.float32, context=PPM)
     with torch.autocast('cpu', dtype=half):
@@ -225,6 +227,7 @@ def test_training_step_never_waits_for_the_device():
     assert not ops.synchronising
 
 
+@stack.needs_export
 @pytest.mark.parametrize('options', [dict(), dict(concat_input=True), dict(context=ASPP)], ids=str)
 def test_exports_with_dynamic_shapes_and_plain_operations(options):
     head = build(torch.float32, in_index=0, **options).eval()

@@ -10,6 +10,7 @@ from mmseg.registry import MODELS
 from torch.utils.checkpoint import checkpoint
 
 from mmseg_cmdl.models.memory import InitialMemory
+from tests import stack
 from tests.models.decode_heads import tiny_head
 from tests.reference import golden, mcibi, mdrl
 from tests.reference.dispatch import CountOps
@@ -515,6 +516,7 @@ def test_training_step_has_no_loop_and_no_host_synchronisation(update_size, monk
     assert counts[0] == counts[1]
 
 
+@stack.needs_export
 def test_exports():
     """torch.export of the forward pass with a dynamic size; the memory is a constant."""
     head = _fill(tiny_head.build_mcibi(torch.float32)).eval()

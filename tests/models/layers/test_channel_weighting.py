@@ -6,6 +6,7 @@ from mmseg.registry import MODELS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmseg_cmdl.models.layers import ChannelWeighting, channel_weighting
+from tests import stack
 from tests.reference import dgcw, golden
 from tests.reference.dispatch import CountOps
 
@@ -133,7 +134,7 @@ def test_nearly_equal_pixels(distance):
 
 
 @every_norm
-@pytest.mark.parametrize('half', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('half', stack.HALVES)
 @pytest.mark.parametrize('half_input', [False, True])
 def test_autocast_computes_in_float32(norm, half, half_input):
     """Inputs of scale 100: squared differences and sums that float16 doesn't hold."""
@@ -153,7 +154,7 @@ def test_autocast_computes_in_float32(norm, half, half_input):
         torch.testing.assert_close(got, want.to(got.dtype), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize('half', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('half', stack.HALVES)
 def test_module_in_half_precision(half):
     """Convs in half precision, the pairs in float32, the result in the module's own type."""
     layer = build(16, torch.float32).to(half)
@@ -210,6 +211,7 @@ def test_never_waits_for_the_device():
     assert not ops.synchronising
 
 
+@stack.needs_export
 @every_norm
 def test_exports_with_dynamic_shapes(norm):
     layer = build(norm=norm).eval()

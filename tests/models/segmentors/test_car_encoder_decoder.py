@@ -9,6 +9,7 @@ from torch import nn
 
 from mmseg_cmdl.models.segmentors import CARCascadeEncoderDecoder, CAREncoderDecoder
 from mmseg_cmdl.utils import labels_at_feature_size
+from tests import stack
 from tests.models.decode_heads import tiny_head
 from tests.models.segmentors import tiny_segmentor
 from tests.models.segmentors.test_every_head import _build as build_with
@@ -326,6 +327,7 @@ def test_a_copy_has_hooks_of_its_own():
     ).abs().max() < 1e-6
 
 
+@stack.needs_export
 def test_exports_like_the_plain_head():
     model = build(head()).eval()
     image = tiny_segmentor.images(1, 1)
