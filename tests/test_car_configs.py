@@ -17,7 +17,11 @@ from tests import car_figures, timm_stand_in
 from tests.models.conftest import one_thread  # noqa: F401
 from tests.test_configs import CONFIGS, MMSEG_CONFIGS, tiny_batch, tiny_model, train_step
 
-PATHS = {path.stem: path for path in sorted((CONFIGS / 'car').glob('*.py'))}
+# for a CPU and no row of the paper
+SMALL = ['car_fcn_r18s-d8_1xb8-200it_camvid-180x240']
+PATHS = {
+    path.stem: path for path in sorted((CONFIGS / 'car').glob('*.py')) if path.stem not in SMALL
+}
 PASCAL = car_figures.SETTINGS['pascal']
 HEADS = dict(
     fcn='FCNHead',
@@ -136,6 +140,16 @@ def test_only_what_car_adds_differs_from_the_plain_config(name):
         model.pop(key, None)
     if name != plain_name(name):
         assert model.pop('type') == 'CAR' + plain['model'].pop('type')
+    assert cfg == plain
+
+
+def test_the_small_config_is_the_baseline_of_its_name_and_car():
+    (name,) = SMALL
+    cfg = Config.fromfile(CONFIGS / 'car' / f'{name}.py').to_dict()
+    plain = CONFIGS / 'baselines' / f'{name.removeprefix("car_")}.py'
+    assert cfg['model'].pop('type') == 'CAREncoderDecoder'
+    plain = Config.fromfile(plain).to_dict()
+    assert plain['model'].pop('type') == 'EncoderDecoder'
     assert cfg == plain
 
 

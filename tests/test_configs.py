@@ -495,7 +495,8 @@ def plain(cfg, drop=()):
         cfg['model'].pop('num_stages')
         cfg['model'].pop('auxiliary_head')
         cfg['model']['type'] = 'EncoderDecoder'
-    for key in ('loss_consistency', 'custom_imports', *drop):
+    # 'decode_head' at the top is how a cascade's list takes the number of classes
+    for key in ('loss_consistency', 'custom_imports', 'decode_head', 'norm_cfg', *drop):
         cfg.pop(key, None)
     return json.loads(json.dumps(cfg))
 

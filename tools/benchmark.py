@@ -22,25 +22,19 @@ from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from prettytable import PrettyTable
-from torch.utils.flop_counter import FlopCounterMode
 
 import mmseg_cmdl
-from mmseg_cmdl.analysis.complexity import peak_memory
+from mmseg_cmdl.analysis.complexity import (
+    MCIBI_TABLE_3,
+    MCIBI_TABLE_3_SIZE,
+    available_contexts,
+    build_context,
+    count_operations,
+    peak_memory,
+)
 from mmseg_cmdl.models.layers.channel_weighting import NORMS, channel_weights
 from mmseg_cmdl.models.losses import fused_class_aware
 from mmseg_cmdl.models.memory.class_sums import class_sums
-
-# Inference on a 1 x 2048 x 128 x 128 map, MCIBI, table 3 (V100): parameters in millions,
-# multiply-adds in billions (the table's "FLOPs" equal parameters x pixels), milliseconds.
-MCIBI_TABLE_3 = {
-    'ASPP': (42.21, 674.47, 101.44),
-    'PPM': (23.07, 309.45, 29.57),
-    'CCNet': (23.92, 397.38, 56.90),
-    'DANet': (23.92, 392.02, 62.64),
-    'DCA (MCIBI)': (14.82, 242.80, 47.64),
-    'ASPP+DCA (MCIBI)': (45.63, 730.56, 125.03),
-}
-
 
 CAR_LOSSES = (
     'IntraClassCenterToPixelLoss',
@@ -408,47 +402,36 @@ def benchmark_head(timer, args):
 
 
 def benchmark_complexity(timer, args):
-    """Parameters, multiply-adds and inference time on a 1x2048x128x128 map, as MCIBI's table 3."""
+    """Cost of each context module as in MCIBI's table 3; `tools/analysis/complexity.py` measures
+    any others, at any size.
+    """
     torch.manual_seed(0)
-    features = torch.randn(1, 2048, 128, 128, device=timer.device)
-    heads = {
-        'FCN': _head('FCNHead', 2048, 512, 19),
-        'MDRL': _head('MDRLHead', 2048, 512, 19),
-        'ASPP': _head('ASPPHead', 2048, 512, 19, dilations=(1, 12, 24, 36)),
-        'PPM': _head('PSPHead', 2048, 512, 19),
-        'PPM+MDRL': _head('MDRLHead', 2048, 512, 19, context=dict(type='PSPHead')),
-        'CCNet': _head('CCHead', 2048, 512, 19),
-        'DANet': _head('DAHead', 2048, 512, 19, pam_channels=64),
-    }
-    forms, rows = {}, []
-    for name, head in heads.items():
-        head.to(timer.device).eval()
-        forms[name] = torch.no_grad()(lambda head=head: head([features]))
-    measured = timer(forms)
-    for name, head in heads.items():
-        # shapes are enough to count operations
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            head.to('meta')([features.to('meta')])
-        rows.append(
-            dict(
-                head=name,
-                **measured[name],
-                params_m=sum(p.numel() for p in head.parameters()) / 1e6,
-                gmacs=counter.get_total_flops() / 2e9,
-                paper=MCIBI_TABLE_3.get(name),
-            )
+    size = MCIBI_TABLE_3_SIZE
+    features = torch.randn(*size, device=timer.device)
+    with timer.device:
+        heads = {
+            name: build_context(cfg, size[1], 512, 19) for name, cfg in available_contexts().items()
+        }
+    measured = timer(
+        {name: torch.no_grad()(lambda head=head: head([features])) for name, head in heads.items()}
+    )
+    rows = [
+        dict(
+            module=name,
+            **measured[name],
+            **count_operations(head.to('meta'), [features.to('meta')]),
+            paper=MCIBI_TABLE_3.get(name),
         )
-    rows += [
-        dict(head=name, paper=values) for name, values in MCIBI_TABLE_3.items() if name not in heads
+        for name, head in heads.items()
     ]
     print_table(
-        'Inference on a 1x2048x128x128 map; whole heads, with classifier, 512 channels, K=19.\n'
+        f'Inference on a {"x".join(map(str, size))} map; heads without classifier, 512 channels.\n'
         '"paper" is MCIBI, table 3: context modules on a V100',
-        ['head', 'params M', 'GMACs', 'ms', 'peak MiB', 'paper: M', 'paper: GMACs', 'paper: ms'],
+        ['module', 'params M', 'GMACs', 'ms', 'peak MiB', 'paper: M', 'paper: GMACs', 'paper: ms'],
         [
             [
-                r['head'],
-                *(r.get(key, '') for key in ('params_m', 'gmacs', 'ms', 'peak_mib')),
+                r['module'],
+                *(r[key] for key in ('params_m', 'gmacs', 'ms', 'peak_mib')),
                 *(r['paper'] or ('', '', '')),
             ]
             for r in rows

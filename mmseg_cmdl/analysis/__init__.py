@@ -1,7 +1,12 @@
 """Numbers behind the figures of tools/analysis, as functions to call from a notebook."""
 
 from . import command_line
-from .class_statistics import ClassStatistics, gather_statistics, off_diagonal_mean
+from .class_statistics import (
+    ClassStatistics,
+    gather_statistics,
+    measure_statistics,
+    off_diagonal_mean,
+)
 from .complexity import measure_complexity
 from .distribution_usage import DistributionUsage, NearestPatches, assign, entropy
 from .examined_model import ExaminedModel, Example, chosen_classes
@@ -28,6 +33,7 @@ __all__ = [
     'gather_statistics',
     'mean_iou',
     'measure_complexity',
+    'measure_statistics',
     'off_diagonal_mean',
     'pixel_accuracy',
     'pixel_relation',

@@ -1,10 +1,10 @@
 """How compact classes are in a feature space, and how far apart: sums over any number of images.
 
 Source: DGCW, eq. 8 (class average features and their variance per channel); CAR, eq. 5 and fig. 4
-(similarity of class centres).
+(similarity of class centres), which its losses lower together with the variance inside classes.
 """
 
-from typing import Iterable, Iterator, Optional
+from typing import Callable, Iterable, Iterator, Optional
 
 import numpy as np
 import torch
@@ -72,6 +72,17 @@ class ClassStatistics:
         return variance.clamp(min=0).numpy()
 
     @property
+    def relative_variance(self) -> Optional[float]:
+        """Variance of all pixels around their class's centre over that around their common mean:
+        0 where each class is a point, 1 where centres coincide. None where all pixels do.
+        """
+        present = torch.from_numpy(self.present)
+        counts, sums, squares = self.counts[present], self.sums[present], self.squares.sum()
+        within = squares - (sums.square().sum(dim=1) / counts).sum()
+        overall = squares - sums.sum(dim=0).square().sum() / counts.sum()
+        return float((within / overall).clamp(0, 1)) if overall > 1e-12 * squares else None
+
+    @property
     def center_distances(self) -> np.ndarray:
         """Euclidean distance between class centres [K, K]; NaN for classes that had no pixel."""
         centers = self.centers
@@ -110,24 +121,38 @@ class ClassStatistics:
         """The numbers of the compactness table, means over the classes that have pixels.
 
         Returns:
-            dict[str, float]: `intra_class_variance`; `center_distance`, mean over pairs of classes;
+            dict[str, float]: `intra_class_variance`; `relative_variance` and the mean and largest
+            cosine of two class centres, `center_similarity` and `largest_center_similarity`, which
+            don't depend on a scale of the features; `center_distance`, mean over pairs of classes;
             `nearest_center_distance`, mean over classes; `separation`, half of the nearest distance
-            in units of the class's standard deviation, mean over classes.
+            in units of the class's standard deviation, mean over classes. None for what needs two
+            classes where there is one.
         """
         present = self.present
-        distances = self.center_distances[np.ix_(present, present)].copy()
         variance = self.intra_class_variance[present]
-        summary = dict(
-            intra_class_variance=mean_or_none(variance),
-            center_distance=None,
-            nearest_center_distance=None,
-            separation=None,
+        summary = dict.fromkeys(
+            (
+                'intra_class_variance',
+                'relative_variance',
+                'center_similarity',
+                'largest_center_similarity',
+                'center_distance',
+                'nearest_center_distance',
+                'separation',
+            )
         )
+        summary.update(intra_class_variance=mean_or_none(variance))
         if present.sum() > 1:
-            np.fill_diagonal(distances, np.inf)
-            nearest = distances.min(axis=1)
+            pairs = np.ix_(present, present)
+            others = ~np.eye(present.sum(), dtype=bool)
+            cosines = self.similarity('cosine')[pairs][others]
+            distances = self.center_distances[pairs]
+            nearest = np.where(others, distances, np.inf).min(axis=1)
             summary.update(
-                center_distance=float(distances[np.isfinite(distances)].mean()),
+                relative_variance=self.relative_variance,
+                center_similarity=float(cosines.mean()),
+                largest_center_similarity=float(cosines.max()),
+                center_distance=float(distances[others].mean()),
                 nearest_center_distance=float(nearest.mean()),
                 separation=float((nearest / 2 / np.sqrt(np.maximum(variance, 1e-12))).mean()),
             )
@@ -146,31 +171,54 @@ def off_diagonal_mean(matrix: np.ndarray) -> Optional[float]:
     return mean_or_none(matrix[~np.eye(len(matrix), dtype=bool)])
 
 
+def measure_statistics(
+    model: ExaminedModel,
+    features: str = 'classifier',
+    normalize: bool = True,
+    max_images: Optional[int] = None,
+    also: Optional[Callable] = None,
+) -> ClassStatistics:
+    """Class statistics of a model over its data set.
+
+    Args:
+        model (ExaminedModel): The model with its data.
+        features (str): See :meth:`ExaminedModel.examples`. Defaults to 'classifier', what enters
+            `conv_seg`: with CAR what its losses work on, without it what they would.
+        normalize (bool): See :class:`ClassStatistics`.
+        max_images (int, optional): Only so many images, spread evenly; all by default.
+        also (callable, optional): Called with each :class:`Example`.
+
+    Raises:
+        SystemExit: No image has a labelled pixel.
+    """
+    statistics = ClassStatistics(len(model.classes), normalize)
+    indices = image_indices(len(model.dataset), max_images)
+    for example in progress(model.examples(indices, features), len(indices), model.name):
+        statistics.add(example.features, example.labels)
+        if also is not None:
+            also(example)
+    if not statistics.present.any():
+        raise SystemExit(
+            f'error: no image of the split that {model.name} was shown has a labelled pixel'
+        )
+    return statistics
+
+
 def gather_statistics(
-    models: Iterable[ExaminedModel], args, normalize: bool = True, each=None
+    models: Iterable[ExaminedModel], args, normalize: bool = True, each: Optional[Callable] = None
 ) -> Iterator[tuple]:
-    """Class statistics over a split, one model after the other.
+    """:func:`measure_statistics` of one model after the other, for the commands.
 
     Args:
         models (Iterable[ExaminedModel]): Models.
         args: Parsed arguments with `features` and `max_images`.
         normalize (bool): See :class:`ClassStatistics`.
         each (callable, optional): Called with each model before its pass; gives what is called with
-            each of its examples.
+            each of its examples, or None.
 
     Yields:
         tuple[ExaminedModel, ClassStatistics]: Of each model.
     """
     for model in models:
-        statistics = ClassStatistics(len(model.classes), normalize)
         also = each(model) if each is not None else None
-        indices = image_indices(len(model.dataset), args.max_images)
-        for example in progress(model.examples(indices, args.features), len(indices), model.name):
-            statistics.add(example.features, example.labels)
-            if also is not None:
-                also(example)
-        if not statistics.present.any():
-            raise SystemExit(
-                f'error: no image of the split that {model.name} was shown has a labelled pixel'
-            )
-        yield model, statistics
+        yield model, measure_statistics(model, args.features, normalize, args.max_images, also)

@@ -8,7 +8,7 @@ from typing import Callable, Dict, Optional, Sequence
 import torch
 from mmengine.config import Config
 from mmseg.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import benchmark
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,10 +20,25 @@ CONTEXTS = {
     'CCNet': dict(type='CCHead'),
     'DANet': dict(type='DAHead', pam_channels=64),
     'DCA (MCIBI)': dict(type='MCIBIHead'),
+    'ASPP+DCA (MCIBI)': dict(
+        type='MCIBIHead', context=dict(type='ASPPHead', dilations=(1, 12, 24, 36))
+    ),
     'MDRL': dict(type='MDRLHead'),
     'PPM+MDRL': dict(type='MDRLHead', context=dict(type='PSPHead')),
     'DGCW': dict(type='DGCWHead'),
 }
+
+#: MCIBI, table 3, inference on a 1 x 2048 x 128 x 128 map on a V100: parameters in millions,
+#: multiply-adds in billions (the table's "FLOPs" equal parameters x pixels), milliseconds.
+MCIBI_TABLE_3 = {
+    'ASPP': (42.21, 674.47, 101.44),
+    'PPM': (23.07, 309.45, 29.57),
+    'CCNet': (23.92, 397.38, 56.90),
+    'DANet': (23.92, 392.02, 62.64),
+    'DCA (MCIBI)': (14.82, 242.80, 47.64),
+    'ASPP+DCA (MCIBI)': (45.63, 730.56, 125.03),
+}
+MCIBI_TABLE_3_SIZE = (1, 2048, 128, 128)
 
 
 def available_contexts() -> Dict[str, dict]:
@@ -98,6 +113,21 @@ def peak_memory(run: Callable, device: torch.device) -> int:
 
 
 @torch.no_grad()
+def count_operations(head: nn.Module, features: Sequence[Tensor]) -> dict:
+    """Parameters and multiply-adds of one inference pass; on the meta device, without running it.
+
+    Returns:
+        dict: `params_m`, parameters in millions; `gmacs`, multiply-adds in billions.
+    """
+    with FlopCounterMode(display=False) as counter:
+        head(features)
+    return dict(
+        params_m=sum(p.numel() for p in head.parameters()) / 1e6,
+        gmacs=counter.get_total_flops() / 2e9,
+    )
+
+
+@torch.no_grad()
 def measure_complexity(
     head: nn.Module,
     shape: Sequence[int],
@@ -122,11 +152,8 @@ def measure_complexity(
     head = head.to(device).eval()
     generator = torch.Generator().manual_seed(seed)
     features = [torch.randn(*shape, generator=generator).to(device)]
-    with FlopCounterMode(display=False) as counter:
-        head(features)
     out = dict(
-        params_m=sum(p.numel() for p in head.parameters()) / 1e6,
-        gmacs=counter.get_total_flops() / 2e9,
+        **count_operations(head, features),
         ms=None,
         peak_mib=peak_memory(lambda: head(features), device) / 2**20,
     )

@@ -116,7 +116,10 @@ def reduce_to_plane(
     neighbours = max(2.0, min(perplexity, (len(features) - 1) / 3))
     if method == 'umap':
         umap = _need('umap', 'umap-learn', '--method umap')
-        return umap.UMAP(n_neighbors=round(neighbours), random_state=seed).fit_transform(reduced)
+        # with a seed it takes one job, and warns where that isn't said
+        return umap.UMAP(n_neighbors=round(neighbours), random_state=seed, n_jobs=1).fit_transform(
+            reduced
+        )
     manifold = _need('sklearn.manifold', 'scikit-learn', 'the feature space')
     return manifold.TSNE(perplexity=neighbours, init='pca', random_state=seed).fit_transform(
         reduced

@@ -82,15 +82,16 @@ APPEARANCES = {
     ),
 }
 CLASSES = tuple(APPEARANCES)
+# told apart by colour-blind readers too, and from the colours of right and wrong pixels
 PALETTE = [
-    [110, 165, 220],
-    [150, 200, 120],
-    [120, 90, 130],
-    [190, 110, 90],
-    [40, 120, 50],
-    [40, 40, 160],
-    [230, 200, 40],
-    [220, 40, 70],
+    [110, 185, 235],
+    [140, 230, 105],
+    [110, 105, 165],
+    [185, 135, 105],
+    [10, 135, 125],
+    [50, 80, 180],
+    [245, 215, 50],
+    [160, 30, 75],
 ]
 
 

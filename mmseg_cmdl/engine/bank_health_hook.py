@@ -21,7 +21,8 @@ class BankHealthHook(Hook):
     ``custom_hooks = [dict(type='BankHealthHook')]``. Every `interval` iterations, and into whatever
     the config's visualizer writes to (files, TensorBoard, W&B), under names that hold no 'loss':
 
-    - `bank_drift`: mean of 1 - cosine between each vector of the bank and itself at the last time;
+    - `bank_drift`: mean angle between each vector of the bank and itself at the last time, in
+      degrees;
     - `bank_filled`: classes that have had a pixel, since training was started or resumed for a
       DistributionBank, ever for a FeatureBank;
     - for a DistributionBank, from the labelled pixels of the interval and all ranks, each given to
@@ -115,10 +116,12 @@ class BankHealthHook(Hook):
         """
         bank = self._head.bank
         vectors = _vectors(bank)
-        cosine = F.cosine_similarity(vectors, self._before, dim=-1)
+        chord = F.normalize(vectors, dim=-1) - F.normalize(self._before, dim=-1)
+        # small angles, which the arc of the cosine can't tell from none
+        angles = torch.rad2deg(2 * torch.asin(chord.norm(dim=-1).div(2).clamp(max=1)))
         # a vector that was just filled has nothing to have drifted from
         moved = self._before.norm(dim=-1) > 0
-        drift = torch.where(moved, 1 - cosine, 0).sum() / moved.sum().clamp(min=1)
+        drift = torch.where(moved, angles, 0).sum() / moved.sum().clamp(min=1)
         self._before = vectors.clone()
         if self._seen is None:
             return dict(bank_drift=float(drift), bank_filled=int(bank.filled.sum()))

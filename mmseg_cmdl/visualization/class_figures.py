@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from .style import LINES, new_figure, readable_text_color
+from .style import LINES, fold, legend_columns, new_figure, readable_text_color
 
 HATCHES = ('', '//', '..', 'xx', '\\\\', 'oo')
 
@@ -52,7 +52,7 @@ def draw_class_bars(
         list(bars),
         loc='outside lower center',
         frameon=False,
-        ncols=min(3, len(bars)),
+        ncols=legend_columns(figure, list(bars), 9),
         fontsize=9,
     )
     return figure
@@ -87,7 +87,8 @@ def draw_class_dependency(
     notes = notes or [''] * len(matrices)
     for axis, (name, matrix), note in zip(axes, matrices.items(), notes):
         image = _matrix(axis, np.where(off, matrix, np.nan), names, 'viridis', low, high)
-        axis.set_title(f'{name}\n{note}' if note else name, fontsize=10)
+        folded = fold(name, side, 10)
+        axis.set_title(f'{folded}\n{note}' if note else folded, fontsize=10)
         figure.colorbar(image, ax=axis, shrink=0.75, pad=0.02)
     if difference:
         (first, a), (second, b) = matrices.items()
@@ -95,7 +96,12 @@ def draw_class_dependency(
         largest = max(np.nanmax(np.abs(change), initial=0), 1e-9)
         image = _matrix(axes[-1], change, names, 'PuOr', -largest, largest)
         axes[-1].set_title(
-            f'difference: {second} minus {first}\norange: less dependent, purple: more', fontsize=10
+            fold(
+                f'difference: {second} minus {first}\norange: less dependent, purple: more',
+                side,
+                10,
+            ),
+            fontsize=10,
         )
         figure.colorbar(image, ax=axes[-1], shrink=0.75, pad=0.02)
     figure.suptitle(title, fontsize=12, fontweight='bold')

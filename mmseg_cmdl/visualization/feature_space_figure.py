@@ -6,7 +6,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .style import MARKERS, distinct_colors, new_figure
+from .style import (
+    MARKERS,
+    distinct_colors,
+    fold,
+    legend_columns,
+    new_figure,
+    readable_text_color,
+)
 
 
 def draw_feature_space(panels: Dict[str, object], names: Sequence[str], method: str) -> Figure:
@@ -39,26 +46,28 @@ def draw_feature_space(panels: Dict[str, object], names: Sequence[str], method: 
                     axis.scatter(
                         x,
                         y,
-                        s=120,
+                        s=190,
                         color=colors[k],
                         marker=shapes[k],
                         edgecolor='black',
                         linewidth=1.3,
                         zorder=3,
                     )
+                    # in the mark, so that numbers of neighbours don't cover one another
                     axis.annotate(
                         str(n),
                         (x, y),
-                        (7, 5),
-                        textcoords='offset points',
-                        fontsize=8,
+                        fontsize=7.5,
                         fontweight='bold',
-                        zorder=4,
-                        bbox=dict(facecolor='white', alpha=0.75, edgecolor='none', pad=0.5),
+                        color=readable_text_color(colors[k]),
+                        ha='center',
+                        va='center_baseline',
+                        zorder=3,
                     )
         score = embedded.silhouette
         axis.set_title(
-            name + ('' if score is None else f'\nsilhouette of the classes {score:.3f}'),
+            fold(name, 5, 10)
+            + ('' if score is None else f'\nsilhouette of the classes {score:.3f}'),
             fontsize=10,
         )
         axis.set_xticks([])
@@ -77,9 +86,9 @@ def draw_feature_space(panels: Dict[str, object], names: Sequence[str], method: 
                 linestyle='',
                 marker='o',
                 color='white',
-                markersize=10,
+                markersize=12,
                 markeredgecolor='black',
-                label='distribution of the bank, with number',
+                label='distribution of the bank',
             )
         )
     figure.legend(
@@ -87,7 +96,7 @@ def draw_feature_space(panels: Dict[str, object], names: Sequence[str], method: 
         loc='outside lower center',
         fontsize=9,
         frameon=False,
-        ncols=max(2, min(len(handles), int(5.2 * len(panels) / 1.3))),
+        ncols=legend_columns(figure, [handle.get_label() for handle in handles], 9),
     )
     title = dict(tsne='t-SNE', umap='UMAP', pca='PCA')[method]
     figure.suptitle(f'{title} of pixel features', fontsize=12, fontweight='bold')

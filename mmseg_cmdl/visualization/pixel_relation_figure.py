@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .distribution_map import color_labels
-from .style import add_class_legend, new_figure, show_picture
+from .style import add_class_legend, fold, new_figure, show_picture, title_height
 
 
 def draw_pixel_relation(
@@ -26,11 +26,13 @@ def draw_pixel_relation(
     models = list(rows[0][2])
     h, w = image.shape[:2]
     cell = 2.5
-    height = max(1.0, min(4.0, cell * h / w)) + 0.4
+    titles = [fold(text, cell - 0.4, 9) for text in [*(row[1] for row in rows), *models]]
+    titles += [fold(f'prediction of {name}', cell - 0.4, 9) for name in models]
+    height = max(1.0, min(4.0, cell * h / w)) + title_height(titles, 9) + 0.1
     figure = new_figure(cell * (1 + 2 * len(models)) + 0.8, height * len(rows) + 0.6)
     axes = figure.subplots(len(rows), 1 + 2 * len(models), squeeze=False)
     for line, (position, title, found) in zip(axes, rows):
-        show_picture(line[0], image, title, 9)
+        show_picture(line[0], image, fold(title, cell - 0.4, 9), 9)
         values = np.concatenate([heat.ravel() for heat, _, _ in found.values()])
         # one scale for all models of a row where they share it by nature
         low, high = (min(0, values.min()), 1) if kind == 'cosine' else (None, None)
@@ -38,7 +40,10 @@ def draw_pixel_relation(
             heat, (rows_, cols), prediction = found[name]
             axis = line[1 + 2 * i]
             show_picture(
-                axis, image.mean(axis=2, keepdims=True).repeat(3, axis=2).astype(np.uint8), name, 9
+                axis,
+                image.mean(axis=2, keepdims=True).repeat(3, axis=2).astype(np.uint8),
+                fold(name, cell - 0.4, 9),
+                9,
             )
             shown = axis.imshow(
                 heat,
@@ -54,7 +59,10 @@ def draw_pixel_relation(
             if kind != 'cosine' or i == len(models) - 1:
                 figure.colorbar(shown, ax=axis, shrink=0.7, pad=0.02)
             show_picture(
-                line[2 + 2 * i], color_labels(prediction, palette), f'prediction of {name}', 9
+                line[2 + 2 * i],
+                color_labels(prediction, palette),
+                fold(f'prediction of {name}', cell - 0.4, 9),
+                9,
             )
         for i, axis in enumerate(line):
             y, x = position

@@ -9,7 +9,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .distribution_map import color_labels
-from .style import IGNORED, RIGHT, WRONG, add_class_legend, new_figure, resize_nearest, show_picture
+from .style import (
+    IGNORED,
+    RIGHT,
+    WRONG,
+    add_class_legend,
+    fold,
+    new_figure,
+    resize_nearest,
+    show_picture,
+    title_height,
+)
 
 
 class PredictedImage(NamedTuple):
@@ -55,14 +65,19 @@ def draw_predictions(
     columns = 2 + 2 * len(examples[0].predictions)
     h, w = examples[0].truth.shape
     cell = 1.9
-    height = max(0.8, min(3.0, cell * h / w)) + 0.42
+    titles = [
+        fold(text, cell - 0.1, 8)
+        for name in examples[0].predictions
+        for text in (f'{name}\nmIoU', f'errors of {name}')
+    ]
+    height = max(0.8, min(3.0, cell * h / w)) + title_height(titles, 8)
     figure = new_figure(cell * columns + 0.3, height * len(examples) + 0.6)
     axes = figure.subplots(len(examples), columns, squeeze=False)
     for row, example in zip(axes, examples):
         for i, (axis, (title, picture)) in enumerate(zip(row, pictures_of(example, palette))):
-            if i >= 2 and i % 2 == 0:
-                score = example.scores[title]
-                title += '' if score is None else f'\nmIoU {score:.1f}'
+            score = example.scores[title] if i >= 2 and i % 2 == 0 else None
+            title = fold(title, cell - 0.1, 8)
+            title += '' if score is None else f'\nmIoU {score:.1f}'
             show_picture(axis, picture, title, 8)
         row[0].set_ylabel(f'image {example.index}', fontsize=8)
     add_class_legend(
@@ -78,13 +93,15 @@ table{border-collapse:collapse}
 th,td{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}
 th:first-child,td:first-child{text-align:left}
 .case{border-top:1px solid #ccc;padding:.7em 0}.case p{margin:.1em 0 .4em;overflow-wrap:anywhere}
-.row{display:flex;flex-wrap:wrap;gap:.5em}figure{margin:0}figcaption{font-size:.85em}
+.row{display:flex;flex-wrap:wrap;gap:.5em}figure{margin:0}
+figcaption{font-size:.85em;max-width:var(--side);overflow-wrap:anywhere}
 img{display:block;width:var(--side);image-rendering:pixelated;border:1px solid #bbb}
-.key{display:flex;flex-wrap:wrap;gap:.3em 1em}.key span::before{content:"";display:inline-block;
+.key{display:flex;flex-wrap:wrap;gap:.3em 1em;max-height:6.3em;overflow:auto}
+.key span::before{content:"";display:inline-block;
 width:.9em;height:.9em;margin-right:.35em;vertical-align:-.1em;border:1px solid #888;
 background:var(--c)}
 .controls{position:sticky;top:0;background:#fff;padding:.5em 0;z-index:1}
-label{margin-right:1.2em}
+label{margin-right:1.2em;white-space:nowrap}
 """
 _SCRIPT = """
 const list=document.getElementById('cases'),cases=[...list.children];

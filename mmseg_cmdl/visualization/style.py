@@ -1,5 +1,6 @@
 """Figures without matplotlib's global state, and colours that colour-blind readers tell apart."""
 
+import re
 from pathlib import Path
 from typing import List, Sequence
 
@@ -36,6 +37,7 @@ RIGHT, WRONG, IGNORED = (215, 215, 215), (213, 94, 0), (255, 255, 255)
 def new_figure(width: float, height: float) -> Figure:
     """A figure of that size in inches, drawn without a display."""
     figure = Figure(figsize=(width, height), layout='constrained')
+    figure.get_layout_engine().set(w_pad=0.07, h_pad=0.07)  # inches
     FigureCanvasAgg(figure)
     return figure
 
@@ -73,6 +75,41 @@ def show_picture(axis, picture: np.ndarray, title: str = '', size: float = 9) ->
         axis.set_title(title, fontsize=size)
 
 
+def _characters(inches: float, size: float) -> int:
+    """How many of them have room, at their mean width of 0.6 em."""
+    return max(4, int(inches * 72 / (0.6 * size)))
+
+
+def fold(text: str, inches: float, size: float) -> str:
+    """Text in lines that fit, broken after spaces, hyphens and underscores, as names of configs
+    need it.
+    """
+    room, lines = _characters(inches, size), []
+    for line in text.split('\n'):
+        lines.append('')
+        for word in re.findall(r'[^\s_-]*[\s_-]|[^\s_-]+', line):
+            if lines[-1] and len((lines[-1] + word).rstrip()) > room:
+                lines.append('')
+            lines[-1] += word
+    return '\n'.join(line.rstrip() for line in lines)
+
+
+def title_height(titles: Sequence[str], size: float) -> float:
+    """Inches above a picture that the longest of its folded titles takes."""
+    return 0.14 + max(title.count('\n') + 1 for title in titles) * 1.3 * size / 72
+
+
+def legend_columns(figure: Figure, labels: Sequence[str], size: float) -> int:
+    """Most columns of a legend that fit into the figure's width."""
+    for columns in range(len(labels), 1, -1):
+        # as matplotlib fills them, one column after the other
+        parts = np.array_split([len(label) for label in labels], columns)
+        width = sum(0.63 + part.max() * 0.6 * size / 72 for part in parts)
+        if width <= figure.get_figwidth():
+            return columns
+    return 1
+
+
 def add_class_legend(
     figure: Figure, palette: Sequence, names: Sequence[str], extra: Sequence[tuple] = ()
 ) -> None:
@@ -83,12 +120,10 @@ def add_class_legend(
     handles = [
         Patch(facecolor=np.array(color) / 255, edgecolor='0.5', label=name) for color, name in pairs
     ]
-    longest = max(map(len, (name for _, name in pairs)))
-    columns = int(figure.get_figwidth() / (0.4 + 0.075 * longest))
     figure.legend(
         handles=handles,
         loc='outside lower center',
-        ncols=max(1, min(columns, len(handles))),
+        ncols=legend_columns(figure, [name for _, name in pairs], 8),
         fontsize=8,
         frameon=False,
         handlelength=1,

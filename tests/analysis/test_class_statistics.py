@@ -35,7 +35,13 @@ def test_by_hand():
     assert statistics.center_distances[0, 2] == 5
     np.testing.assert_array_equal(statistics.channel_variance, [2.25, 4])
     assert statistics.summary() == dict(
-        intra_class_variance=1, center_distance=5, nearest_center_distance=5, separation=2.5
+        intra_class_variance=1,
+        relative_variance=pytest.approx(4 / 29),  # overall mean (2.5, 2)
+        center_similarity=pytest.approx(2**-0.5),
+        largest_center_similarity=pytest.approx(2**-0.5),
+        center_distance=5,
+        nearest_center_distance=5,
+        separation=2.5,
     )
     assert statistics.similarity('dot')[0, 2] == 4
     assert statistics.similarity('cosine')[2, 0] == pytest.approx(2**-0.5)
@@ -53,9 +59,41 @@ def test_lengths_are_one_and_one_class_has_no_pairs():
     np.testing.assert_allclose(statistics.centers[1], [0.6, 0.8])
     summary = statistics.summary()
     assert summary['intra_class_variance'] == pytest.approx(0, abs=1e-12)
-    assert summary['center_distance'] is None
+    assert {key for key, value in summary.items() if value is None} == {*summary} - {
+        'intra_class_variance'
+    }
+    assert statistics.relative_variance is None  # one pixel has no variance
     with pytest.raises(ValueError, match='no features have been added'):
         ClassStatistics(2).centers  # noqa: B018
+
+
+def test_equals_loops_over_pixels():
+    g = torch.Generator().manual_seed(0)
+    features = torch.randn(3, 5, 6, 4, generator=g) * 2 + 1
+    labels = torch.randint(0, 4, (3, 5, 6), generator=g)
+    labels[labels == 2] = 255
+    statistics = ClassStatistics(4, normalize=False)
+    for x, y in zip(features.split(2), labels.split(2)):
+        statistics.add(x, y)
+    got = statistics.summary()
+
+    pixels = {k: features[labels == k].double() for k in (0, 1, 3)}
+    means = {k: sum(rows) / len(rows) for k, rows in pixels.items()}
+    within = [sum(((row - means[k]) ** 2).sum() for row in rows) for k, rows in pixels.items()]
+    every = torch.cat(list(pixels.values()))
+    overall = sum(((row - every.mean(0)) ** 2).sum() for row in every)
+    cosines = [
+        torch.nn.functional.cosine_similarity(means[i], means[j], dim=0)
+        for i in means
+        for j in means
+        if i != j
+    ]
+    assert got['intra_class_variance'] == pytest.approx(
+        float(sum(w / len(rows) for w, rows in zip(within, pixels.values())) / 3)
+    )
+    assert got['relative_variance'] == pytest.approx(float(sum(within) / overall))
+    assert got['center_similarity'] == pytest.approx(float(sum(cosines) / 6))
+    assert got['largest_center_similarity'] == pytest.approx(float(max(cosines)))
 
 
 def test_compactness_of_two_models(trained, tmp_path, capsys):

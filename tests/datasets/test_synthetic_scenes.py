@@ -18,6 +18,7 @@ from mmseg.registry import DATASETS, MODELS
 
 from mmseg_cmdl import environment
 from mmseg_cmdl.datasets import SyntheticScenesDataset, synthetic_scenes
+from mmseg_cmdl.visualization.style import IGNORED, RIGHT, WRONG
 from tests.conftest import ROOT
 
 CLASSES = ('sky', 'ground', 'road', 'building', 'tree', 'car', 'sign', 'person')
@@ -50,9 +51,31 @@ def fingerprint(scenes):
     return digest.hexdigest()
 
 
+# Machado, Oliveira and Fernandes, 2009: linear RGB as it is seen, severity 1
+SEEN = dict(
+    all_cones=np.eye(3),
+    protanopia=[[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    deuteranopia=[[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    tritanopia=[[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+)
+
+
+@pytest.mark.parametrize('seen', SEEN)
+def test_palette_is_told_apart_by_colour_blind_readers(seen):
+    """Differences in CIELAB; 2.3 is just noticeable, in a legend one wants much more."""
+    palette = SyntheticScenesDataset.METAINFO['palette']
+    colors = np.array([*palette, RIGHT, WRONG, IGNORED]) / 255
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    linear = (linear @ np.transpose(SEEN[seen])).clip(0, 1).astype(np.float32)
+    lab = cv2.cvtColor(linear[None], cv2.COLOR_LRGB2Lab)[0]  # from linear RGB
+    differences = np.linalg.norm(lab[:, None] - lab[None], axis=-1)
+    differences[np.arange(len(lab)), np.arange(len(lab))] = np.inf
+    assert differences[: len(palette)].min() > 17
+
+
 def test_classes(scenes):
     assert SyntheticScenesDataset.METAINFO['classes'] == CLASSES
-    assert len({tuple(color) for color in SyntheticScenesDataset.METAINFO['palette']}) == 8
+    assert len(SyntheticScenesDataset.METAINFO['palette']) == 8
     for scene in scenes:
         assert scene.image.shape == (128, 128, 3)
         assert scene.label.shape == scene.appearance.shape == (128, 128)

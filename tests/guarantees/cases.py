@@ -20,6 +20,7 @@ SIZE = (32, 40)
 CHANNELS = (4, 6, 8, 10)
 
 BANK = dict(type='DistributionBank', num_distributions=3, momentum=0.9)
+LESS_CROSS_ENTROPY = dict(type='CrossEntropyLoss', loss_weight=0.4)
 RELEASED = [
     dict(type='ClassLocalConsistencyLoss', formulation='released', loss_weight=0.1),
     dict(type='ClassGlobalConsistencyLoss', formulation='released', loss_weight=0.1),
@@ -31,6 +32,8 @@ PSP = dict(type='PSPHead', pool_scales=(1, 2, 3))
 ASPP = dict(type='ASPPHead', dilations=(1, 2, 3))
 CC = dict(type='CCHead', recurrence=2)
 FCN = dict(type='FCNHead', num_convs=1, concat_input=False)
+CAA = dict(type='CAAHead', attention_channels=8, attention=dict(query_channels=4))
+CP = dict(type='CPHead', prior_channels=6, kernel_size=3)
 
 CASES = {
     'mdrl': dict(head=MDRL),
@@ -55,6 +58,15 @@ CASES = {
     'car_aspp': dict(head=ASPP, segmentor='CAREncoderDecoder'),
     'car_cc': dict(head=CC, segmentor='CAREncoderDecoder'),
     'car_mdrl': dict(head=MDRL, segmentor='CAREncoderDecoder'),
+    # the last of several heads
+    'car_cascade': dict(
+        head=dict(type='OCRHead', ocr_channels=4), segmentor='CARCascadeEncoderDecoder'
+    ),
+    # heads that CAR is added to, and that MMSegmentation has not
+    'caa': dict(head=CAA),
+    'car_caa': dict(head=CAA, segmentor='CAREncoderDecoder'),
+    'cp': dict(head=CP),
+    'car_cp': dict(head=CP, segmentor='CAREncoderDecoder'),
     'dgcw': dict(head=DGCW),
     'dgcw_psp': dict(head=dict(DGCW, context=dict(PSP, channels=8))),
     'dgcw_aspp': dict(head=dict(DGCW, context=dict(ASPP, channels=8), concat_input=True)),
@@ -62,6 +74,8 @@ CASES = {
 }  # fmt: skip
 
 
+# CPHead is built for one size of the feature map; all others take images of any size.
+ANY_SIZE = [name for name in CASES if not name.endswith('cp')]
 # One of each method, for what is slow.
 METHODS = ['mdrl', 'mcibi', 'car', 'dgcw']
 
@@ -103,7 +117,7 @@ def norm_config(kind='BN'):
 
 def model_config(
     name=None, *, head=None, segmentor='EncoderDecoder', norm='BN', num_classes=NUM_CLASSES,
-    auxiliary=True, head_options={}, test_cfg=dict(mode='whole'), **more,
+    auxiliary=True, head_options={}, test_cfg=dict(mode='whole'), image_size=SIZE, **more,
 ):  # fmt: skip
     """Config of the segmentor of a case, or of the options of one."""
     if name is not None:
@@ -114,6 +128,8 @@ def model_config(
         in_channels=CHANNELS[-1], in_index=3, num_classes=num_classes, norm_cfg=norm_config(norm),
         dropout_ratio=0.0, align_corners=False,
     )  # fmt: skip
+    if head['type'] == 'CPHead':
+        head = dict(head, prior_size=tuple(side // 4 for side in image_size))
     config = dict(
         type=segmentor,
         data_preprocessor=dict(
@@ -126,10 +142,13 @@ def model_config(
         test_cfg=test_cfg,
         **more,
     )  # fmt: skip
+    if segmentor.endswith('CascadeEncoderDecoder'):
+        first = {**common, 'channels': 8, **FCN, 'loss_decode': LESS_CROSS_ENTROPY, **head_options}
+        config.update(num_stages=2, decode_head=[first, config['decode_head']])
     if auxiliary:
         config['auxiliary_head'] = dict(
             FCN, **dict(common, in_channels=CHANNELS[2], in_index=2), channels=4,
-            loss_decode=dict(type='CrossEntropyLoss', loss_weight=0.4),
+            loss_decode=LESS_CROSS_ENTROPY,
         )  # fmt: skip
     return config
 
@@ -144,6 +163,11 @@ def build(name=None, seed=0, dtype=torch.float32, **options):
     torch.manual_seed(seed)
     model = from_config(model_config(name, **options))
     return model.to(dtype).train()
+
+
+def last(heads):
+    """The decode head, or its config; of a cascade the last."""
+    return heads[-1] if isinstance(heads, (list, torch.nn.ModuleList)) else heads
 
 
 def label_maps(seed=0, batch=2, size=SIZE, num_classes=NUM_CLASSES, ignored=0.15):

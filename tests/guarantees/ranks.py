@@ -55,7 +55,7 @@ def build(name, seed, dtype):
     head = cases.CASES[name]['head']['type']
     if head in ('MDRLHead', 'MCIBIHead'):
         options['loss_coarse'] = dict(share, loss_weight=0.4)
-    config = cases.model_config(name, norm='GN', head_options=options)
+    config = cases.model_config(name, norm='GN', head_options=options, image_size=SIZE)
     config['auxiliary_head']['loss_decode'] = dict(share, loss_weight=0.4)
     config['data_preprocessor'] = dict(type='mmengine.BaseDataPreprocessor')
     torch.manual_seed(seed)
@@ -75,9 +75,10 @@ def train(name, rank, world, dtype=torch.float64, broadcast_buffers=False, steps
     """Losses, gradients, bank, collectives of each step; every rank starts from another seed."""
     model = build(name, rank, dtype)
     chosen = []
-    if hasattr(model.decode_head, 'bank') and hasattr(model.decode_head.bank, '_assign'):
-        assign = model.decode_head.bank._assign
-        model.decode_head.bank._assign = lambda *args: chosen.append(assign(*args)) or chosen[-1]
+    bank = getattr(model.decode_head, 'bank', None)
+    if hasattr(bank, '_assign'):
+        assign = bank._assign
+        bank._assign = lambda *args: chosen.append(assign(*args)) or chosen[-1]
     wrapped = model
     if dist.is_initialized():
         wrapped = MMDistributedDataParallel(

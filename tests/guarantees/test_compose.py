@@ -120,7 +120,7 @@ def views(sizes, flips=(False, True)):
     return inputs, samples
 
 
-@ALL
+@pytest.mark.parametrize('name', cases.ANY_SIZE)
 def test_multi_scale_and_flip_at_test_time(name):
     """SegTTAModel: the mean over the views of the probabilities, turned back and resized."""
     model = double(name)
@@ -149,11 +149,12 @@ def test_multi_scale_and_flip_at_test_time(name):
 @pytest.mark.parametrize('mode', ['whole', 'slide'])
 def test_inference_modes(name, mode):
     """`slide` is the mean of the crops' logits; neither mode changes anything."""
-    test_cfg = dict(mode=mode)
+    test_cfg, sizes = dict(mode=mode), {}
     if mode == 'slide':
         test_cfg.update(crop_size=(24, 24), stride=(8, 16))
-    model = double(name, test_cfg=test_cfg)
-    cases.step(model)
+        sizes = {} if name in cases.ANY_SIZE else dict(image_size=(24, 24))
+    model = double(name, test_cfg=test_cfg, **sizes)
+    cases.step(model, **sizes)
     before = everything(model)
     model.eval()
     images, samples = cases.batch(4, dtype=torch.float64)
@@ -184,7 +185,7 @@ def test_norms_and_a_batch_of_one(name, norm):
         assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in model.modules())
         model = revert_sync_batchnorm(model).train()
     batch = 1
-    pools_to_one_pixel = name.endswith(('psp', 'aspp', 'released')) and norm != 'GN'
+    pools_to_one_pixel = name.endswith(('psp', 'aspp', 'released', 'caa')) and norm != 'GN'
     if pools_to_one_pixel and name != 'mdrl_released':
         batch = 2  # PyTorch's BN refuses one value per channel, in any head that pools to 1x1
     _, total = cases.step(model, size=batch)
@@ -199,7 +200,7 @@ def test_norms_and_a_batch_of_one(name, norm):
 
 def weightless(config):
     """The config with every loss that isn't the plain head's switched off."""
-    head = config['decode_head']
+    head = cases.last(config['decode_head'])
     if head['type'] == 'MDRLHead':
         head['loss_consistency'] = [
             dict(loss, loss_weight=0.0) for loss in head.get('loss_consistency', cases.RELEASED)
@@ -224,8 +225,7 @@ def test_loss_weight_zero_is_the_head_without_the_loss(name):
     losses = model.loss(images, samples)
     extra = [key for key in losses if 'loss' in key
              and ('loss_cl' in key or 'loss_cg' in key or 'memory_' in key or key[:4] == 'car.')]  # fmt: skip  # noqa: E501
-    if not name.startswith('dgcw'):
-        assert extra
+    assert extra or name.startswith(('dgcw', 'caa', 'cp'))
     for key in extra:
         assert losses[key] == 0, key
     cases.objective(losses).backward()
@@ -267,7 +267,7 @@ def test_loss_weight_zero_is_the_head_built_without_the_loss(name):
         assert_same(cases.memory(model), cases.memory(plain))
 
 
-@pytest.mark.parametrize('name', ['car', 'car_released', 'car_aspp', 'car_cc', 'car_mdrl'])
+@pytest.mark.parametrize('name', [n for n in cases.CASES if n.startswith('car')])
 def test_car_with_loss_weight_zero_is_the_plain_segmentor(name):
     """Losses and the gradients of every weight that the plain one has, bit for bit."""
     config = weightless(cases.model_config(name, norm='GN'))
@@ -276,7 +276,7 @@ def test_car_with_loss_weight_zero_is_the_plain_segmentor(name):
     model = cases.from_config(config).double().train()
     plain_config = {key: value for key, value in config.items()
                     if key not in ('losses', 'linear', 'formulation')}  # fmt: skip
-    plain = cases.from_config(dict(plain_config, type='EncoderDecoder')).double().train()
+    plain = cases.from_config(dict(plain_config, type=config['type'][3:])).double().train()
     plain.load_state_dict(model.state_dict())
     expected, _ = cases.step(plain)
     got, _ = cases.step(model)

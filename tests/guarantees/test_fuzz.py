@@ -44,10 +44,10 @@ def _model(name, num_classes, num, ignore_index):
     config = cases.model_config(name, num_classes=num_classes, auxiliary=False)
     config['backbone'] = dict(type='GuaranteesIdentity')
     config['data_preprocessor'] = None
-    head = config['decode_head']
-    head.update(
-        in_channels=CHANNELS, in_index=0, ignore_index=ignore_index, norm_cfg=None,
-    )  # fmt: skip
+    heads = config['decode_head']
+    for part in heads if isinstance(heads, list) else [heads]:
+        part.update(in_channels=CHANNELS, in_index=0, ignore_index=ignore_index, norm_cfg=None)
+    head = cases.last(heads)
     if 'bank' in head:
         head['bank'] = dict(head['bank'], num_distributions=num)
     config.pop('data_preprocessor')
@@ -80,7 +80,7 @@ def _labels(kind, num_classes, ignore_index, shape, generator):
 SIDES = st.tuples(st.integers(1, 8), st.integers(1, 8))
 PROBLEMS = st.fixed_dictionaries(
     dict(
-        name=st.sampled_from(list(cases.CASES)),
+        name=st.sampled_from(cases.ANY_SIZE),
         num_classes=st.sampled_from([1, 2, 3, 6]),
         num=st.sampled_from([1, 3]),
         ignore=st.sampled_from(['255', '255', 'K', '0']),
@@ -125,7 +125,7 @@ class _Watched:
     def __init__(self, model):
         self.maps = {}
         self.model = model
-        head = model.decode_head
+        head = cases.last(model.decode_head)
         self.handles = [head.conv_seg.register_forward_pre_hook(self._keep_classified)]
         if hasattr(head, 'projection'):
             self.handles.append(head.consistency.register_forward_pre_hook(self._keep_embeddings))
@@ -154,7 +154,7 @@ class _Watched:
 
 def _check_bank(model, state, counted):
     """Unit and finite; a class without a pixel keeps its vectors to the bit."""
-    head = model.decode_head
+    head = cases.last(model.decode_head)
     if not hasattr(head, 'bank'):
         return
     name = f'decode_head.bank.{head.bank.memory_name}'
@@ -208,12 +208,13 @@ def test_training_step():
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         _training_step()
-    # the problems are not all empty, and every case met every kind of label map
+    # the problems are not all empty, and cases met most kinds of label maps
     assert _training_step.moved > EXAMPLES // 4
     assert _training_step.pixels['classified'] > EXAMPLES
     assert _training_step.pixels['embeddings'] > EXAMPLES // 4
     if EXAMPLES >= 2000:
-        assert len(_training_step.seen) > 0.9 * len(cases.CASES) * 7
+        assert {name for name, _ in _training_step.seen} == set(cases.ANY_SIZE)
+        assert len(_training_step.seen) > 0.75 * len(cases.ANY_SIZE) * 7
 
 
 @fuzzed(BAD_LABELS)
@@ -226,10 +227,9 @@ def test_a_wrong_label_is_the_documented_error(problem, wrong, place):
         value += 1
     labels.view(-1)[place % labels.numel()] = value
     image = place % labels.numel() // labels[0].numel()
-    for check in (getattr(model, 'label_check', None), model.decode_head.label_check
-                  if hasattr(model.decode_head, 'label_check') else None):  # fmt: skip
-        if check is not None:
-            check.checked = 0
+    for module in model.modules():
+        if hasattr(module, 'label_check'):
+            module.label_check.checked = 0
     samples = cases.batch(labels=labels.clamp(min=0))[1]
     for sample, label in zip(samples, labels):
         sample.gt_sem_seg.data = label[None]

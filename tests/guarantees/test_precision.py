@@ -17,8 +17,8 @@ from tests.guarantees import cases
 # a pixel near a border goes to another distribution, a ReLU closes.
 LOSS = {torch.bfloat16: 0.01, torch.float16: 0.001}
 COSINE = {torch.bfloat16: 0.9, torch.float16: 0.98}
-# The sum of all losses in each of ten steps, relative: 0.25 % and 0.14 % at worst.
-TRAINING = {'bfloat16': 0.005, 'float16': 0.002}
+# The sum of all losses in each of ten steps, relative; 0.9 % and 0.6 % at worst of all cases.
+TRAINING = {'bfloat16': 0.02, 'float16': 0.01}
 DEVICES = ['cpu'] + (['cuda'] if torch.cuda.is_available() else [])
 
 
@@ -121,7 +121,7 @@ def _spoil(kind, maps):
 def spoiled_step(name, kind, labels=None):
     """Losses of a step whose bottleneck (or backbone) gives such features."""
     model = cases.build(name, norm='GN', auxiliary=False)
-    head = model.decode_head
+    head = cases.last(model.decode_head)
     place = getattr(head, 'bottleneck', model.backbone)
     memory_head = hasattr(head, 'bank')
     hook = place.register_forward_hook(

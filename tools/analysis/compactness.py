@@ -1,9 +1,10 @@
 """How compact classes are in the feature space, and how far apart: what the losses claim to move.
 
 Over a split, for any number of models: variance inside each class (mean squared distance of its
-pixels to its centre), distances between class centres, and for MDRL heads the percentage of pixels
-whose nearest distribution is of their own class. Features are brought to length 1 first, so that
-models can be compared; --raw leaves their lengths. Writes compactness.png and compactness.json.
+pixels to its centre), that variance over the variance of all pixels, cosines of class centres and
+their distances, and for MDRL heads the percentage of pixels whose nearest distribution is of their
+own class. Features are brought to length 1 first, so that models can be compared; --raw leaves
+their lengths. Writes compactness.png and compactness.json.
 
 Example:
     python tools/analysis/compactness.py CONFIG_A CKPT_A CONFIG_B CKPT_B --names FCN MDRL \
@@ -15,6 +16,17 @@ from prettytable import PrettyTable
 
 from mmseg_cmdl.analysis import DistributionUsage, command_line, gather_statistics
 from mmseg_cmdl.visualization import draw_class_bars, save_figure
+
+COLUMNS = dict(
+    intra_class_variance='variance inside class',
+    relative_variance='of all variance',
+    center_similarity='cosine of centres',
+    largest_center_similarity='largest',
+    center_distance='distance of centres',
+    nearest_center_distance='to the nearest',
+    separation='separation',
+    nearest_distribution_accuracy='nearest distribution, %',
+)
 
 
 def parse_args(argv=None):
@@ -93,18 +105,16 @@ def main(argv=None):
         panels['nearest distribution is of\nthe right class, %'] = accuracy
     save_figure(draw_class_bars(panels, classes, [False, True, True]), written[1])
 
-    keys = [
-        'intra_class_variance',
-        'center_distance',
-        'nearest_center_distance',
-        'separation',
-        'nearest_distribution_accuracy',
+    shown = [
+        key
+        for key in COLUMNS
+        if any(found['all'].get(key) is not None for found in numbers.values())
     ]
-    table = PrettyTable(['model', *(key.replace('_', ' ') for key in keys)])
+    table = PrettyTable(['model', *(COLUMNS[key] for key in shown)])
     table.align = 'r'
     table.align['model'] = 'l'
     for name, found in numbers.items():
-        values = (found['all'].get(key) for key in keys)
+        values = (found['all'].get(key) for key in shown)
         table.add_row([name, *('-' if v is None else f'{v:.4g}' for v in values)])
     print(table)
     command_line.report(written)

@@ -1,7 +1,8 @@
 """Complexity table (MCIBI, table 3): what each context module costs on a feature map.
 
 Parameters, multiply-adds, time and memory of one inference pass. A module is a decode head without
-its classifier. Prints the table and writes complexity.json and complexity.png.
+its classifier. Prints the table, at the paper's size with the paper's figures beside, and writes
+complexity.json and complexity.png. `tools/benchmark.py complexity` times the modules in turn.
 
 Example:
     python tools/analysis/complexity.py --out work_dirs/complexity
@@ -18,6 +19,8 @@ from prettytable import PrettyTable
 
 from mmseg_cmdl.analysis import command_line, measure_complexity
 from mmseg_cmdl.analysis.complexity import (
+    MCIBI_TABLE_3,
+    MCIBI_TABLE_3_SIZE,
     available_contexts,
     build_context,
     head_of_config,
@@ -100,6 +103,7 @@ def main(argv=None):
     for path in args.configs:
         head = head_of_config(load_config(path, args.cfg_options))
         heads[Path(path).stem] = {**head, 'in_channels': args.size[1]}
+    comparable = tuple(args.size) == MCIBI_TABLE_3_SIZE and args.channels == 512
     rows = []
     for name, cfg in command_line.progress(heads.items(), len(heads), 'measuring'):
         head = build_context(cfg, args.size[1], args.channels, args.num_classes)
@@ -108,19 +112,25 @@ def main(argv=None):
                 module=name,
                 head=cfg['type'],
                 **measure_complexity(head, args.size, args.device, args.seconds or None, args.seed),
+                paper=MCIBI_TABLE_3.get(name) if comparable else None,
             )
         )
     device = (
         torch.cuda.get_device_name(args.device)
         if args.device.startswith('cuda')
-        else f'CPU, {torch.get_num_threads()} threads'
+        else f'CPU, {torch.get_num_threads()} thread{"s" * (torch.get_num_threads() > 1)}'
     )
     size = '×'.join(map(str, args.size))
-    table = PrettyTable(['module', 'params M', 'GMACs', 'ms', 'MiB'])
+    header = ['module', 'params M', 'GMACs', 'ms', 'MiB']
+    if comparable:
+        header += ['paper: M', 'paper: GMACs', 'paper: ms (V100)']
+    table = PrettyTable(header)
     table.align = 'r'
     table.align['module'] = 'l'
     for row in rows:
-        values = (row[key] for key in ('params_m', 'gmacs', 'ms', 'peak_mib'))
+        values = [row[key] for key in ('params_m', 'gmacs', 'ms', 'peak_mib')]
+        if comparable:
+            values += row['paper'] or [None] * 3
         table.add_row([row['module'], *('-' if v is None else f'{v:.2f}' for v in values)])
     print(f'Inference on a {size} map, heads without classifier, on {device}\n{table}')
     written = [args.out / 'complexity.json', args.out / 'complexity.png']

@@ -128,6 +128,7 @@ FIGURES = [
         numbers=_of_models(
             'compactness',
             ('intra_class_variance', 'variance inside the class'),
+            ('center_similarity', 'cosine of centres'),
             ('center_distance', 'distance between centres'),
         ),
     ),

@@ -4,15 +4,17 @@ Source: Huang et al., Channelized Axial Attention, AAAI 2022, section 3. One of 
 is added to (CAR, table 2).
 """
 
-from typing import List
+from typing import Dict, List
 
 import torch
 from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
+from mmseg.utils import ConfigType, SampleList
 from torch import Tensor
 
 from ..layers.channelized_axial_attention import ChannelizedAxialAttention
+from .label_check import LabelCheck
 
 
 @MODELS.register_module()
@@ -27,8 +29,13 @@ class CAAHead(BaseDecodeHead):
         attention (dict): Options of :class:`ChannelizedAxialAttention`.
         image_level (bool): Have the image-level branch. Like those of PSP and ASPP it needs two
             images a process under BN. Defaults to True.
+        check_labels (str): Look for labels outside 0..K-1 in the 'first' iterations, 'always', or
+            never ('off'). Defaults to 'first'.
         **kwargs: Options of :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`; the
             paper classifies `channels=256`.
+
+    Raises:
+        ValueError: A label that is out of range.
     """
 
     def __init__(
@@ -36,9 +43,11 @@ class CAAHead(BaseDecodeHead):
         attention_channels: int = 512,
         attention: dict = dict(),
         image_level: bool = True,
+        check_labels: str = 'first',
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.label_check = LabelCheck(check_labels, self.num_classes, self.ignore_index)
         options = dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
         self.reduction = ConvModule(self.in_channels, attention_channels, 3, padding=1, **options)
         self.attention = ChannelizedAxialAttention(attention_channels, **{**options, **attention})
@@ -61,3 +70,10 @@ class CAAHead(BaseDecodeHead):
     def forward(self, inputs: List[Tensor]) -> Tensor:
         """Feature maps of the backbone to logits [B, K, h, w]."""
         return self.cls_seg(self.forward_features(inputs))
+
+    def loss(
+        self, inputs: List[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
+    ) -> Dict[str, Tensor]:
+        """As in the base class, after the labels are checked."""
+        self.label_check(self.label_check.stack(batch_data_samples), batch_data_samples)
+        return super().loss(inputs, batch_data_samples, train_cfg)

@@ -8,6 +8,7 @@ Of B images with n = h * w pixels and C channels, the equations form weights and
 in cache, and the backward pass does the same again: memory grows with n, not with its square.
 """
 
+from contextlib import nullcontext
 from typing import Callable, Iterator, List, Optional, Tuple
 
 import torch
@@ -261,7 +262,8 @@ class ChannelWeighting(BaseModule):
                 f'ChannelWeighting(channels={self.channels}) needs a map of shape '
                 f'[B, {self.channels}, h, w], got {tuple(x.shape)}'
             )
-        with torch.autocast(x.device.type, enabled=False):
+        # the meta device, on which operations are counted, has no autocast
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             return self._update(x.to(self.g1.weight.dtype), relation_sum)
 
     def _update(self, x: Tensor, form: Callable) -> Tensor:
