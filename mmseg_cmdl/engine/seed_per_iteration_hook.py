@@ -16,6 +16,8 @@ class SeedPerIterationHook(Hook):
     resumed draws other masks than one that was never stopped. With this hook, in `custom_hooks`,
     both draw the same, and the resumed job is equal to the other bit for bit. Augmentation in the
     data pipeline is not touched: mmengine runs the pipeline past the batches that were trained.
+    Where it would pass over them without that (the maintained fork's mmengine), this hook has it
+    run the pipeline.
 
     Args:
         seed (int, optional): Defaults to the runner's.
@@ -26,6 +28,17 @@ class SeedPerIterationHook(Hook):
 
     def __init__(self, seed: Optional[int] = None):
         self.seed = seed
+
+    def before_train(self, runner) -> None:
+        """Let a resumed job draw what the pipeline drew for the batches that it skips."""
+        batches = getattr(runner.train_loop, 'dataloader_iterator', None)
+        if hasattr(batches, 'skip_iter'):
+
+            def load_and_drop(number):
+                for _ in range(number):
+                    next(batches)
+
+            batches.skip_iter = load_and_drop
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Seed from (seed, iteration, rank)."""
