@@ -23,6 +23,7 @@ from .class_consistency_loss import (
 
 # Size of one of the two buffers of a chunk: stays in the cache of a CPU, is enough work for a GPU.
 _CHUNK_BYTES = {'cpu': 1 << 22, 'cuda': 1 << 26}
+_LEAST_PIXELS = 512
 # Below, exp(cosine / temperature) leaves float32 and the plain losses' log space is needed.
 _SMALLEST_TEMPERATURE = 0.025
 
@@ -130,8 +131,8 @@ def _temperature(loss: Optional[nn.Module]) -> float:
 
 def _default_chunk(embeddings: Tensor, num_rows: int) -> int:
     chunk_bytes = _CHUNK_BYTES.get(embeddings.device.type, _CHUNK_BYTES['cuda'])
-    # fewer than 64 rows make poor matrix products, whatever the cache
-    return max(64, chunk_bytes // (num_rows * embeddings.element_size()))
+    # fewer pixels make poor matrix products, whatever the cache
+    return max(_LEAST_PIXELS, chunk_bytes // (num_rows * embeddings.element_size()))
 
 
 def _known_to_be_one(scalar: Tensor) -> bool:
@@ -175,7 +176,9 @@ class _ChunkedLosses(torch.autograd.Function):
             class_scores = embeddings.new_empty(num_pixels, K)
             nearest = torch.empty(num_pixels, K, dtype=torch.int16, device=classes.device)
             order = torch.arange(N, 0, -1, device=classes.device, dtype=rows.dtype)[:, None, None]
-        chunk_size = min(chunk_size, num_pixels)
+        # as many chunks, of equal size
+        num_chunks = max(1, -(-num_pixels // chunk_size))
+        chunk_size = max(1, -(-num_pixels // num_chunks))
         products = embeddings.new_empty(N * K * chunk_size)
         exponents = torch.empty_like(products)
 
