@@ -655,8 +655,10 @@ def documented_options(readme, ablated):
     found = []
     for line in text.splitlines():
         if '--cfg-options ' in line:
-            config = re.search(r'configs/\w+/(\S+)\.py', line)[1]
-            found.append((config, line.partition('--cfg-options ')[2].split()))
+            config = re.search(r'([\w-]+_\dxb[\w-]+)\.py', line)[1]
+            # up to the closing backtick of a command within a sentence
+            options = line.partition('--cfg-options ')[2].partition('`')[0]
+            found.append((config, options.split()))
         elif line.startswith('|'):
             for cell in re.findall(r'`([^`]*)`', line):
                 if re.fullmatch(r'[\w.]+=\S+( [\w.]+=\S+)*', cell):
