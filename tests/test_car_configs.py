@@ -288,7 +288,7 @@ def test_readme_has_the_papers_figures():
     for line in (CONFIGS / 'car' / 'README.md').read_text().splitlines():
         cells = [cell.strip() for cell in line.strip('|').split('|')]
         link = re.fullmatch(r'\[([\w-]+)\]\(\1\.py\)', cells[0])
-        if link:
+        if link and 'camvid' not in link[1]:  # the paper has nothing on CamVid
             rows.setdefault(link[1], []).append(cells[-2])
     assert rows.keys() == car_figures.PAPER.keys()
     for name, figures in rows.items():
