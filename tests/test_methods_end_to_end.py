@@ -105,10 +105,12 @@ def test_a_head_starts_from_camvids_own_pixels(strategy, method, centers, camvid
     assert memory.filled.all()
     assert memory.centers.isfinite().all()
 
+    # small steps from the start, so that it is still seen after two iterations
+    slow = ['model.decode_head.momentum=0.01'] if method == 'mcibi' else []
     val = [f'{split}_dataloader.dataset.data_root={camvid_root}' for split in ('val', 'test')]
     through_mim(
         'train', name, '--work-dir', 'work', '--cfg-options', 'randomness.seed=0', *root, *val,
-        'model.decode_head.bank.init=memory.pth', 'train_cfg.max_iters=2',
+        *slow, 'model.decode_head.bank.init=memory.pth', 'train_cfg.max_iters=2',
         'train_cfg.val_interval=10', 'default_hooks.checkpoint.interval=2',
         'default_hooks.logger.interval=1', 'train_dataloader.batch_size=2', folder=tmp_path,
     )  # fmt: skip
@@ -122,7 +124,7 @@ def test_a_head_starts_from_camvids_own_pixels(strategy, method, centers, camvid
         # momentum 0.999 moves a row by a thousandth of its length in an iteration
         assert (bank - start).norm(dim=-1).max() < 5e-3
     cosines = torch.cosine_similarity(bank, start, dim=-1)
-    assert cosines.mean() > 0.7
+    assert cosines.min() > 0.99
     assert (cosines < 1 - 1e-7).any()  # and it has been updated
     records = [record for record in scalars(tmp_path / 'work') if 'loss' in record]
     assert all(np.isfinite(record['loss']) for record in records)
