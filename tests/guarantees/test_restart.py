@@ -130,7 +130,8 @@ def test_a_killed_job_resumes_from_its_last_checkpoint(finished, name):
 @pytest.fixture
 def log(caplog):
     """What mmengine logs, as text."""
-    logger = MMLogger.get_instance('mmengine')
+    # the one that `print_log(..., 'current')` uses: a Runner of another test may have made it
+    logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
     yield caplog
     logger.removeHandler(caplog.handler)
