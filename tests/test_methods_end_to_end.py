@@ -1,7 +1,8 @@
 """Each method trains through `mim train`, on the synthetic scenes and, where it is, on CamVid.
 
 What one job must show in full (resuming, both ways to predict) is in test_end_to_end.py for MDRL.
-Memories also start from pixels of CamVid.
+Memories also start from pixels of CamVid. What trains on CamVid takes minutes each and is left out of
+`make test`: `pytest -m long tests/test_methods_end_to_end.py`.
 """
 
 import sys
@@ -69,7 +70,7 @@ def test_training_on_the_synthetic_scenes(method, tmp_path):
     assert 0 <= last['mIoU'] <= 100
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('method', ['mcibi', 'dgcw'])
 def test_training_on_camvid(method, camvid_root, tmp_path):
     roots = [
@@ -86,7 +87,7 @@ def test_training_on_camvid(method, camvid_root, tmp_path):
         assert state['decode_head.bank.filled'].all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ('strategy', 'method', 'centers'), [('random', 'mcibi', 1), ('cluster', 'mdrl', 9)]
 )
