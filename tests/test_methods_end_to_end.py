@@ -1,8 +1,8 @@
 """Each method trains through `mim train`, on the synthetic scenes and, where it is, on CamVid.
 
 What one job must show in full (resuming, both ways to predict) is in test_end_to_end.py for MDRL.
-Memories also start from pixels of CamVid. What trains on CamVid takes minutes each and is left out of
-`make test`: `pytest -m long tests/test_methods_end_to_end.py`.
+Memories also start from pixels of CamVid. What trains on CamVid takes minutes each and is left out
+of `make test`: `pytest -m long tests/test_methods_end_to_end.py`.
 """
 
 import sys
