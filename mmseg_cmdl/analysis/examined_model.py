@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..compat import swaps_channels
 from ..launch import checked_checkpoint, load_config
+from ..utils import last_head
 
 FEATURES = ('classifier', 'embedding', 'backbone')
 SPLITS = ('train', 'val', 'test')
@@ -31,12 +32,6 @@ class Example(NamedTuple):
     features: Optional[Tensor]  # [h, w, Z], padding cut off
     labels: Optional[Tensor]  # int64 [h, w]: nearest labels at the place of each feature
     stride: Optional[tuple]  # pixels of `image` per feature: (H' / h, W' / w)
-
-
-def last_head(model: nn.Module) -> nn.Module:
-    """The decode head; the last one of a cascade."""
-    head = model.decode_head
-    return head[-1] if isinstance(head, nn.ModuleList) else head
 
 
 def labels_of_features(

@@ -9,6 +9,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmseg.models.utils import resize
 from torch import Tensor, nn
 
+from ..utils import last_head
 from .exportable_layers import make_exportable_
 
 OUTPUTS = ('logits', 'probabilities', 'labels')
@@ -30,8 +31,7 @@ def _resize_without_warning():
 
 def _fold_class_aware_regularization_(model: nn.Module) -> None:
     """Merge the linear conv of CAR into the classifier that its hook stands before."""
-    head = model.decode_head
-    head = head[-1] if isinstance(head, nn.ModuleList) else head
+    head = last_head(model)
     old = head.conv_seg
     weight = model.car.folded(old.weight)
     new = nn.Conv2d(
@@ -111,8 +111,6 @@ class InferenceModel(nn.Module):
             return logits.sigmoid() if one_output else logits.softmax(dim=1)
         if self.output == 'labels':
             if one_output:
-                head = self.model.decode_head
-                head = head[-1] if isinstance(head, nn.ModuleList) else head
-                return (logits.sigmoid() > head.threshold).long().squeeze(1)
+                return (logits.sigmoid() > last_head(self.model).threshold).long().squeeze(1)
             return logits.argmax(dim=1)
         return logits

@@ -1,6 +1,7 @@
 from .class_labels import class_rows, has_class
 from .distributed import all_reduce_sum_, global_mean, global_sum
 from .label_resizing import labels_at_feature_size
+from .last_head import last_head
 
 __all__ = [
     'all_reduce_sum_',
@@ -9,4 +10,5 @@ __all__ = [
     'global_sum',
     'has_class',
     'labels_at_feature_size',
+    'last_head',
 ]

@@ -8,6 +8,7 @@ from mmseg.registry import MODELS
 from mmseg.utils import SampleList, add_prefix
 from torch import Tensor, nn
 
+from ...utils import last_head
 from ..decode_heads.label_check import LabelCheck
 from .class_aware_regularization import DEFAULT_LOSSES, ClassAwareRegularization, classifier_of
 from .pointwise import as_spatial, make_pointwise_
@@ -63,8 +64,7 @@ class _CAR:
     @property
     def regularized_head(self) -> nn.Module:
         """The decode head, of a cascade the last one."""
-        head = self.decode_head
-        return head[-1] if isinstance(head, nn.ModuleList) else head
+        return last_head(self)
 
     @property
     def _head_prefix(self) -> str:
