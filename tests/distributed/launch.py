@@ -6,11 +6,14 @@ ranks cost one import. Every rank writes FOLDER/<world size>_<rank>.pt, or its t
 
 import importlib
 import os
+import signal
+import subprocess
 import sys
 import traceback
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -20,7 +23,7 @@ WORLD_SIZES = (1, 2, 4)
 TIMEOUT = timedelta(seconds=120)
 
 
-def _rank(scenarios, folder, rank, world):
+def _rank(run, folder, rank, world, timeout):
     torch.set_num_threads(1)
     try:
         dist.init_process_group(
@@ -28,9 +31,9 @@ def _rank(scenarios, folder, rank, world):
             init_method=f'file://{folder}/store_{world}',
             rank=rank,
             world_size=world,
-            timeout=TIMEOUT,
+            timeout=timeout,
         )
-        result = scenarios.run_all(rank, world)
+        result = run(rank, world)
         dist.barrier()
         dist.destroy_process_group()
         torch.save(result, folder / f'{world}_{rank}.pt')
@@ -40,14 +43,14 @@ def _rank(scenarios, folder, rank, world):
     return 0
 
 
-def main(folder, module='tests.distributed.scenarios'):
-    scenarios = importlib.import_module(module)
-    for world in WORLD_SIZES:
+def fork_ranks(run, folder, worlds=WORLD_SIZES, timeout=TIMEOUT):
+    """`run(rank, world)` in every rank of each world, one world after the other; exit status."""
+    for world in worlds:
         children = []
         for rank in range(world):
             pid = os.fork()
             if pid == 0:
-                os._exit(_rank(scenarios, folder, rank, world))
+                os._exit(_rank(run, folder, rank, world, timeout))
             children.append(pid)
         statuses = [os.waitpid(pid, 0)[1] for pid in children]
         if any(statuses):
@@ -55,5 +58,31 @@ def main(folder, module='tests.distributed.scenarios'):
     return 0
 
 
+def results_of_ranks(folder, module, *arguments, worlds=WORLD_SIZES, timeout=400):
+    """World size -> list of every rank's results of ``python -m MODULE FOLDER ARGUMENT ...``."""
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    process = subprocess.Popen(
+        [sys.executable, '-m', module, str(folder), *arguments],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output = process.communicate()[0] + '\nno answer: a collective that some rank never enters?'
+    errors = [f'{path.stem}: {path.read_text()}' for path in sorted(folder.glob('*.error'))]
+    if process.returncode or errors:
+        pytest.fail('\n'.join([output[-3000:], *errors]), pytrace=False)
+    return {
+        world: [torch.load(folder / f'{world}_{rank}.pt') for rank in range(world)]
+        for world in worlds
+    }
+
+
 if __name__ == '__main__':
-    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))
+    name, *_ = (*sys.argv[2:], 'tests.distributed.scenarios')
+    sys.exit(fork_ranks(importlib.import_module(name).run_all, Path(sys.argv[1])))

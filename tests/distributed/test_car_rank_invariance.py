@@ -1,14 +1,12 @@
 """Centres, losses, gradients and training of CAR in 1, 2 and 4 gloo processes."""
 
 import os
-import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from tests.distributed import car_scenarios
+from tests.distributed.launch import results_of_ranks
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or os.name != 'posix', reason='needs gloo and fork'
@@ -24,34 +22,11 @@ NAMES = [
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
     """World size -> list of every rank's results."""
-    folder = tmp_path_factory.mktemp('car_ranks')
-    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            '-m',
-            'tests.distributed.launch',
-            str(folder),
-            'tests.distributed.car_scenarios',
-        ],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
+    return results_of_ranks(
+        tmp_path_factory.mktemp('car_ranks'),
+        'tests.distributed.launch',
+        'tests.distributed.car_scenarios',
     )
-    try:
-        output, _ = process.communicate(timeout=400)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output = process.communicate()[0] + '\nno answer: a collective that some rank never enters?'
-    errors = [f'{path.stem}: {path.read_text()}' for path in sorted(folder.glob('*.error'))]
-    if process.returncode or errors:
-        pytest.fail('\n'.join([output[-3000:], *errors]), pytrace=False)
-    return {
-        world: [torch.load(folder / f'{world}_{rank}.pt') for rank in range(world)]
-        for world in WORLDS
-    }
 
 
 @pytest.fixture(scope='module')

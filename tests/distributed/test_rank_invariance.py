@@ -1,14 +1,12 @@
 """The same global batch gives the same bank and gradients in 1, 2 and 4 gloo processes."""
 
 import os
-import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from tests.distributed import mcibi_scenarios, scenarios
+from tests.distributed.launch import results_of_ranks
 from tests.models.decode_heads import tiny_head
 
 pytestmark = pytest.mark.skipif(
@@ -25,28 +23,7 @@ HEADS = [f'head_{name}' for name in (*scenarios.HEADS, 'wild_seed', 'float32')]
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
     """World size -> list of every rank's results."""
-    folder = tmp_path_factory.mktemp('ranks')
-    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-    process = subprocess.Popen(
-        [sys.executable, '-m', 'tests.distributed.launch', str(folder)],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=400)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output = process.communicate()[0] + '\nno answer: a collective that some rank never enters?'
-    errors = [f'{path.stem}: {path.read_text()}' for path in sorted(folder.glob('*.error'))]
-    if process.returncode or errors:
-        pytest.fail('\n'.join([output[-3000:], *errors]), pytrace=False)
-    return {
-        world: [torch.load(folder / f'{world}_{rank}.pt') for rank in range(world)]
-        for world in (1, 2, 4)
-    }
+    return results_of_ranks(tmp_path_factory.mktemp('ranks'), 'tests.distributed.launch')
 
 
 def _close(got, expected, atol=None):

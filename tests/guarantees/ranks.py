@@ -4,9 +4,7 @@ One interpreter imports everything once and forks the ranks before it computes a
 writes FOLDER/<world size>_<rank>.pt, or its traceback.
 """
 
-import os
 import sys
-import traceback
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from mmengine.optim import OptimWrapper
 from mmseg.registry import MODELS
 from torch import nn
 
+from tests.distributed.launch import fork_ranks
 from tests.distributed.scenarios import logged_collectives
 from tests.guarantees import cases
 
@@ -116,34 +115,11 @@ SCENARIOS = {
 }
 
 
-def _rank(folder, names, rank, world):
-    torch.set_num_threads(1)
-    try:
-        dist.init_process_group(
-            'gloo', init_method=f'file://{folder}/store_{world}', rank=rank, world_size=world,
-            timeout=timedelta(seconds=600),
-        )  # fmt: skip
-        result = {name: train(rank=rank, world=world, **SCENARIOS[name]) for name in names}
-        dist.barrier()
-        dist.destroy_process_group()
-        torch.save(result, folder / f'{world}_{rank}.pt')
-    except BaseException:
-        (folder / f'{world}_{rank}.error').write_text(traceback.format_exc())
-        return 1
-    return 0
-
-
 def main(folder, names):
-    for world in SHARES:
-        children = []
-        for rank in range(world):
-            pid = os.fork()
-            if pid == 0:
-                os._exit(_rank(folder, names, rank, world))
-            children.append(pid)
-        if any([os.waitpid(pid, 0)[1] for pid in children]):  # noqa: C419  each is waited for
-            return 1
-    return 0
+    def run(rank, world):
+        return {name: train(rank=rank, world=world, **SCENARIOS[name]) for name in names}
+
+    return fork_ranks(run, folder, SHARES, timedelta(seconds=600))
 
 
 if __name__ == '__main__':

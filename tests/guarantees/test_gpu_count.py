@@ -1,7 +1,6 @@
 """One global batch gives one training, in 1, 2, 3 and 4 processes, through mmengine's DDP."""
 
 import os
-import signal
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import torch
 from mmengine.config import Config
 
 from tests import tiny
+from tests.distributed.launch import results_of_ranks
 from tests.guarantees import cases, jobs, ranks
 from tests.paths import TOOLS, child_environment, free_port
 
@@ -38,27 +38,10 @@ def results(tmp_path_factory, request):
         item.callspec.params['name'] for item in request.session.items
         if item.path == request.path and 'results' in item.fixturenames
     }  # fmt: skip
-    folder = tmp_path_factory.mktemp('ranks')
-    environment = dict(
-        os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(filter(None, sys.path))
-    )
-    process = subprocess.Popen(
-        [sys.executable, '-m', 'tests.guarantees.ranks', str(folder), *sorted(asked)],
-        env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        start_new_session=True,
+    return results_of_ranks(
+        tmp_path_factory.mktemp('ranks'), 'tests.guarantees.ranks', *sorted(asked),
+        worlds=ranks.SHARES, timeout=3000,
     )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=3000)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output = process.communicate()[0] + '\nno answer: a collective that some rank never enters?'
-    errors = [f'{path.stem}: {path.read_text()}' for path in sorted(folder.glob('*.error'))]
-    if process.returncode or errors:
-        pytest.fail('\n'.join([output[-3000:], *errors]), pytrace=False)
-    return {
-        world: [torch.load(folder / f'{world}_{rank}.pt') for rank in range(world)]
-        for world in ranks.SHARES
-    }
 
 
 def _close(got, expected, atol, name):
