@@ -1,10 +1,14 @@
+from .bilinear_taps import BilinearTaps
 from .class_labels import class_rows, has_class
 from .distributed import all_reduce_sum_, global_mean, global_sum
 from .label_resizing import labels_at_feature_size
 from .last_head import last_head
+from .precision import at_least_float32
 
 __all__ = [
+    'BilinearTaps',
     'all_reduce_sum_',
+    'at_least_float32',
     'class_rows',
     'global_mean',
     'global_sum',

@@ -8,6 +8,7 @@ from .class_aware_loss import (
 from .class_consistency_loss import ClassGlobalConsistencyLoss, ClassLocalConsistencyLoss
 from .fused_class_aware import can_fuse_class_aware, fused_class_aware
 from .fused_class_consistency import can_fuse, fused_class_consistency
+from .resized_cross_entropy import resized_cross_entropy
 
 __all__ = [
     'AffinityLoss',
@@ -21,4 +22,5 @@ __all__ = [
     'class_centers',
     'fused_class_aware',
     'fused_class_consistency',
+    'resized_cross_entropy',
 ]

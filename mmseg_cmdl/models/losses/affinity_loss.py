@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ...utils import global_mean
-from .class_consistency_loss import at_least_float32
+from ...utils import at_least_float32, global_mean
 
 # Sums of probabilities are held above this before their logarithm.
 _SMALLEST_SUM = 1e-12

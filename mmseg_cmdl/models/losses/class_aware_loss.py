@@ -11,8 +11,8 @@ import torch
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from ...utils import class_rows, global_mean, global_sum
-from .class_consistency_loss import ClassConsistencyLoss, at_least_float32
+from ...utils import at_least_float32, class_rows, global_mean, global_sum
+from .class_consistency_loss import ClassConsistencyLoss
 
 # The released code holds what it squares or averages inside these.
 _SUM_RANGE = (1e-7, 1 - 1e-7)

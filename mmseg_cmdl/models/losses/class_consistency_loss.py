@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ...utils import all_reduce_sum_, class_rows, global_mean, global_sum, labels_at_feature_size
+from ...utils import (
+    all_reduce_sum_,
+    at_least_float32,
+    class_rows,
+    global_mean,
+    global_sum,
+    labels_at_feature_size,
+)
+from .resized_cross_entropy import resized_cross_entropy
 
 
 class ClassConsistencyLoss(nn.Module):
@@ -42,11 +50,6 @@ class ClassConsistencyLoss(nn.Module):
         return f'formulation={self.formulation!r}, loss_weight={self.loss_weight}'
 
 
-def at_least_float32(scores: Tensor) -> Tensor:
-    """Sums over pixels overflow or stall in half precision."""
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))
-
-
 def pixel_classes(
     labels: Tensor, size: Tuple[int, int], num_classes: int, ignore_index: int
 ) -> Tensor:
@@ -61,7 +64,9 @@ def pixel_classes(
     Returns:
         Tensor: int64 [B, h, w] in 0..K.
     """
-    return class_rows(labels_at_feature_size(labels, size), num_classes, ignore_index)
+    # one strided pass over the label map, rather than one for each comparison
+    labels = labels_at_feature_size(labels, size).contiguous()
+    return class_rows(labels, num_classes, ignore_index)
 
 
 def class_balanced_weights(classes: Tensor, num_classes: int) -> Tensor:
@@ -127,21 +132,37 @@ class ClassLocalConsistencyLoss(ClassConsistencyLoss):
         scores = at_least_float32(similarity.amax(dim=-1))
         return self.from_class_scores(scores, labels, ignore_index)
 
-    def from_class_scores(self, scores: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
-        """The loss from each class's largest similarity, [B, h, w, K]."""
+    def from_class_scores(
+        self, scores: Tensor, labels: Tensor, ignore_index: int = 255, in_bands: bool = False
+    ) -> Tensor:
+        """The loss from each class's largest similarity.
+
+        Args:
+            scores (Tensor): [B, h, w, K].
+            labels (Tensor): [B, H, W], any size.
+            ignore_index (int): Label that doesn't count. Defaults to 255.
+            in_bands (bool): Whether 'released' goes through :func:`resized_cross_entropy`, which
+                holds no scores at label size and can be differentiated once. Defaults to False.
+
+        Returns:
+            Tensor: Scalar, times `loss_weight`.
+        """
         num_classes = scores.shape[-1]
-        if self.formulation == 'released':
+        at_label_size = self.formulation == 'released'
+        if at_label_size:
             if self.norm is not None:
                 scores = self.norm(scores)
             else:
                 scores = F.layer_norm(scores, (num_classes,))
         scores = scores.permute(0, 3, 1, 2)
-        size = scores.shape[2:]
-        if self.formulation == 'released':
-            size = labels.shape[-2:]
-            scores = F.interpolate(scores, size, mode='bilinear', align_corners=True)
+        size = labels.shape[-2:] if at_label_size else scores.shape[2:]
         classes = pixel_classes(labels, size, num_classes, ignore_index)
-        total = F.cross_entropy(scores, classes, ignore_index=num_classes, reduction='sum')
+        if at_label_size and in_bands:
+            total = resized_cross_entropy(scores, classes, align_corners=True)
+        else:
+            if at_label_size:
+                scores = F.interpolate(scores, size, mode='bilinear', align_corners=True)
+            total = F.cross_entropy(scores, classes, ignore_index=num_classes, reduction='sum')
         return self.loss_weight * global_mean(total, (classes < num_classes).sum())
 
 

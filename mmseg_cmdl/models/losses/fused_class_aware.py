@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ...utils import all_reduce_sum_, class_rows
+from ...utils import all_reduce_sum_, at_least_float32, class_rows
 from .class_aware_loss import (
     _SUM_RANGE,
     InterClassCenterToCenterLoss,
@@ -24,7 +24,6 @@ from .class_aware_loss import (
     check_pixels,
     class_sums,
 )
-from .class_consistency_loss import at_least_float32
 
 # Size of a chunk of features: stays in the cache of a CPU, is enough work for a GPU.
 _CHUNK_BYTES = {'cpu': 1 << 23, 'cuda': 1 << 26}

@@ -114,7 +114,10 @@ def fused_class_consistency(
                 joint
                 if plain_local
                 else local.from_class_scores(
-                    class_scores.view(*feature_size, num_classes), labels, ignore_index
+                    class_scores.view(*feature_size, num_classes),
+                    labels,
+                    ignore_index,
+                    in_bands=True,
                 )
             )
         if contrast is not None:
@@ -164,7 +167,7 @@ class _ChunkedLosses(torch.autograd.Function):
         # products are already what is exponentiated.
         rows = distributions.transpose(0, 1).reshape(N * K, Z) / temperature
         own_class = classes.clamp(max=K - 1)[None]  # pixels without a class have no weight
-        own_rows = torch.arange(N, device=classes.device)[:, None] * K + own_class
+        own_columns = own_class.expand(N, 1, -1)  # of [N, K, P]
 
         gradient = torch.empty_like(embeddings)
         own_scores = embeddings.new_empty(N, num_pixels)
@@ -191,7 +194,8 @@ class _ChunkedLosses(torch.autograd.Function):
             by_class, e_by_class = s.view(N, K, length), e.view(N, K, length)
 
             torch.mm(rows, embeddings[part].t(), out=s)
-            own = own_scores[:, part] = s.gather(0, own_rows[:, part])
+            own = by_class.gather(1, own_columns[..., part]).squeeze(1)
+            own_scores[:, part] = own
             largest = by_class.amax(dim=0)  # [K, p]
             torch.amax(largest, 0, out=best[part])
 
@@ -213,7 +217,7 @@ class _ChunkedLosses(torch.autograd.Function):
                     scale = weights / total
                     e *= scale
                     own_slope = own_e * (scale - weights / own_total)
-                e.scatter_(0, own_rows[:, part], own_slope)
+                e_by_class.scatter_(1, own_columns[..., part], own_slope[:, None])
 
             if local_weights is not None:
                 scores = largest * temperature if temperature != 1 else largest

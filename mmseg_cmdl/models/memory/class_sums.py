@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...utils import has_class
+from ...utils import BilinearTaps, has_class
 
 # A cosine between vectors of no length is 0.
 _SHORTEST = 1e-12
@@ -100,44 +100,29 @@ def upsampled_class_sums(
     """
     sums = ClassSums.zeros(memory)
     rows, cols = (
-        _Taps(labels.shape[i + 1], features.shape[i + 2], align_corners, features) for i in range(2)
+        _Axis(labels.shape[i + 1], features.shape[i + 2], align_corners, features) for i in range(2)
     )
     for feature_map, label_map in zip(features, labels):
         _add_image(sums, feature_map, label_map, memory, ignore_index, rows, cols)
     return sums
 
 
-class _Taps:
-    """Along one axis, the two feature cells that each label pixel lies between.
+class _Axis(BilinearTaps):
+    """:class:`BilinearTaps`, and what the square of an interpolated value is made of.
 
     Attributes:
-        first, second (Tensor): Indices [n] of the two; equal beyond the last cell's centre.
-        weights (tuple[Tensor]): [n] of each, at the features' precision.
-        matrix (Tensor): [n, m], what the resizing multiplies with.
         squares (Tensor): [n, m + 1] and `crossed` [n, m], factors of the squares of the cells and
             of the products of neighbours in the square of the interpolated value.
     """
 
     def __init__(self, size: int, cells: int, align_corners: bool, like: Tensor):
-        position = torch.arange(size, dtype=torch.float64, device=like.device)
-        if align_corners:
-            position = position * ((cells - 1) / max(size - 1, 1))
-        else:
-            position = ((position + 0.5) * (cells / size) - 0.5).clamp_(min=0)
-        first = position.floor().clamp_(max=cells - 1)
-        fraction = (position - first).to(like.dtype)
-        self.first = first.long()
-        self.second = (self.first + 1).clamp(max=cells - 1)
-        self.weights = (1 - fraction, fraction)
-        every = torch.arange(cells, device=like.device)  # F.one_hot would wait for the device
-        one, two = ((every == cell[:, None]).to(like.dtype) for cell in (self.first, self.second))
-        self.matrix = one * self.weights[0][:, None] + two * fraction[:, None]
-        next_one = F.pad(one, (1, 0))
+        super().__init__(size, cells, align_corners, like)
+        one = self.one_hot[0]
         self.squares = (
             F.pad(one, (0, 1)) * self.weights[0].square()[:, None]
-            + next_one * fraction.square()[:, None]
+            + F.pad(one, (1, 0)) * self.weights[1].square()[:, None]
         )
-        self.crossed = one * (2 * self.weights[0] * fraction)[:, None]
+        self.crossed = one * (2 * self.weights[0] * self.weights[1])[:, None]
 
 
 def _add_image(
@@ -146,8 +131,8 @@ def _add_image(
     labels: Tensor,
     memory: Tensor,
     ignore_index: int,
-    rows: _Taps,
-    cols: _Taps,
+    rows: _Axis,
+    cols: _Axis,
 ) -> None:
     """Adds the sums of one image [C, h, w], [H, W]."""
     num_classes, channels = memory.shape
@@ -184,7 +169,7 @@ def _add_image(
     sums.left_out.add_((known & bad).sum())
 
 
-def _interpolated_squares(features: Tensor, rows: _Taps, cols: _Taps) -> Tensor:
+def _interpolated_squares(features: Tensor, rows: _Axis, cols: _Axis) -> Tensor:
     """Squared length [H, W] of the interpolated features, from products of neighbouring cells."""
     padded = F.pad(features[None], (0, 1, 0, 1), mode='replicate')[0]
 
