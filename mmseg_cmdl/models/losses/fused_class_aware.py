@@ -25,8 +25,8 @@ from .class_aware_loss import (
     class_sums,
 )
 
-# Size of a chunk of features: stays in the cache of a CPU, is enough work for a GPU.
-_CHUNK_BYTES = {'cpu': 1 << 23, 'cuda': 1 << 26}
+# Size of what a chunk holds in buffers: stays in the cache of a CPU, is enough work for a GPU.
+_CHUNK_BYTES = {'cpu': 1 << 22, 'cuda': 1 << 26}
 
 
 class _PixelOptions(NamedTuple):
@@ -36,7 +36,7 @@ class _PixelOptions(NamedTuple):
     inter: Optional[str]
     inter_loss: Optional[InterClassCenterToPixelLoss]
     num_classes: int
-    chunk_size: int
+    chunk_size: Optional[int]
 
 
 def can_fuse_class_aware(losses: Sequence[nn.Module]) -> bool:
@@ -81,7 +81,7 @@ def fused_class_aware(
         inter and inter.formulation,
         inter,
         num_classes,
-        chunk_size or _default_chunk(features),
+        chunk_size,
     )
     with torch.autocast(features.device.type, enabled=False):
         centers, counts, intra_total, inter_total = _ClassAware.apply(features, rows, options)
@@ -99,9 +99,11 @@ def fused_class_aware(
     return results
 
 
-def _default_chunk(features: Tensor) -> int:
+def _chunk_pixels(features: Tensor, width: int, options: _PixelOptions) -> int:
+    """How many pixels at a time, where buffers have `width` numbers for each."""
     chunk_bytes = _CHUNK_BYTES.get(features.device.type, _CHUNK_BYTES['cuda'])
-    return max(64, chunk_bytes // (features.shape[1] * features.element_size()))
+    pixels = options.chunk_size or max(64, chunk_bytes // (width * features.element_size()))
+    return max(1, min(pixels, len(features)))
 
 
 class _ClassAware(torch.autograd.Function):
@@ -116,14 +118,15 @@ class _ClassAware(torch.autograd.Function):
         labelled = (rows < K).to(features)
         intra_total, inter_total = features.new_zeros(2)
         divisor, slopes = 1.0, None
-        chunk = max(1, min(options.chunk_size, P))
         # Everything as large as a chunk is allocated once: fresh pages cost more than the sums.
         # With the products with the centres at hand, |x - mu|^2 = |x|^2 - 2 x.mu + |mu|^2.
         expand = options.intra == 'paper' and options.inter is not None
+        has_differences = options.intra is not None and not expand
+        chunk = _chunk_pixels(features, C if has_differences else K + 1, options)
         if options.intra is not None:
             distances = features.new_empty(P)
             order = 2 if options.intra == 'paper' else 1
-            if not expand:
+            if has_differences:
                 padded_centers = torch.cat([centers, centers.new_zeros(1, C)])
                 differences = features.new_empty(chunk, C)
         if options.inter is not None:
@@ -139,14 +142,14 @@ class _ClassAware(torch.autograd.Function):
             buffers = features.new_empty(2, (K + 1) * chunk)
             above, number, d = features.new_empty(3, P)
             if ctx.needs_input_grad[0]:
-                slopes = features.new_empty(P * (K + 1))
+                slopes = features.new_empty(K + 1, P)
 
         for start in range(0, P, chunk):
             part = slice(start, min(start + chunk, P))
             x, own_rows = features[part], rows[part]
             if expand:
                 torch.linalg.vector_norm(x, dim=1, out=distances[part])
-            elif options.intra is not None:
+            elif has_differences:
                 difference = differences[: len(x)]
                 torch.index_select(padded_centers, 0, own_rows, out=difference)
                 torch.linalg.vector_norm(difference.sub_(x), order, dim=1, out=distances[part])
@@ -157,7 +160,7 @@ class _ClassAware(torch.autograd.Function):
             # whole rows of pixels. The last row takes what is scattered for pixels of no class.
             similarity, excess = (b[: (K + 1) * len(x)].view(K + 1, -1) for b in buffers)
             if slopes is not None:
-                excess = slopes[start * (K + 1) : part.stop * (K + 1)].view(K + 1, -1)
+                excess = slopes[:, part]
             own_rows = own_rows[None]
             torch.mm(keys, x.t(), out=similarity[:K])
             if expand:
@@ -195,7 +198,7 @@ class _ClassAware(torch.autograd.Function):
             inter_total = torch.where(labelled > 0, d.square(), 0.0).sum()
         elif options.inter == 'released':
             inter_total = d.clamp(*_SUM_RANGE).sum()
-        ctx.options, ctx.divisor, ctx.chunk = options, divisor, chunk
+        ctx.options, ctx.divisor = options, divisor
         ctx.save_for_backward(features, rows, centers, counts, slopes)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(counts)
@@ -207,6 +210,7 @@ class _ClassAware(torch.autograd.Function):
         features, rows, centers, counts, slopes = ctx.saved_tensors
         options, (K, C), P = ctx.options, centers.shape, len(features)
         gradient = torch.empty_like(features)
+        chunk = _chunk_pixels(features, C, options)
         padding = centers.new_zeros(1, C)
         # A pixel's gradient has a part that depends on its class only: by_class[class].
         by_class = torch.zeros_like(centers)
@@ -219,9 +223,9 @@ class _ClassAware(torch.autograd.Function):
                 factors = (rows < K) * (2 * intra_grad / C)
                 by_class = by_class - centers * (2 * intra_grad / C)
             else:
-                factors = (rows < K) * (intra_grad / C)
+                factors = (rows < K) * (-intra_grad / C)  # times the sign of centre - feature
                 padded_centers = torch.cat([centers, padding])
-                signs = features.new_empty(min(ctx.chunk, P), C)
+                signs = features.new_empty(chunk, C)
         else:
             factors = None
         by_class = torch.cat([by_class, padding])
@@ -233,23 +237,17 @@ class _ClassAware(torch.autograd.Function):
 
         # What doesn't need the pixel's feature is summed in a buffer, so that the gradient, whose
         # pages are fresh, is written once.
-        buffer = features.new_empty(min(ctx.chunk, P), C)
-        for start in range(0, P, ctx.chunk):
-            part = slice(start, min(start + ctx.chunk, P))
+        buffer = features.new_empty(chunk, C)
+        for start in range(0, P, chunk):
+            part = slice(start, min(start + chunk, P))
             x, own_rows, out = features[part], rows[part], gradient[part]
             partial = buffer[: len(x)] if factors is not None else out
             torch.index_select(by_class, 0, own_rows, out=partial)
             if slopes is not None:
-                partial.addmm_(
-                    slopes[start * (K + 1) : part.stop * (K + 1)].view(K + 1, -1).t(), keys
-                )
+                partial.addmm_(slopes[:, part].t(), keys)
             if signs is not None:
-                x = (
-                    torch.index_select(padded_centers, 0, own_rows, out=signs[: len(x)])
-                    .sub_(x)
-                    .sign_()
-                    .neg_()
-                )
+                sign = torch.index_select(padded_centers, 0, own_rows, out=signs[: len(x)])
+                x = sign.sub_(x).sign_()
             if factors is not None:
                 torch.addcmul(partial, x, factors[part, None], out=out)
         return gradient, None, None

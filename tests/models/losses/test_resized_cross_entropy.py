@@ -19,9 +19,7 @@ def problem(shape, label_size, seed=0, ignored=0.2, dtype=torch.float64):
 
 
 def resized_first(scores, classes, align_corners):
-    full = F.interpolate(
-        scores, classes.shape[1:], mode='bilinear', align_corners=align_corners
-    )
+    full = F.interpolate(scores, classes.shape[1:], mode='bilinear', align_corners=align_corners)
     return F.cross_entropy(full, classes, ignore_index=scores.shape[1], reduction='sum')
 
 
