@@ -171,21 +171,22 @@ class _ClassAware(torch.autograd.Function):
                 similarity[:K].masked_fill_(absent[:, None], -torch.inf)
             similarity[K] = -torch.inf
             similarity.sub_(similarity.amax(dim=0)).exp_()
-            similarity.div_(similarity.sum(dim=0))  # A, eq. 11
-            torch.ge(similarity, margin, out=excess)
+            total = similarity.sum(dim=0)  # what is left to divide by for A, eq. 11
+            torch.ge(similarity, total * margin, out=excess)
             excess.scatter_(0, own_rows, 0)
             torch.sum(excess, 0, out=number[part])
             excess.mul_(similarity)
-            torch.sum(excess, 0, out=above[part])
+            torch.div(excess.sum(dim=0), total, out=above[part])
             torch.addcmul(above[part], number[part], margin, value=-1, out=d[part])
             if slopes is not None:
                 # Of d by the products, A_j (1 where j exceeds the margin, less `above`), times the
                 # derivative of what becomes of d.
                 excess.addcmul_(similarity, above[part], value=-1)
                 if options.inter == 'paper':
-                    excess.mul_(d[part] * labelled[part])
+                    outer = d[part] * labelled[part]
                 else:
-                    excess.mul_(d[part].clamp(*_SUM_RANGE) == d[part])
+                    outer = d[part].clamp(*_SUM_RANGE) == d[part]
+                excess.mul_(outer / total)
                 excess.scatter_(0, own_rows, 0)
 
         if options.intra is not None:
