@@ -175,6 +175,26 @@ def test_golden_centers(name, dtype):
 # ---- numbers worked out by hand ----
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('num_classes', [4, 40000])  # keys of 16 and of 32 bits
+def test_sums_with_and_without_gradient(num_classes, dtype):
+    """Two ways to the same sums, without NaN from ignored pixels, 0 for absent classes."""
+    g = torch.Generator().manual_seed(0)
+    features = torch.randn(300, 7, generator=g, dtype=dtype)
+    labels = torch.randint(0, 3, (300,), generator=g)
+    labels[::5], features[::10] = 255 if num_classes == 4 else -1, torch.nan
+    plain = class_centers(features, labels, num_classes)
+    differentiated = class_centers(features.clone().requires_grad_(), labels, num_classes)
+    assert differentiated[0].requires_grad
+    for one, other in zip(plain, differentiated):
+        assert torch.equal(one, other)
+    for c in range(4):
+        own = features[labels == c].double()
+        assert plain[1][c] == len(own)
+        expected = own.sum(0) / max(len(own), 1)
+        torch.testing.assert_close(plain[0][c].double(), expected, rtol=0, atol=1e-6)
+
+
 def test_by_hand():
     """Two classes of two pixels on a line: centres 1 and -1 in both channels."""
     features = torch.tensor([[0.0, 1.0], [2.0, 1.0], [-1.0, -1.0], [-1.0, -1.0]]).double()
