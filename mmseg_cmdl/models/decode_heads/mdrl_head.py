@@ -9,6 +9,7 @@ from mmcv.cnn import ConvModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ...utils import at_least_float32
 from ..losses import can_fuse, fused_class_consistency
 from ..losses.class_consistency_loss import pixel_classes
 from ..memory import BankUpdate
@@ -43,7 +44,7 @@ class PixelProjection(nn.Module):
 def _unit_vectors(pixels: Tensor) -> Tensor:
     """l2-normalised along the last dimension, in float32 or better."""
     with torch.autocast(pixels.device.type, enabled=False):
-        return F.normalize(pixels.to(torch.promote_types(pixels.dtype, torch.float32)), dim=-1)
+        return F.normalize(at_least_float32(pixels), dim=-1)
 
 
 class ConsistencyOutput(NamedTuple):

@@ -139,10 +139,12 @@ class _ClassAware(torch.autograd.Function):
                 options.inter_loss.margin(counts), dtype=features.dtype, device=features.device
             )
             absent = options.inter_loss.absent(counts)
-            buffers = features.new_empty(2, (K + 1) * chunk)
+            similarities = features.new_empty((K + 1) * chunk)
             above, number, d = features.new_empty(3, P)
             if ctx.needs_input_grad[0]:
                 slopes = features.new_empty(K + 1, P)
+            else:
+                excesses = torch.empty_like(similarities)
 
         for start in range(0, P, chunk):
             part = slice(start, min(start + chunk, P))
@@ -158,9 +160,11 @@ class _ClassAware(torch.autograd.Function):
 
             # Pixels run along the last, contiguous dimension, so reductions over classes are over
             # whole rows of pixels. The last row takes what is scattered for pixels of no class.
-            similarity, excess = (b[: (K + 1) * len(x)].view(K + 1, -1) for b in buffers)
+            similarity = similarities[: (K + 1) * len(x)].view(K + 1, -1)
             if slopes is not None:
                 excess = slopes[:, part]
+            else:
+                excess = excesses[: (K + 1) * len(x)].view(K + 1, -1)
             own_rows = own_rows[None]
             torch.mm(keys, x.t(), out=similarity[:K])
             if expand:

@@ -12,7 +12,7 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ...utils import labels_at_feature_size
+from ...utils import at_least_float32, labels_at_feature_size
 from ..losses import can_fuse_class_aware, class_centers, fused_class_aware
 
 DEFAULT_LOSSES = (
@@ -151,7 +151,7 @@ class ClassAwareRegularization(BaseModule):
                 return fused_class_aware(
                     features, labels, self.num_classes, self.losses, ignore_index
                 )
-            features = features.to(torch.promote_types(features.dtype, torch.float32))
+            features = at_least_float32(features)
             centers, counts = class_centers(features, labels, self.num_classes, ignore_index)
             results = {}
             for loss in self.losses:

@@ -3,12 +3,11 @@ import copy
 import pytest
 import torch
 from mmseg.registry import MODELS
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmseg_cmdl.models.layers import ChannelWeighting, channel_weighting
 from tests import stack
 from tests.reference import dgcw, golden
-from tests.reference.dispatch import CountOps
+from tests.reference.dispatch import CountOps, LargestTensor
 
 NORMS = ('sum', 'softmax', 'tanh')
 every_norm = pytest.mark.parametrize('norm', NORMS)
@@ -164,19 +163,6 @@ def test_module_in_half_precision(half):
     assert output.dtype == x.grad.dtype == half
     expected = copy.deepcopy(layer).float()(x.detach().float())
     torch.testing.assert_close(output.float(), expected, rtol=0, atol=0.05)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Elements of the largest tensor that any operation gives."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                self.largest = max(self.largest, tensor.untyped_storage().nbytes())
-        return out
 
 
 @every_norm

@@ -172,9 +172,6 @@ def test_golden_centers(name, dtype):
     )
 
 
-# ---- numbers worked out by hand ----
-
-
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('num_classes', [4, 40000])  # keys of 16 and of 32 bits
 def test_sums_with_and_without_gradient(num_classes, dtype):
@@ -193,6 +190,9 @@ def test_sums_with_and_without_gradient(num_classes, dtype):
         assert plain[1][c] == len(own)
         expected = own.sum(0) / max(len(own), 1)
         torch.testing.assert_close(plain[0][c].double(), expected, rtol=0, atol=1e-6)
+
+
+# ---- numbers worked out by hand ----
 
 
 def test_by_hand():
