@@ -4,6 +4,7 @@ from .distributed import all_reduce_sum_, global_mean, global_sum
 from .label_resizing import labels_at_feature_size
 from .last_head import last_head
 from .precision import at_least_float32
+from .row_sums import row_sums
 
 __all__ = [
     'BilinearTaps',
@@ -15,4 +16,5 @@ __all__ = [
     'has_class',
     'labels_at_feature_size',
     'last_head',
+    'row_sums',
 ]

@@ -6,7 +6,10 @@ from torch import Tensor
 
 def has_class(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Bool mask of the labels in 0..K-1 that aren't `ignore_index`."""
-    return (labels != ignore_index) & (labels >= 0) & (labels < num_classes)
+    mask = (labels >= 0) & (labels < num_classes)
+    if 0 <= ignore_index < num_classes:
+        mask &= labels != ignore_index
+    return mask
 
 
 def class_rows(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:

@@ -8,11 +8,10 @@ import math
 from typing import Optional, Tuple, Union
 
 import torch
-import torch.nn.functional as F
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from ...utils import at_least_float32, class_rows, global_mean, global_sum
+from ...utils import at_least_float32, class_rows, global_mean, global_sum, row_sums
 from .class_consistency_loss import ClassConsistencyLoss
 
 # The released code holds what it squares or averages inside these.
@@ -22,19 +21,8 @@ _SMALLEST_INTRA = 1e-5
 
 def class_sums(features: Tensor, rows: Tensor, num_classes: int) -> Tensor:
     """This rank's sum of features and number of pixels of each class, [K, C + 1]."""
-    if features.device.type == 'cpu' and not (features.requires_grad and torch.is_grad_enabled()):
-        # The same additions in the same order, but faster: pixels of one class are added up in
-        # registers. Narrow keys are sorted several times faster than int64.
-        narrow = torch.int16 if num_classes < 1 << 15 else torch.int32
-        keys, order = rows.to(narrow).sort(stable=True)
-        starts = torch.searchsorted(keys, torch.arange(num_classes + 1, dtype=keys.dtype))
-        sums = F.embedding_bag(order, features, starts, mode='sum')[:num_classes]
-        return torch.cat([sums, starts.diff()[:, None].to(sums)], dim=1)
-    sums = features.new_zeros(num_classes + 1, features.shape[1]).index_add(0, rows, features)
-    counts = features.new_zeros(num_classes + 1).index_add(
-        0, rows, features.new_ones(1).expand(len(rows))
-    )
-    return torch.cat([sums, counts[:, None]], dim=1)[:num_classes]
+    sums, counts = row_sums(features, rows, num_classes)
+    return torch.cat([sums, counts[:, None]], dim=1)
 
 
 def class_centers(

@@ -129,7 +129,7 @@ class ClassLocalConsistencyLoss(ClassConsistencyLoss):
         Returns:
             Tensor: Scalar, times `loss_weight`.
         """
-        scores = at_least_float32(similarity.amax(dim=-1))
+        scores = at_least_float32(similarity.max(dim=-1).values)
         return self.from_class_scores(scores, labels, ignore_index)
 
     def from_class_scores(

@@ -7,9 +7,11 @@ embeddings finished while the chunk is still in cache, in the forward pass: two 
 products altogether, and no memory that grows with P * K * N.
 """
 
-from typing import Dict, NamedTuple, Optional, Sequence
+from typing import Dict, NamedTuple, Optional, Sequence, Tuple
 
+import mmengine.dist as dist
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -21,8 +23,8 @@ from .class_consistency_loss import (
     pixel_classes,
 )
 
-# Size of one of the two buffers of a chunk: stays in the cache of a CPU, is enough work for a GPU.
-_CHUNK_BYTES = {'cpu': 1 << 22, 'cuda': 1 << 26}
+# Size of a chunk's buffer: stays in the cache of a CPU, is enough work for a GPU.
+_CHUNK_BYTES = {'cpu': 1 << 23, 'cuda': 1 << 26}
 _LEAST_PIXELS = 512
 # Below, exp(cosine / temperature) leaves float32 and the plain losses' log space is needed.
 _SMALLEST_TEMPERATURE = 0.025
@@ -80,48 +82,44 @@ def fused_class_consistency(
     classes = pixel_classes(labels, feature_size[1:], num_classes, ignore_index).flatten()
     flat = embeddings.flatten(0, 2)
 
-    def pixel_weights(loss):
-        if loss.formulation == 'released':
-            weights = class_balanced_weights(classes, num_classes)
-        else:
-            labelled = (classes < num_classes).to(flat)
-            weights = labelled / all_reduce_sum_(labelled.sum()).clamp(min=1)
-        return loss.loss_weight * weights.to(flat)
-
     plain_local = local is not None and local.formulation == 'paper'
-    joint, local_share, contrast_share, class_scores, own_scores, correct = _ChunkedLosses.apply(
+    each_positive = contrast is not None and contrast.formulation == 'released'
+    local_weights = contrast_weights = None
+    if plain_local or (contrast is not None and not each_positive):
+        labelled = (classes < num_classes).to(flat)
+        mean_weights = labelled / all_reduce_sum_(labelled.sum()).clamp(min=1)
+    if plain_local:
+        local_weights = local.loss_weight * mean_weights
+    if each_positive:
+        balanced_weights = class_balanced_weights(classes, num_classes).to(flat)
+        contrast_weights = contrast.loss_weight * balanced_weights
+    elif contrast is not None:
+        contrast_weights = contrast.loss_weight * mean_weights
+
+    local_value, contrast_value, class_scores, own_scores, correct = _ChunkedLosses.apply(
         flat,
         distributions,
         classes,
-        pixel_weights(local) if plain_local else None,
-        pixel_weights(contrast) if contrast is not None else None,
-        contrast is not None and contrast.formulation == 'released',
+        local_weights,
+        contrast_weights,
+        each_positive,
         _temperature(contrast),
         local is not None and not plain_local,
         chunk_size or _default_chunk(flat, num_classes * num_distributions),
     )
 
-    joint, local_value, contrast_value = global_sum(
-        torch.stack([joint, local_share, contrast_share])
-    )
+    if dist.get_world_size() > 1:  # one collective for both
+        local_value, contrast_value = global_sum(torch.stack([local_value, contrast_value]))
     results = {}
-    if plain_local and contrast is not None:
-        local_value, contrast_value = _SharedGradient.apply(joint, local_value, contrast_value)
-        results = {local.loss_name: local_value, contrast.loss_name: contrast_value}
-    else:
-        if local is not None:
-            results[local.loss_name] = (
-                joint
-                if plain_local
-                else local.from_class_scores(
-                    class_scores.view(*feature_size, num_classes),
-                    labels,
-                    ignore_index,
-                    in_bands=True,
-                )
-            )
-        if contrast is not None:
-            results[contrast.loss_name] = joint
+    if plain_local:
+        results[local.loss_name] = local_value
+    elif local is not None:
+        scores = class_scores.view(*feature_size, num_classes)
+        results[local.loss_name] = local.from_class_scores(
+            scores, labels, ignore_index, in_bands=True
+        )
+    if contrast is not None:
+        results[contrast.loss_name] = contrast_value
     return FusedConsistency(results, classes, own_scores, correct)
 
 
@@ -143,8 +141,20 @@ def _known_to_be_one(scalar: Tensor) -> bool:
     return scalar.device.type == 'cpu' and bool(scalar == 1)
 
 
+def _nearest(by_class: Tensor) -> Tuple[Tensor, Tensor]:
+    """Largest of [N, K, p] over N, [K, p], and its row in [N * K, p]; of equals the first."""
+    N, K, length = by_class.shape
+    if by_class.device.type == 'cpu':
+        # Pixels are the channels of a picture of N times K, in memory channels last: pooling then
+        # is vectorised and several times faster than `max`.
+        largest, row = F.max_pool2d(by_class[None].permute(0, 3, 1, 2), (N, 1), return_indices=True)
+        return largest.view(length, K).t(), row.view(length, K).t()
+    largest, index = by_class.max(dim=0)
+    return largest, index * K + torch.arange(K, device=index.device)[:, None]
+
+
 class _ChunkedLosses(torch.autograd.Function):
-    """This rank's share of both losses; `joint` carries the gradient of their sum."""
+    """This rank's share of both losses, which have one gradient: that of their sum."""
 
     @staticmethod
     def forward(
@@ -162,6 +172,7 @@ class _ChunkedLosses(torch.autograd.Function):
         K, N, Z = distributions.shape
         num_pixels = len(embeddings)
         has_gradient = local_weights is not None or contrast_weights is not None
+        has_local = local_weights is not None or want_class_scores
         # Pixels run along the last, contiguous dimension and distributions come before classes, so
         # every reduction is over whole rows of pixels. The temperature goes into the bank, so the
         # products are already what is exponentiated.
@@ -172,70 +183,70 @@ class _ChunkedLosses(torch.autograd.Function):
         gradient = torch.empty_like(embeddings)
         own_scores = embeddings.new_empty(N, num_pixels)
         best = embeddings.new_empty(num_pixels)
-        local_terms = torch.zeros_like(best)
-        contrast_terms = torch.zeros_like(best)
+        local_terms = torch.ones_like(best)  # probability of the own class
+        contrast_terms = torch.ones_like(best)
+        if local_weights is not None:
+            slope_weights = (local_weights * temperature)[None]
+            own_weights = slope_weights.neg()
         class_scores = nearest = None
         if want_class_scores:
             class_scores = embeddings.new_empty(num_pixels, K)
-            nearest = torch.empty(num_pixels, K, dtype=torch.int16, device=classes.device)
-            order = torch.arange(N, 0, -1, device=classes.device, dtype=rows.dtype)[:, None, None]
+            nearest = torch.empty(num_pixels, K, dtype=torch.int32, device=classes.device)
         # as many chunks, of equal size
         num_chunks = max(1, -(-num_pixels // chunk_size))
         chunk_size = max(1, -(-num_pixels // num_chunks))
-        products = embeddings.new_empty(N * K * chunk_size)
-        exponents = torch.empty_like(products)
+        buffer = embeddings.new_empty(N * K * chunk_size)
 
         for start in range(0, num_pixels, chunk_size):
             part = slice(start, min(start + chunk_size, num_pixels))
             length = part.stop - part.start
-            s, e = (
-                buffer[: N * K * length].view(N * K, length) for buffer in (products, exponents)
-            )
-            by_class, e_by_class = s.view(N, K, length), e.view(N, K, length)
+            s = buffer[: N * K * length].view(N * K, length)
+            by_class = s.view(N, K, length)
+            own_row, columns, own = own_class[:, part], own_columns[..., part], own_scores[:, part]
 
             torch.mm(rows, embeddings[part].t(), out=s)
-            own = by_class.gather(1, own_columns[..., part]).squeeze(1)
-            own_scores[:, part] = own
-            largest = by_class.amax(dim=0)  # [K, p]
-            torch.amax(largest, 0, out=best[part])
+            torch.gather(by_class, 1, columns, out=own[:, None])
+            if has_local:
+                largest, nearest_row = _nearest(by_class)  # [K, p]
+                torch.amax(largest, 0, out=best[part])
+            else:
+                torch.amax(s, 0, out=best[part])
 
+            # from here on, similarities turn into the gradient with respect to them, in place
             if contrast_weights is None:
-                e.zero_()
+                s.zero_()
             else:
                 weights = contrast_weights[part]
-                torch.exp(s, out=e)
+                s.exp_()
                 own_e = own.exp()
-                total, own_total = e.sum(dim=0), own_e.sum(dim=0)
+                total, own_total = s.sum(dim=0), own_e.sum(dim=0)
                 if each_positive:
                     # log(e_n + B) - s_n for each positive n, mean over n
                     denominators = own_e + (total - own_total)
                     torch.mean(denominators.log() - own, 0, out=contrast_terms[part])
-                    e *= weights * denominators.reciprocal().mean(dim=0)
+                    s *= weights * denominators.reciprocal().mean(dim=0)
                     own_slope = weights / N * (own_e / denominators - 1)
                 else:
-                    torch.log(total / own_total, out=contrast_terms[part])
+                    torch.div(total, own_total, out=contrast_terms[part])
                     scale = weights / total
-                    e *= scale
+                    s *= scale
                     own_slope = own_e * (scale - weights / own_total)
-                e_by_class.scatter_(1, own_columns[..., part], own_slope[:, None])
+                by_class.scatter_(1, columns, own_slope[:, None])
 
             if local_weights is not None:
                 scores = largest * temperature if temperature != 1 else largest
-                log_p = scores.log_softmax(dim=0)
-                torch.gather(log_p, 0, own_class[:, part], out=local_terms[None, part])
-                weights = (local_weights[part] * temperature)[None]
-                slope = log_p.exp_().mul_(weights)
-                slope.scatter_add_(0, own_class[:, part], weights.neg())
-                is_nearest = torch.eq(by_class, largest, out=by_class)
-                slope /= is_nearest.sum(dim=0)  # equal distributions share, as in amax
-                e_by_class.addcmul_(is_nearest, slope)
+                # scores of unit vectors are within 1 of each other: no probability is near 0
+                slope = scores.softmax(dim=0)
+                torch.gather(slope, 0, own_row, out=local_terms[None, part])
+                slope *= slope_weights[:, part]
+                slope.scatter_add_(0, own_row, own_weights[:, part])
+                s.scatter_add_(0, nearest_row, slope)
             elif want_class_scores:
                 class_scores[part] = largest.t()
-                is_nearest = torch.eq(by_class, largest, out=by_class)
-                nearest[part] = (N - is_nearest.mul_(order).amax(dim=0)).t()
+                nearest[part] = nearest_row.t()
 
             if has_gradient:
-                torch.mm(e.t(), rows, out=gradient[part])
+                torch.mm(s.t(), rows, out=gradient[part])
 
         # none of these is an input or an output, so plain attributes keep them without a cycle
         ctx.gradient = gradient if has_gradient else None
@@ -245,6 +256,8 @@ class _ChunkedLosses(torch.autograd.Function):
         ctx.temperature = temperature
         ctx.differentiated = False
         ctx.set_materialize_grads(False)
+        if not each_positive:
+            contrast_terms.log_()
         correct = own_scores.amax(dim=0) >= best
         own_scores = own_scores.t() * temperature
         if want_class_scores:
@@ -254,23 +267,20 @@ class _ChunkedLosses(torch.autograd.Function):
             if weights is None
             else torch.where(weights > 0, terms * weights, 0.0).sum()
             for terms, weights in (
-                (local_terms.neg_(), local_weights),
+                (local_terms.log_().neg_(), local_weights),
                 (contrast_terms, contrast_weights),
             )
         )
-        ctx.mark_non_differentiable(local_share, contrast_share, own_scores, correct)
-        return (
-            local_share + contrast_share,
-            local_share,
-            contrast_share,
-            class_scores,
-            own_scores,
-            correct,
+        shared = (local_share, local_weights), (contrast_share, contrast_weights)
+        ctx.has_gradient = [weights is not None for _, weights in shared]
+        ctx.mark_non_differentiable(
+            *[share for share, weights in shared if weights is None], own_scores, correct
         )
+        return local_share, contrast_share, class_scores, own_scores, correct
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, joint_grad, _local, _contrast, score_grad, _own, _correct):
+    def backward(ctx, local_grad, contrast_grad, score_grad, _own, _correct):
         if ctx.differentiated:
             raise RuntimeError(
                 'the fused class consistency losses can be differentiated only once: set '
@@ -279,41 +289,28 @@ class _ChunkedLosses(torch.autograd.Function):
         ctx.differentiated = True
         # scaled in place: nobody else holds it, and a copy would be as large as the embeddings
         gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None or joint_grad is None:
+        loss_grad = local_grad if ctx.has_gradient[0] else contrast_grad
+        if all(ctx.has_gradient):
+            absent = gradient.new_zeros(())
+            # an assertion that doesn't wait for the device
+            torch._assert_async(
+                (absent if local_grad is None else local_grad)
+                == (absent if contrast_grad is None else contrast_grad),
+                'the fused class consistency losses share one gradient and must be summed with '
+                'equal weight: set fuse_losses=False in MDRLHead to differentiate them apart',
+            )
+        if gradient is None or loss_grad is None:
             gradient = torch.zeros(
                 ctx.embeddings_shape, dtype=ctx.rows.dtype, device=ctx.rows.device
             )
-        elif not _known_to_be_one(joint_grad):
-            gradient.mul_(joint_grad)
+        elif not _known_to_be_one(loss_grad):
+            gradient.mul_(loss_grad)
         if score_grad is not None:
             rows, nearest = ctx.rows, ctx.nearest
-            K = score_grad.shape[1]
             slopes = score_grad * ctx.temperature  # rows are the bank over the temperature
-            columns = nearest.long() * K + torch.arange(K, device=nearest.device)
-            for part, *chunk in zip(
-                gradient.split(ctx.chunk_size),
-                slopes.split(ctx.chunk_size),
-                columns.split(ctx.chunk_size),
+            for part, slope, row in zip(
+                *(tensor.split(ctx.chunk_size) for tensor in (gradient, slopes, nearest))
             ):
-                scattered = rows.new_zeros(len(part), len(rows)).scatter_(1, chunk[1], chunk[0])
+                scattered = rows.new_zeros(len(part), len(rows)).scatter_(1, row.long(), slope)
                 part.addmm_(scattered, rows)
         return gradient, *[None] * 8
-
-
-class _SharedGradient(torch.autograd.Function):
-    """Gives both losses the one gradient that was formed for their sum."""
-
-    @staticmethod
-    def forward(ctx, joint, local_value, contrast_value):
-        return local_value.clone(), contrast_value.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, local_grad, contrast_grad):
-        # an assertion that doesn't wait for the device
-        torch._assert_async(
-            local_grad == contrast_grad,
-            'the fused class consistency losses share one gradient and must be summed with equal '
-            'weight: set fuse_losses=False in MDRLHead to differentiate them apart',
-        )
-        return local_grad, None, None

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from ...utils import all_reduce_sum_, has_class
+from ...utils import all_reduce_sum_, has_class, row_sums
 from .initial_memory import InitialMemory
 from .memory_bank import MemoryBank, float32_island
 from .seeded_noise import gumbel_noise
@@ -206,26 +206,20 @@ class DistributionBank(MemoryBank):
             embeddings = embeddings.to(self._update_dtype)
             labelled = has_class(labels, self.num_classes, ignore_index)
             # a non-finite embedding has non-finite products with the dense unit rows of the bank
-            finite = own_scores.abs().amax(dim=1).isfinite()
+            finite = own_scores.sum(dim=1).isfinite()
             classes = torch.where(labelled & finite, labels.long(), self.num_classes)
             chosen = self._assign(own_scores, classes)
             correct = correct & labelled
             used = finite & (correct if self.update_pixels == 'correct' else labelled)
 
-            # One buffer for all that is summed over ranks. Its last row of sums takes the pixels
-            # that don't count; nothing reads it.
             num_rows = self.num_classes * self.num_distributions
             rows = torch.where(used, classes * self.num_distributions + chosen, num_rows)
-            packed = embeddings.new_zeros((num_rows + 1) * (self.channels + 1) + 3)
-            sums = packed[: (num_rows + 1) * self.channels].view(num_rows + 1, self.channels)
-            counts = packed[sums.numel() : -3]
-            sums.index_add_(0, rows, embeddings)
-            counts.scatter_add_(0, rows, torch.ones_like(rows, dtype=packed.dtype))
-            totals = packed[-3:]
-            totals.copy_(torch.stack([labelled.sum(), correct.sum(), (labelled & ~finite).sum()]))
-            all_reduce_sum_(packed)
-
-            self._move_(sums[:num_rows], counts[:num_rows])
+            sums, counts = row_sums(embeddings, rows, num_rows)
+            totals = torch.stack([labelled.sum(), correct.sum(), (labelled & ~finite).sum()])
+            # one buffer for all that is summed over ranks
+            packed = all_reduce_sum_(torch.cat([sums.flatten(), counts, totals.to(counts)]))
+            sums, counts, totals = packed.split([sums.numel(), num_rows, len(totals)])
+            self._move_(sums.view(num_rows, self.channels), counts)
             self.num_updates += 1
             return BankUpdate(*totals)
 

@@ -8,8 +8,8 @@ from typing import Callable, Optional
 import torch
 from torch import Tensor
 
-# Without a shared maximum, exponents are held inside what float64 can represent.
-_LARGEST_EXPONENT = 600.0
+# Without a shared maximum, exponents are held where even their ratios are inside float64.
+_LARGEST_EXPONENT = 300.0
 
 
 def sinkhorn(
@@ -34,7 +34,7 @@ def sinkhorn(
         iterations (int): Number of iterations, at least 1. Defaults to 3.
         all_reduce (Callable, optional): Sums a tensor over all ranks in place and returns it; then
             each class is balanced over the pixels of all ranks. Called once per iteration. The
-            ranks share sums and no maximum, so scores beyond `600 * epsilon` in magnitude are held
+            ranks share sums and no maximum, so scores beyond `300 * epsilon` in magnitude are held
             there (a cosine never comes near). Defaults to None: one process, any score.
 
     Returns:
@@ -43,32 +43,28 @@ def sinkhorn(
     """
     num_distributions = scores.shape[1]
     # pixels along the last dimension: sums over the few distributions are then over whole rows
-    kept = classes < num_classes
     log_q = torch.empty(num_distributions, len(scores), dtype=torch.float64, device=scores.device)
-    log_q.copy_(scores.t()).div_(epsilon).masked_fill_(~kept, 0.0)
-    if all_reduce is not None:
-        log_q.clamp_(-_LARGEST_EXPONENT, _LARGEST_EXPONENT)
+    log_q.copy_(scores.t()).div_(epsilon)
     # where each entry's (class, distribution) is summed; left-out pixels share a spare class
     columns = classes.expand(num_distributions, -1)
 
-    # The first iteration in log space, where no score is too large or too small. From then on each
-    # row sums to 1 and each column to at least 1 / (P * N), so plain factors are safe. Totals of
-    # absent classes are log 0, which nobody reads.
     totals = log_q.new_zeros(num_distributions, num_classes + 1)
     if all_reduce is None:
+        # The first iteration in log space, where no score is too large or too small. From then on
+        # each row sums to 1 and each column to at least 1 / (P * N), so plain factors are safe.
+        # Totals of absent classes are log 0, which nobody reads.
         shift = totals.scatter_reduce(1, columns, log_q, 'amax', include_self=False)
-        totals.scatter_add_(1, columns, (log_q - shift.index_select(1, classes)).exp_())
-        totals.log_().add_(shift)
+        totals.scatter_add_(1, columns, (log_q - shift.gather(1, columns)).exp_())
+        q = log_q.sub_(totals.log_().add_(shift).gather(1, columns)).softmax(dim=0)
+        iterations -= 1
     else:
-        totals.scatter_add_(1, columns, log_q.exp())
-        all_reduce(totals).log_()
-    q = log_q.sub_(totals.index_select(1, classes)).softmax(dim=0)
+        q = log_q.clamp_(-_LARGEST_EXPONENT, _LARGEST_EXPONENT).exp_()
 
-    for _ in range(iterations - 1):
+    for _ in range(iterations):
         totals.zero_().scatter_add_(1, columns, q)
         if all_reduce is not None:
             all_reduce(totals)
-        q /= totals.index_select(1, classes)
+        q /= totals.gather(1, columns)
         q /= q.sum(dim=0)
 
-    return q.mul_(kept).t().to(scores.dtype)
+    return q.masked_fill_(classes == num_classes, 0.0).t().to(scores.dtype)

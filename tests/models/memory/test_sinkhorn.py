@@ -202,7 +202,7 @@ def test_ranks_share_the_balance(iterations):
 
 @pytest.mark.parametrize(('dtype', 'atol'), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
 def test_ranks_with_scores_of_different_size(dtype, atol):
-    """No rank overflows because another one's scores are larger, up to 600 times epsilon."""
+    """No rank overflows because another one's scores are larger, up to 300 times epsilon."""
     scores, classes, num_classes = _problem(10, (24, 12), 3, dtype=torch.float64)
     scores[:18] *= 15.0
     scores[18:] -= 14.0
