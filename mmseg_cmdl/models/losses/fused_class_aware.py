@@ -112,14 +112,15 @@ class _ClassAware(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features, rows, options):
         K, (P, C) = options.num_classes, features.shape
-        sums = all_reduce_sum_(class_sums(features, rows, K))
+        own_sums = class_sums(features, rows, K)  # of this rank
+        sums = all_reduce_sum_(own_sums.clone())
         counts = sums[:, -1].clone()
         centers = sums[:, :-1] / counts.clamp(min=1)[:, None]
         labelled = (rows < K).to(features)
         intra_total, inter_total = features.new_zeros(2)
         divisor, slopes = 1.0, None
         # Everything as large as a chunk is allocated once: fresh pages cost more than the sums.
-        # With the products with the centres at hand, |x - mu|^2 = |x|^2 - 2 x.mu + |mu|^2.
+        # |x - mu|^2 = |x|^2 - 2 x.mu + |mu|^2, of which only the first is summed over pixels.
         expand = options.intra == 'paper' and options.inter is not None
         has_differences = options.intra is not None and not expand
         chunk = _chunk_pixels(features, C if has_differences else K + 1, options)
@@ -167,9 +168,6 @@ class _ClassAware(torch.autograd.Function):
                 excess = excesses[: (K + 1) * len(x)].view(K + 1, -1)
             own_rows = own_rows[None]
             torch.mm(keys, x.t(), out=similarity[:K])
-            if expand:
-                product = similarity.gather(0, own_rows)[0]  # of pixels with a class
-                distances[part].square_().add_(product, alpha=-2 * divisor)
             similarity.scatter_(0, own_rows, own_products[None, part])
             if absent is not None:
                 similarity[:K].masked_fill_(absent[:, None], -torch.inf)
@@ -194,11 +192,14 @@ class _ClassAware(torch.autograd.Function):
                 excess.scatter_(0, own_rows, 0)
 
         if options.intra is not None:
-            if expand:
-                distances.add_(own_products, alpha=divisor).clamp_(min=0)
-            elif order == 2:
+            if order == 2:
                 distances.square_()
-            intra_total = torch.where(labelled > 0, distances, 0.0).sum() / C
+            intra_total = torch.where(labelled > 0, distances, 0.0).sum(dtype=torch.float64)
+            if expand:
+                own_sums, mu = own_sums.double(), centers.double()
+                of_class = own_sums[:, -1:] * mu - 2 * own_sums[:, :-1]
+                intra_total = (intra_total + (of_class * mu).sum()).clamp(min=0)
+            intra_total = (intra_total / C).to(features)
         if options.inter == 'paper':
             inter_total = torch.where(labelled > 0, d.square(), 0.0).sum()
         elif options.inter == 'released':
@@ -213,7 +214,7 @@ class _ClassAware(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, center_grad, _counts, intra_grad, inter_grad):
         features, rows, centers, counts, slopes = ctx.saved_tensors
-        options, (K, C), P = ctx.options, centers.shape, len(features)
+        options, (K, C) = ctx.options, centers.shape
         gradient = torch.empty_like(features)
         chunk = _chunk_pixels(features, C, options)
         padding = centers.new_zeros(1, C)
@@ -243,16 +244,19 @@ class _ClassAware(torch.autograd.Function):
         # What doesn't need the pixel's feature is summed in a buffer, so that the gradient, whose
         # pages are fresh, is written once.
         buffer = features.new_empty(chunk, C)
-        for start in range(0, P, chunk):
-            part = slice(start, min(start + chunk, P))
-            x, own_rows, out = features[part], rows[part], gradient[part]
+        pieces = [x.split(chunk) for x in (features, rows, gradient)]
+        if slopes is not None:
+            slope_pieces = slopes.t().split(chunk)
+        if factors is not None:
+            factor_pieces = factors[:, None].split(chunk)
+        for i, (x, own_rows, out) in enumerate(zip(*pieces)):
             partial = buffer[: len(x)] if factors is not None else out
             torch.index_select(by_class, 0, own_rows, out=partial)
             if slopes is not None:
-                partial.addmm_(slopes[:, part].t(), keys)
+                partial.addmm_(slope_pieces[i], keys)
             if signs is not None:
                 sign = torch.index_select(padded_centers, 0, own_rows, out=signs[: len(x)])
                 x = sign.sub_(x).sign_()
             if factors is not None:
-                torch.addcmul(partial, x, factors[part, None], out=out)
+                torch.addcmul(partial, x, factor_pieces[i], out=out)
         return gradient, None, None

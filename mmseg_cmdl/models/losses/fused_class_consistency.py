@@ -7,15 +7,14 @@ embeddings finished while the chunk is still in cache, in the forward pass: two 
 products altogether, and no memory that grows with P * K * N.
 """
 
-from typing import Dict, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, NamedTuple, Optional, Sequence
 
 import mmengine.dist as dist
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ...utils import all_reduce_sum_, global_sum
+from ...utils import all_reduce_sum_, global_sum, max_over_first
 from .class_consistency_loss import (
     ClassGlobalConsistencyLoss,
     ClassLocalConsistencyLoss,
@@ -141,18 +140,6 @@ def _known_to_be_one(scalar: Tensor) -> bool:
     return scalar.device.type == 'cpu' and bool(scalar == 1)
 
 
-def _nearest(by_class: Tensor) -> Tuple[Tensor, Tensor]:
-    """Largest of [N, K, p] over N, [K, p], and its row in [N * K, p]; of equals the first."""
-    N, K, length = by_class.shape
-    if by_class.device.type == 'cpu':
-        # Pixels are the channels of a picture of N times K, in memory channels last: pooling then
-        # is vectorised and several times faster than `max`.
-        largest, row = F.max_pool2d(by_class[None].permute(0, 3, 1, 2), (N, 1), return_indices=True)
-        return largest.view(length, K).t(), row.view(length, K).t()
-    largest, index = by_class.max(dim=0)
-    return largest, index * K + torch.arange(K, device=index.device)[:, None]
-
-
 class _ChunkedLosses(torch.autograd.Function):
     """This rank's share of both losses, which have one gradient: that of their sum."""
 
@@ -183,7 +170,8 @@ class _ChunkedLosses(torch.autograd.Function):
         gradient = torch.empty_like(embeddings)
         own_scores = embeddings.new_empty(N, num_pixels)
         best = embeddings.new_empty(num_pixels)
-        local_terms = torch.ones_like(best)  # probability of the own class
+        # terms of the mean, without their logarithm where that can be taken of all in the end
+        local_terms = torch.ones_like(best)
         contrast_terms = torch.ones_like(best)
         if local_weights is not None:
             slope_weights = (local_weights * temperature)[None]
@@ -207,7 +195,7 @@ class _ChunkedLosses(torch.autograd.Function):
             torch.mm(rows, embeddings[part].t(), out=s)
             torch.gather(by_class, 1, columns, out=own[:, None])
             if has_local:
-                largest, nearest_row = _nearest(by_class)  # [K, p]
+                largest, nearest_row = max_over_first(by_class)  # [K, p]
                 torch.amax(largest, 0, out=best[part])
             else:
                 torch.amax(s, 0, out=best[part])
@@ -235,7 +223,7 @@ class _ChunkedLosses(torch.autograd.Function):
 
             if local_weights is not None:
                 scores = largest * temperature if temperature != 1 else largest
-                # scores of unit vectors are within 1 of each other: no probability is near 0
+                # cosines are within 2 of each other, so that no probability is near 0
                 slope = scores.softmax(dim=0)
                 torch.gather(slope, 0, own_row, out=local_terms[None, part])
                 slope *= slope_weights[:, part]
@@ -256,6 +244,7 @@ class _ChunkedLosses(torch.autograd.Function):
         ctx.temperature = temperature
         ctx.differentiated = False
         ctx.set_materialize_grads(False)
+        local_terms.log_().neg_()
         if not each_positive:
             contrast_terms.log_()
         correct = own_scores.amax(dim=0) >= best
@@ -267,7 +256,7 @@ class _ChunkedLosses(torch.autograd.Function):
             if weights is None
             else torch.where(weights > 0, terms * weights, 0.0).sum()
             for terms, weights in (
-                (local_terms.log_().neg_(), local_weights),
+                (local_terms, local_weights),
                 (contrast_terms, contrast_weights),
             )
         )

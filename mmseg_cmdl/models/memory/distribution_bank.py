@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from ...utils import all_reduce_sum_, has_class, row_sums
+from ...utils import all_reduce_sum_, has_class, max_over_first, row_sums
 from .initial_memory import InitialMemory
 from .memory_bank import MemoryBank, float32_island
 from .seeded_noise import gumbel_noise
-from .sinkhorn import sinkhorn
+from .sinkhorn import balance, sinkhorn
 
 # Similarities of this many bytes are formed at a time where only a reduction of them is needed.
 _CHUNK_BYTES = 1 << 23
@@ -226,16 +226,16 @@ class DistributionBank(MemoryBank):
     def _assign(self, own_scores: Tensor, classes: Tensor) -> Tensor:
         """Distribution [P] of its class that each pixel is given to."""
         # one process takes the path of many, so that both do the same arithmetic
-        assignment = sinkhorn(
-            own_scores, classes, self.num_classes, self.epsilon, self.iterations, all_reduce_sum_
-        )
-        if self.assignment == 'gumbel':
+        options = self.num_classes, self.epsilon, self.iterations, all_reduce_sum_
+        if self.assignment == 'argmax':
+            # a pixel's own factor doesn't change which entry is the largest
+            balanced = balance(own_scores, classes, *options)
+        else:
             positions = torch.arange(len(classes), device=classes.device)
             positions += _pixels_of_lower_ranks(classes)
-            assignment = assignment + gumbel_noise(
-                positions, self.num_distributions, self.seed, self.num_updates
-            )
-        return assignment.max(dim=1).indices  # as argmax, several times faster on a CPU
+            noise = gumbel_noise(positions, self.num_distributions, self.seed, self.num_updates)
+            balanced = (sinkhorn(own_scores, classes, *options) + noise).t()
+        return max_over_first(balanced[:, None])[1][0]
 
     def _move_(self, sums: Tensor, counts: Tensor) -> None:
         """eq. 8 from the summed embeddings [K * N, Z], overwritten here, and counts [K * N]."""
@@ -245,4 +245,4 @@ class DistributionBank(MemoryBank):
         length = moved.norm(dim=1, keepdim=True)
         # embeddings that cancel have no direction; with momentum 0 they leave nothing of the row
         moves = (counts[:, None] > 0) & (length > 1e-6)
-        rows.copy_(torch.where(moves, moved.div_(length), rows))
+        torch.where(moves, moved.div_(length), rows, out=rows)

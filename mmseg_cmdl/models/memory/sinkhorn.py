@@ -41,6 +41,24 @@ def sinkhorn(
         Tensor: Assignment [P, N]. Rows sum to 1, rows of left-out pixels are 0; the sum over the
         pixels of a class comes near M / N for each of its distributions, M its pixel count.
     """
+    q = balance(scores, classes, num_classes, epsilon, iterations, all_reduce)
+    q /= q.sum(dim=0)
+    return q.masked_fill_(classes == num_classes, 0.0).t().to(scores.dtype)
+
+
+def balance(
+    scores: Tensor,
+    classes: Tensor,
+    num_classes: int,
+    epsilon: float,
+    iterations: int,
+    all_reduce: Optional[Callable[[Tensor], Tensor]],
+) -> Tensor:
+    """:func:`sinkhorn` but for the last scaling of pixels, which doesn't change a pixel's largest.
+
+    Returns:
+        Tensor: float64 [N, P]; what left-out pixels have means nothing.
+    """
     num_distributions = scores.shape[1]
     # pixels along the last dimension: sums over the few distributions are then over whole rows
     log_q = torch.empty(num_distributions, len(scores), dtype=torch.float64, device=scores.device)
@@ -60,11 +78,11 @@ def sinkhorn(
     else:
         q = log_q.clamp_(-_LARGEST_EXPONENT, _LARGEST_EXPONENT).exp_()
 
-    for _ in range(iterations):
+    for iteration in range(iterations):
+        if iteration > 0:
+            q /= q.sum(dim=0)
         totals.zero_().scatter_add_(1, columns, q)
         if all_reduce is not None:
             all_reduce(totals)
         q /= totals.gather(1, columns)
-        q /= q.sum(dim=0)
-
-    return q.masked_fill_(classes == num_classes, 0.0).t().to(scores.dtype)
+    return q

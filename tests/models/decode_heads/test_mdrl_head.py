@@ -251,6 +251,30 @@ def test_fused_gradient_in_single_precision():
         assert (grads[0] - grads[1]).abs().max() < 1e-4 * grads[0].abs().max()
 
 
+@pytest.mark.parametrize('formulation', ['paper', 'released'])
+def test_the_first_of_equally_near_distributions_is_moved_to(formulation):
+    """cos is 0.6 to both distributions of the own class and 0 to those of the other one."""
+    bank = torch.tensor(
+        [[[0.6, 0.8, 0.0], [0.6, 0.0, 0.8]], [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]],
+        dtype=torch.float64,
+    )
+    labels = torch.zeros(1, 1, 1, dtype=torch.long)
+    loss = MODELS.build(dict(type='ClassLocalConsistencyLoss', formulation=formulation)).double()
+    grads = []
+    for fused in (True, False):
+        embedding = torch.tensor([1.0, 0.0, 0.0]).double().view(1, 1, 1, 3).requires_grad_()
+        if fused:
+            value = fused_class_consistency(embedding, bank, labels, [loss]).losses['loss_clcl']
+        else:
+            value = loss(torch.einsum('bhwz,knz->bhwkn', embedding, bank), labels)
+        grads.append(torch.autograd.grad(value, embedding)[0].flatten())
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
+    if formulation == 'paper':
+        wrong = 1 / (1 + math.exp(0.6))  # probability of the other class
+        expected = wrong * (bank[1, 0] - bank[0, 0])
+        torch.testing.assert_close(grads[0], expected, rtol=0, atol=1e-12)
+
+
 def test_fused_gradients_cannot_be_taken_apart_silently():
     """Weighting the two losses unevenly after the fact must raise, not give wrong numbers."""
     embeddings, bank, labels = _fused_problem(2, (4, 5), 6, 3, 8, (9, 11), 5)
