@@ -245,4 +245,4 @@ class DistributionBank(MemoryBank):
         length = moved.norm(dim=1, keepdim=True)
         # embeddings that cancel have no direction; with momentum 0 they leave nothing of the row
         moves = (counts[:, None] > 0) & (length > 1e-6)
-        torch.where(moves, moved.div_(length), rows, out=rows)
+        rows.copy_(torch.where(moves, moved.div_(length), rows))
