@@ -164,7 +164,8 @@ class _ChunkedLosses(torch.autograd.Function):
         # every reduction is over whole rows of pixels. The temperature goes into the bank, so the
         # products are already what is exponentiated.
         rows = distributions.transpose(0, 1).reshape(N * K, Z) / temperature
-        own_class = classes.clamp(max=K - 1)[None]  # pixels without a class have no weight
+        without_class = classes == K
+        own_class = classes.masked_fill(without_class, 0)[None]  # such pixels have no weight
         own_columns = own_class.expand(N, 1, -1)  # of [N, K, P]
 
         gradient = torch.empty_like(embeddings)
@@ -254,7 +255,7 @@ class _ChunkedLosses(torch.autograd.Function):
         local_share, contrast_share = (
             embeddings.new_zeros(())
             if weights is None
-            else torch.where(weights > 0, terms * weights, 0.0).sum()
+            else terms.mul_(weights).masked_fill_(without_class, 0.0).sum()
             for terms, weights in (
                 (local_terms, local_weights),
                 (contrast_terms, contrast_weights),

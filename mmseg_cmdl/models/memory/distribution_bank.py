@@ -206,7 +206,9 @@ class DistributionBank(MemoryBank):
             embeddings = embeddings.to(self._update_dtype)
             labelled = has_class(labels, self.num_classes, ignore_index)
             # a non-finite embedding has non-finite products with the dense unit rows of the bank
-            finite = own_scores.sum(dim=1).isfinite()
+            # and x - x is 0 for finite x only
+            total = own_scores.sum(dim=1)
+            finite = total - total == 0
             classes = torch.where(labelled & finite, labels.long(), self.num_classes)
             chosen = self._assign(own_scores, classes)
             correct = correct & labelled
@@ -215,9 +217,9 @@ class DistributionBank(MemoryBank):
             num_rows = self.num_classes * self.num_distributions
             rows = torch.where(used, classes * self.num_distributions + chosen, num_rows)
             sums, counts = row_sums(embeddings, rows, num_rows)
-            totals = torch.stack([labelled.sum(), correct.sum(), (labelled & ~finite).sum()])
+            totals = torch.stack([labelled, correct, labelled & ~finite]).sum(1, dtype=sums.dtype)
             # one buffer for all that is summed over ranks
-            packed = all_reduce_sum_(torch.cat([sums.flatten(), counts, totals.to(counts)]))
+            packed = all_reduce_sum_(torch.cat([sums.flatten(), counts, totals]))
             sums, counts, totals = packed.split([sums.numel(), num_rows, len(totals)])
             self._move_(sums.view(num_rows, self.channels), counts)
             self.num_updates += 1
