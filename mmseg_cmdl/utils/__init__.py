@@ -3,7 +3,7 @@ from .class_labels import class_rows, has_class
 from .distributed import all_reduce_sum_, global_mean, global_sum
 from .label_resizing import labels_at_feature_size
 from .last_head import last_head
-from .max_over_first import max_over_first
+from .max_over_middle import max_over_middle
 from .precision import at_least_float32
 from .row_sums import row_sums
 
@@ -17,6 +17,6 @@ __all__ = [
     'has_class',
     'labels_at_feature_size',
     'last_head',
-    'max_over_first',
+    'max_over_middle',
     'row_sums',
 ]

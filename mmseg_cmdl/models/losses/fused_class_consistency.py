@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ...utils import all_reduce_sum_, global_sum, max_over_first
+from ...utils import all_reduce_sum_, global_sum, max_over_middle
 from .class_consistency_loss import (
     ClassGlobalConsistencyLoss,
     ClassLocalConsistencyLoss,
@@ -160,13 +160,13 @@ class _ChunkedLosses(torch.autograd.Function):
         num_pixels = len(embeddings)
         has_gradient = local_weights is not None or contrast_weights is not None
         has_local = local_weights is not None or want_class_scores
-        # Pixels run along the last, contiguous dimension and distributions come before classes, so
-        # every reduction is over whole rows of pixels. The temperature goes into the bank, so the
-        # products are already what is exponentiated.
-        rows = distributions.transpose(0, 1).reshape(N * K, Z) / temperature
+        # Pixels run along the last, contiguous dimension, so every reduction is over whole rows of
+        # pixels. The temperature goes into the bank, so the products are already what is
+        # exponentiated.
+        rows = distributions.reshape(K * N, Z) / temperature
         without_class = classes == K
         own_class = classes.masked_fill(without_class, 0)[None]  # such pixels have no weight
-        own_columns = own_class.expand(N, 1, -1)  # of [N, K, P]
+        own_columns = own_class[None].expand(1, N, -1)  # of [K, N, P]
 
         gradient = torch.empty_like(embeddings)
         own_scores = embeddings.new_empty(N, num_pixels)
@@ -184,19 +184,19 @@ class _ChunkedLosses(torch.autograd.Function):
         # as many chunks, of equal size
         num_chunks = max(1, -(-num_pixels // chunk_size))
         chunk_size = max(1, -(-num_pixels // num_chunks))
-        buffer = embeddings.new_empty(N * K * chunk_size)
+        buffer = embeddings.new_empty(K * N * chunk_size)
 
         for start in range(0, num_pixels, chunk_size):
             part = slice(start, min(start + chunk_size, num_pixels))
             length = part.stop - part.start
-            s = buffer[: N * K * length].view(N * K, length)
-            by_class = s.view(N, K, length)
+            s = buffer[: K * N * length].view(K * N, length)
+            by_class = s.view(K, N, length)
             own_row, columns, own = own_class[:, part], own_columns[..., part], own_scores[:, part]
 
             torch.mm(rows, embeddings[part].t(), out=s)
-            torch.gather(by_class, 1, columns, out=own[:, None])
+            torch.gather(by_class, 0, columns, out=own[None])
             if has_local:
-                largest, nearest_row = max_over_first(by_class)  # [K, p]
+                largest, nearest_row = max_over_middle(by_class)  # [K, p]
                 torch.amax(largest, 0, out=best[part])
             else:
                 torch.amax(s, 0, out=best[part])
@@ -220,7 +220,7 @@ class _ChunkedLosses(torch.autograd.Function):
                     scale = weights / total
                     s *= scale
                     own_slope = own_e * (scale - weights / own_total)
-                by_class.scatter_(1, columns, own_slope[:, None])
+                by_class.scatter_(0, columns, own_slope[None])
 
             if local_weights is not None:
                 scores = largest * temperature if temperature != 1 else largest

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from ...utils import all_reduce_sum_, has_class, max_over_first, row_sums
+from ...utils import all_reduce_sum_, has_class, max_over_middle, row_sums
 from .initial_memory import InitialMemory
 from .memory_bank import MemoryBank, float32_island
 from .seeded_noise import gumbel_noise
@@ -237,7 +237,7 @@ class DistributionBank(MemoryBank):
             positions += _pixels_of_lower_ranks(classes)
             noise = gumbel_noise(positions, self.num_distributions, self.seed, self.num_updates)
             balanced = (sinkhorn(own_scores, classes, *options) + noise).t()
-        return max_over_first(balanced[:, None])[1][0]
+        return max_over_middle(balanced[None])[1][0]
 
     def _move_(self, sums: Tensor, counts: Tensor) -> None:
         """eq. 8 from the summed embeddings [K * N, Z], overwritten here, and counts [K * N]."""
