@@ -1,6 +1,6 @@
 from .bilinear_taps import BilinearTaps
 from .class_labels import class_rows, has_class
-from .distributed import all_reduce_sum_, global_mean, global_sum
+from .distributed import all_reduce_sum_, all_reduce_together, global_mean, global_sum
 from .label_resizing import labels_at_feature_size
 from .last_head import last_head
 from .max_over_middle import max_over_middle
@@ -10,6 +10,7 @@ from .row_sums import row_sums
 __all__ = [
     'BilinearTaps',
     'all_reduce_sum_',
+    'all_reduce_together',
     'at_least_float32',
     'class_rows',
     'global_mean',

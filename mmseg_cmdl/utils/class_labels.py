@@ -14,5 +14,8 @@ def has_class(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
 
 def class_rows(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Labels of any integer type as int64 in 0..K, K for those without a class."""
-    labels = labels.long()
-    return torch.where(has_class(labels, num_classes, ignore_index), labels, num_classes)
+    rows = labels.long().clamp(max=num_classes)
+    rows = rows.masked_fill_(rows < 0, num_classes)
+    if 0 <= ignore_index < num_classes:
+        rows = rows.masked_fill_(rows == ignore_index, num_classes)
+    return rows

@@ -4,6 +4,8 @@ Every sum over pixels of a class runs over the pixels of all ranks, so that one
 global batch gives the same bank and the same gradients on any number of GPUs.
 """
 
+from typing import Sequence
+
 import mmengine.dist as dist
 import torch
 from torch import Tensor
@@ -17,6 +19,23 @@ def all_reduce_sum_(tensor: Tensor) -> Tensor:
     if dist.get_world_size() > 1:
         dist.all_reduce(tensor, op='sum')
     return tensor
+
+
+def all_reduce_together(*tensors: Tensor) -> Sequence[Tensor]:
+    """Each tensor summed over all ranks, without gradient, in one collective.
+
+    Args:
+        *tensors (Tensor): Of one type.
+
+    Returns:
+        Sequence[Tensor]: The sums, in the same shapes; the tensors themselves where no process
+        group runs.
+    """
+    if dist.get_world_size() == 1:
+        return tensors
+    packed = all_reduce_sum_(torch.cat([tensor.flatten() for tensor in tensors]))
+    parts = packed.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors)]
 
 
 class _GlobalSum(torch.autograd.Function):

@@ -280,7 +280,8 @@ class _ChunkedLosses(torch.autograd.Function):
         # scaled in place: nobody else holds it, and a copy would be as large as the embeddings
         gradient, ctx.gradient = ctx.gradient, None
         loss_grad = local_grad if ctx.has_gradient[0] else contrast_grad
-        if all(ctx.has_gradient):
+        # of a plain sum both have the very same gradient
+        if all(ctx.has_gradient) and local_grad is not contrast_grad:
             absent = gradient.new_zeros(())
             # an assertion that doesn't wait for the device
             torch._assert_async(

@@ -11,7 +11,13 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from ...utils import all_reduce_sum_, has_class, max_over_middle, row_sums
+from ...utils import (
+    all_reduce_sum_,
+    all_reduce_together,
+    class_rows,
+    max_over_middle,
+    row_sums,
+)
 from .initial_memory import InitialMemory
 from .memory_bank import MemoryBank, float32_island
 from .seeded_noise import gumbel_noise
@@ -204,24 +210,23 @@ class DistributionBank(MemoryBank):
             return None
         with float32_island(embeddings.device.type):
             embeddings = embeddings.to(self._update_dtype)
-            labelled = has_class(labels, self.num_classes, ignore_index)
-            # a non-finite embedding has non-finite products with the dense unit rows of the bank
-            # and x - x is 0 for finite x only
-            total = own_scores.sum(dim=1)
-            finite = total - total == 0
-            classes = torch.where(labelled & finite, labels.long(), self.num_classes)
-            chosen = self._assign(own_scores, classes)
+            classes = class_rows(labels, self.num_classes, ignore_index)
+            labelled = classes < self.num_classes
             correct = correct & labelled
-            used = finite & (correct if self.update_pixels == 'correct' else labelled)
+            # A non-finite embedding has non-finite products with the dense unit rows of the bank,
+            # and x - x is 0 for finite x only.
+            total = own_scores.sum(dim=1)
+            left_out = labelled & (total - total != 0)
+            classes.masked_fill_(left_out, self.num_classes)
+            chosen = self._assign(own_scores, classes)
 
             num_rows = self.num_classes * self.num_distributions
+            used = (correct if self.update_pixels == 'correct' else labelled) & ~left_out
             rows = torch.where(used, classes * self.num_distributions + chosen, num_rows)
             sums, counts = row_sums(embeddings, rows, num_rows)
-            totals = torch.stack([labelled, correct, labelled & ~finite]).sum(1, dtype=sums.dtype)
-            # one buffer for all that is summed over ranks
-            packed = all_reduce_sum_(torch.cat([sums.flatten(), counts, totals]))
-            sums, counts, totals = packed.split([sums.numel(), num_rows, len(totals)])
-            self._move_(sums.view(num_rows, self.channels), counts)
+            totals = torch.stack([labelled, correct, left_out]).sum(dim=1, dtype=sums.dtype)
+            sums, counts, totals = all_reduce_together(sums, counts, totals)
+            self._move_(sums, counts)
             self.num_updates += 1
             return BankUpdate(*totals)
 
@@ -242,8 +247,8 @@ class DistributionBank(MemoryBank):
     def _move_(self, sums: Tensor, counts: Tensor) -> None:
         """eq. 8 from the summed embeddings [K * N, Z], overwritten here, and counts [K * N]."""
         rows = self.distributions.view_as(sums)
-        length = sums.norm(dim=1, keepdim=True).clamp_(min=1e-12)
-        moved = sums.mul_((1 - self.momentum) / length).add_(rows, alpha=self.momentum)
+        directions = sums.div_(sums.norm(dim=1, keepdim=True).clamp_(min=1e-12))
+        moved = directions.lerp_(rows.to(sums.dtype), self.momentum)
         length = moved.norm(dim=1, keepdim=True)
         # embeddings that cancel have no direction; with momentum 0 they leave nothing of the row
         moves = (counts[:, None] > 0) & (length > 1e-6)

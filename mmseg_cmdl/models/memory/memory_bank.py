@@ -97,7 +97,9 @@ class MemoryBank(nn.Module):
         """
         if in_backward():
             return False
-        self._before_update = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        self._before_update = {
+            name: buffer.clone() for name, buffer in self.named_buffers(recurse=False)
+        }
         return True
 
     @torch.no_grad()
