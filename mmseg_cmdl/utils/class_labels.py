@@ -1,6 +1,5 @@
 """Which labels name a class."""
 
-import torch
 from torch import Tensor
 
 

@@ -171,9 +171,9 @@ class _ChunkedLosses(torch.autograd.Function):
         gradient = torch.empty_like(embeddings)
         own_scores = embeddings.new_empty(N, num_pixels)
         best = embeddings.new_empty(num_pixels)
-        # terms of the mean, without their logarithm where that can be taken of all in the end
-        local_terms = torch.ones_like(best)
-        contrast_terms = torch.ones_like(best)
+        # terms of both means; what is a logarithm of a probability is the probability at first
+        terms = embeddings.new_ones(2, num_pixels)
+        local_terms, contrast_terms = terms
         if local_weights is not None:
             slope_weights = (local_weights * temperature)[None]
             own_weights = slope_weights.neg()
@@ -216,16 +216,17 @@ class _ChunkedLosses(torch.autograd.Function):
                     s *= weights * denominators.reciprocal().mean(dim=0)
                     own_slope = weights / N * (own_e / denominators - 1)
                 else:
-                    torch.div(total, own_total, out=contrast_terms[part])
+                    torch.div(own_total, total, out=contrast_terms[part])
                     scale = weights / total
                     s *= scale
                     own_slope = own_e * (scale - weights / own_total)
                 by_class.scatter_(0, columns, own_slope[None])
 
             if local_weights is not None:
-                scores = largest * temperature if temperature != 1 else largest
+                if temperature != 1:
+                    largest *= temperature
                 # cosines are within 2 of each other, so that no probability is near 0
-                slope = scores.softmax(dim=0)
+                slope = largest.softmax(dim=0)
                 torch.gather(slope, 0, own_row, out=local_terms[None, part])
                 slope *= slope_weights[:, part]
                 slope.scatter_add_(0, own_row, own_weights[:, part])
@@ -239,15 +240,14 @@ class _ChunkedLosses(torch.autograd.Function):
 
         # none of these is an input or an output, so plain attributes keep them without a cycle
         ctx.gradient = gradient if has_gradient else None
-        ctx.rows, ctx.nearest = rows if want_class_scores else rows[:0], nearest
+        ctx.rows, ctx.nearest = rows if want_class_scores else None, nearest
+        ctx.like = dict(dtype=embeddings.dtype, device=embeddings.device)
         ctx.embeddings_shape = embeddings.shape
         ctx.chunk_size = chunk_size
         ctx.temperature = temperature
         ctx.differentiated = False
         ctx.set_materialize_grads(False)
-        local_terms.log_().neg_()
-        if not each_positive:
-            contrast_terms.log_()
+        terms[: 1 if each_positive else 2].log_().neg_()
         correct = own_scores.amax(dim=0) >= best
         own_scores = own_scores.t() * temperature
         if want_class_scores:
@@ -291,9 +291,7 @@ class _ChunkedLosses(torch.autograd.Function):
                 'equal weight: set fuse_losses=False in MDRLHead to differentiate them apart',
             )
         if gradient is None or loss_grad is None:
-            gradient = torch.zeros(
-                ctx.embeddings_shape, dtype=ctx.rows.dtype, device=ctx.rows.device
-            )
+            gradient = torch.zeros(ctx.embeddings_shape, **ctx.like)
         elif not _known_to_be_one(loss_grad):
             gradient.mul_(loss_grad)
         if score_grad is not None:
