@@ -7,6 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def _pooling_is_faster(values: Tensor) -> bool:
+    return values.device.type == 'cpu' and values.numel() > 0
+
+
 def max_over_middle(values: Tensor) -> Tuple[Tensor, Tensor]:
     """Largest over the middle dimension, and where it is.
 
@@ -19,7 +23,7 @@ def max_over_middle(values: Tensor) -> Tuple[Tensor, Tensor]:
     """
     K, N, P = values.shape
     values = values.detach()
-    if values.device.type == 'cpu' and P > 0:
+    if _pooling_is_faster(values):
         # Pixels are the channels of a picture of K times N, in memory channels last: pooling then
         # is vectorised and several times faster than `max`.
         picture = values[None].permute(0, 3, 1, 2)
