@@ -5,10 +5,7 @@ from torch import Tensor
 
 def has_class(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Bool mask of the labels in 0..K-1 that aren't `ignore_index`."""
-    mask = (labels >= 0) & (labels < num_classes)
-    if 0 <= ignore_index < num_classes:
-        mask &= labels != ignore_index
-    return mask
+    return class_rows(labels, num_classes, ignore_index) < num_classes
 
 
 def class_rows(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
