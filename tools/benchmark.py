@@ -70,20 +70,28 @@ class Timer:
                 to None: all forms in turn.
 
         Returns:
-            dict: By name: `ms`, median, and `peak_mib`, memory above that held before.
+            dict: By name: `ms`, median, and `peak_mib`, memory above that held before. With a
+            reference also `ratio`, the median over rounds of the time divided by that of the
+            reference in the same round, so that a machine that slows down slows both.
         """
         groups = [list(forms)]
         if reference is not None:
             groups = [[reference, name] for name in forms if name != reference]
         times = {name: [] for name in forms}
+        ratios = {reference: 1.0}
         for group in groups:
             rounds = self._rounds(group, forms)
             for name in group:
                 times[name] += rounds[name]
+            if reference is not None:
+                ratios[group[1]] = statistics.median(
+                    taken / floor for floor, taken in zip(*(rounds[name] for name in group))
+                )
         return {
             name: dict(
                 ms=statistics.median(values),
                 peak_mib=peak_memory(forms[name], self.device) / 2**20,
+                **(dict(ratio=ratios[name]) if reference is not None else {}),
             )
             for name, values in times.items()
         }
@@ -150,7 +158,6 @@ def benchmark_consistency(timer, args):
                     classes=K,
                     form=name,
                     **values,
-                    ratio=values['ms'] / measured['floor']['ms'],
                     similarity_mib=B * h * w * K * N * 4 / 2**20,
                 )
             )
@@ -253,7 +260,6 @@ def benchmark_car(timer, args):
                     classes=K,
                     form=name,
                     **values,
-                    ratio=values['ms'] / measured['floor']['ms'],
                     memory=values['peak_mib'] / measured['one-hot']['peak_mib'],
                 )
             )

@@ -75,3 +75,23 @@ def test_unknown_section_is_named(benchmark, monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(benchmark, monkeypatch, tmp_path, 'votting')
     assert 'unknown section votting: choose from consistency, ' in capsys.readouterr().err
+
+
+def test_ratio_is_taken_round_by_round(benchmark, monkeypatch):
+    """Also on a machine that slows down all the while."""
+    clock, speed = [0.0], [1.0]
+
+    def takes(seconds):
+        clock[0] += seconds * speed[0]
+        speed[0] *= 2
+
+    monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: clock[0])
+    monkeypatch.setattr(benchmark, 'peak_memory', lambda form, device: 2**20)
+    timer = benchmark.Timer(torch.device('cpu'), warmup=1, repeats=3)
+    measured = timer(
+        {'floor': lambda: takes(2), 'a': lambda: takes(3), 'b': lambda: takes(5)}, 'floor'
+    )
+    assert {name: values['ratio'] for name, values in measured.items()} == {
+        'floor': 1, 'a': 3, 'b': 5
+    }  # fmt: skip
+    assert 'ratio' not in timer({'a': lambda: takes(3)})['a']

@@ -267,10 +267,6 @@ class MDRLHead(DatasetContextHead):
             return None
         return output._replace(
             update=self.bank.update_from_scores_(
-                output.embeddings,
-                output.classes,
-                output.own_scores,
-                output.correct,
-                ignore_index=self.num_classes,
+                output.embeddings, output.classes, output.own_scores, output.correct
             )
         )

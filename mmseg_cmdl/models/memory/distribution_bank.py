@@ -176,7 +176,8 @@ class DistributionBank(MemoryBank):
             own_scores, best = self._compare(embeddings, labels)
             if correct is None:
                 correct = own_scores.amax(dim=1) >= best
-        return self.update_from_scores_(embeddings, labels, own_scores, correct, ignore_index)
+        classes = class_rows(labels, self.num_classes, ignore_index)
+        return self.update_from_scores_(embeddings, classes, own_scores, correct)
 
     def _compare(self, embeddings: Tensor, labels: Tensor):
         """Scores [P, N] against the own class, and the best score [P] against any class."""
@@ -193,16 +194,13 @@ class DistributionBank(MemoryBank):
         return torch.cat(scores).squeeze(1), torch.cat(best)
 
     def update_from_scores_(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        own_scores: Tensor,
-        correct: Tensor,
-        ignore_index: int = 255,
+        self, embeddings: Tensor, classes: Tensor, own_scores: Tensor, correct: Tensor
     ) -> Optional[BankUpdate]:
         """:meth:`update_` where the similarities are at hand already, as they are after the losses.
 
         Args:
+            embeddings (Tensor): [P, Z].
+            classes (Tensor): int64 [P] in 0..K, K for pixels without a class.
             own_scores (Tensor): [P, N], similarity with the distributions of the own class.
             correct (Tensor): As for :meth:`update_`.
         """
@@ -210,22 +208,21 @@ class DistributionBank(MemoryBank):
             return None
         with float32_island(embeddings.device.type):
             embeddings = embeddings.to(self._update_dtype)
-            classes = class_rows(labels, self.num_classes, ignore_index)
             labelled = classes < self.num_classes
             correct = correct & labelled
             # A non-finite embedding has non-finite products with the dense unit rows of the bank,
             # and x - x is 0 for finite x only.
             total = own_scores.sum(dim=1)
             left_out = labelled & (total - total != 0)
-            classes.masked_fill_(left_out, self.num_classes)
-            chosen = self._assign(own_scores, classes)
+            classes = classes.masked_fill(left_out, self.num_classes)
 
+            rows = self._assign(own_scores, classes).add_(classes, alpha=self.num_distributions)
+            moving = correct if self.update_pixels == 'correct' else labelled
             num_rows = self.num_classes * self.num_distributions
-            used = (correct if self.update_pixels == 'correct' else labelled) & ~left_out
-            rows = torch.where(used, classes * self.num_distributions + chosen, num_rows)
+            rows.masked_fill_(left_out | ~moving, num_rows)
             sums, counts = row_sums(embeddings, rows, num_rows)
-            totals = torch.stack([labelled, correct, left_out]).sum(dim=1, dtype=sums.dtype)
-            sums, counts, totals = all_reduce_together(sums, counts, totals)
+            totals = torch.stack([x.count_nonzero() for x in (labelled, correct, left_out)])
+            sums, counts, totals = all_reduce_together(sums, counts, totals.to(sums))
             self._move_(sums, counts)
             self.num_updates += 1
             return BankUpdate(*totals)
