@@ -4,7 +4,7 @@ from .distributed import all_reduce_sum_, all_reduce_together, global_mean, glob
 from .label_resizing import labels_at_feature_size
 from .last_head import last_head
 from .max_over_middle import max_over_middle
-from .precision import at_least_float32
+from .precision import at_least_float32, layer_norm
 from .row_sums import row_sums
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     'has_class',
     'labels_at_feature_size',
     'last_head',
+    'layer_norm',
     'max_over_middle',
     'row_sums',
 ]

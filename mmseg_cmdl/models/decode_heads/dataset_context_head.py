@@ -3,8 +3,9 @@
 Source: MDRL, section 3.1 and eq. 2 to 5; MCIBI, eq. 1 to 5 and 11 to 14.
 """
 
+import inspect
 from abc import abstractmethod
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Type, Union
 
 import torch
 from mmcv.cnn import ConvModule
@@ -17,8 +18,21 @@ from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
 from ..layers import RelationAttention
+from ..memory import MemoryBank
 from .label_check import LabelCheck
-from .single_image_context import SingleImageContext, inherited_options, place_leftovers
+from .single_image_context import (
+    SingleImageContext,
+    inherited_options,
+    place_inputs,
+    place_leftovers,
+)
+
+
+def as_list(losses: Union[dict, Sequence[dict], None]) -> List[dict]:
+    """Configs of losses, of which a head may be given one, several or None."""
+    if losses is None:
+        return []
+    return [losses] if isinstance(losses, dict) else list(losses)
 
 
 class DatasetContextHead(BaseDecodeHead):
@@ -31,7 +45,9 @@ class DatasetContextHead(BaseDecodeHead):
     (:meth:`memory_losses`).
 
     Args:
-        in_channels (int): Channels of the selected feature map.
+        in_channels (int | list[int]): Channels of the selected feature map. Lists here and in
+            `in_index`, as in configs of UPerHead, are for a `context` of several maps; this head
+            takes the last of them.
         channels (int): C, channels inside.
         num_classes (int): K.
         context (dict, optional): Any registered decode head that ends in `conv_seg`. It is built
@@ -44,8 +60,8 @@ class DatasetContextHead(BaseDecodeHead):
         transform_channels (int, optional): Channels inside the attentions. Defaults to C // 2.
         hard_aggregate (bool): Weigh the memory with the one-hot coarse prediction instead of its
             softmax. Defaults to False.
-        loss_coarse (dict | list[dict]): Loss of the coarse logits (L_cls, eq. 16).
-            Defaults to cross entropy with weight 0.4.
+        loss_coarse (dict | list[dict], optional): Loss of the coarse logits (L_cls, eq. 16); None
+            for none. Defaults to cross entropy with weight 0.4.
         check_labels (str): Look for labels outside 0..K-1 in the 'first' iterations, 'always', or
             never ('off'); see :class:`LabelCheck`. Defaults to 'first'.
         **kwargs: Options of :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`.
@@ -69,7 +85,7 @@ class DatasetContextHead(BaseDecodeHead):
         fusion: str = 'concat',
         transform_channels: Optional[int] = None,
         hard_aggregate: bool = False,
-        loss_coarse: Union[dict, List[dict]] = dict(
+        loss_coarse: Union[dict, List[dict], None] = dict(
             type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4
         ),
         check_labels: str = 'first',
@@ -77,16 +93,12 @@ class DatasetContextHead(BaseDecodeHead):
     ):
         name = type(self).__name__
         kwargs, context = place_leftovers(name, kwargs, context)
+        in_channels, kwargs, context = place_inputs(name, in_channels, kwargs, context)
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
         if self.out_channels != num_classes:
             raise ValueError(
                 f'{name}: one logit per class is needed to read the memory, got '
                 f'out_channels={self.out_channels} with num_classes={num_classes}'
-            )
-        if self.input_transform == 'multiple_select':
-            raise ValueError(
-                f"{name}: input_transform='multiple_select' gives a list of maps; use "
-                "'resize_concat', or one map with an integer in_index"
             )
         if fusion not in ('concat', 'add', 'weighted_add'):
             raise ValueError(
@@ -128,8 +140,22 @@ class DatasetContextHead(BaseDecodeHead):
         self.final_conv = ConvModule(channels, channels, 1, **self.conv_options)
         self.folded_memory = None
 
-        losses = loss_coarse if isinstance(loss_coarse, (list, tuple)) else [loss_coarse]
-        self.loss_coarse = nn.ModuleList(MODELS.build(loss) for loss in losses)
+        self.loss_coarse = nn.ModuleList(MODELS.build(loss) for loss in as_list(loss_coarse))
+
+    def _build_bank(self, cfg: dict, kind: Type[MemoryBank], **defaults) -> MemoryBank:
+        """The memory that `cfg` describes, of this `kind`; `defaults` are what it leaves out."""
+        fits = isinstance(cfg, dict)
+        if fits:
+            cls = cfg.get('type', kind)
+            cls = MODELS.get(cls) if isinstance(cls, str) else cls
+            # None: not registered, about which the registry has its own message
+            fits = cls is None or (inspect.isclass(cls) and issubclass(cls, kind))
+        if not fits:
+            raise ValueError(
+                f'{type(self).__name__}: bank must be the config of a {kind.__name__}, such as '
+                f"dict(type='{kind.__name__}'), got {cfg!r}"
+            )
+        return MODELS.build({'type': kind, **defaults, **cfg, 'num_classes': self.num_classes})
 
     def init_weights(self) -> None:
         """See the base class. A bank that starts from a file brings the layers that made it.
@@ -166,6 +192,7 @@ class DatasetContextHead(BaseDecodeHead):
 
     def memory_vectors(self, inputs: List[Tensor]) -> Tensor:
         """What the memory stores of each pixel, [B, h, w, C or Z], from the backbone's maps."""
+        self._needs_memory('say what its memory stores')
         return self.embed(self.bottleneck(self._transform_inputs(inputs)))
 
     @abstractmethod
@@ -246,6 +273,13 @@ class DatasetContextHead(BaseDecodeHead):
                 setattr(self, name, None)
         return self
 
+    def _needs_memory(self, what: str) -> None:
+        if self.folded_memory is not None:
+            raise RuntimeError(
+                f'{type(self).__name__} has been folded for inference, so it can not {what} any '
+                'more; load the checkpoint into a new model'
+            )
+
     def cls_seg(self, feat: Tensor) -> Tensor:
         """1x1 conv, dropout, classifier (eq. 5): [B, C, h, w] to logits [B, K, h, w]."""
         return super().cls_seg(self.final_conv(feat))
@@ -283,11 +317,7 @@ class DatasetContextHead(BaseDecodeHead):
             dict[str, Tensor]: `loss_*` and `acc_seg` of the final logits, `coarse_*` the same of
             the coarse ones, and what :meth:`memory_losses` gives.
         """
-        if self.folded_memory is not None:
-            raise RuntimeError(
-                f'{type(self).__name__} has been folded for inference; it can not '
-                'be trained any more'
-            )
+        self._needs_memory('be trained')
         if self.training:
             self.bank.synchronize_()
         labels = self.label_check.stack(batch_data_samples)

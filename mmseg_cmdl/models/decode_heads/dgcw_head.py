@@ -13,7 +13,12 @@ from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
 from .label_check import LabelCheck
-from .single_image_context import SingleImageContext, inherited_options, place_leftovers
+from .single_image_context import (
+    SingleImageContext,
+    inherited_options,
+    place_inputs,
+    place_leftovers,
+)
 
 # Of each branch of PPM and ASPP (4.1).
 _CONTEXT_CHANNELS = 512
@@ -38,7 +43,8 @@ class DGCWHead(BaseDecodeHead):
     loss, and to the image in prediction, as those of any head.
 
     Args:
-        in_channels (int): Channels of the selected feature map.
+        in_channels (int | list[int]): Channels of the selected feature map. Lists here and in
+            `in_index`, as in configs of UPerHead, are for a `context` of several maps.
         channels (int): C, channels that X is reduced to, and that are classified. Defaults to 128,
             as in the paper; cost grows with its square.
         num_classes (int): K.
@@ -79,15 +85,11 @@ class DGCWHead(BaseDecodeHead):
     ):
         name = type(self).__name__
         kwargs, context = place_leftovers(name, kwargs, context)
+        in_channels, kwargs, context = place_inputs(name, in_channels, kwargs, context)
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
         if isinstance(downsample, bool) or not isinstance(downsample, int) or downsample < 1:
             raise ValueError(
                 f'{name}: downsample must be an integer of at least 1, got {downsample!r}'
-            )
-        if context is None and self.input_transform == 'multiple_select':
-            raise ValueError(
-                f"{name}: input_transform='multiple_select' gives a list of maps; use "
-                "'resize_concat', or one map with an integer in_index"
             )
         self.downsample = downsample
         self.label_check = LabelCheck(check_labels, self.num_classes, self.ignore_index)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...utils import labels_at_feature_size
-from ..memory import FeatureUpdate
-from .dataset_context_head import DatasetContextHead
+from ..memory import FeatureBank, FeatureUpdate
+from .dataset_context_head import DatasetContextHead, as_list
 
 
 class AnnealedMomentum:
@@ -132,8 +132,8 @@ class MCIBIHead(DatasetContextHead):
     """Mining contextual information beyond image (MCIBI).
 
     Args:
-        bank (dict): Config of the memory; `num_classes` and `channels` are filled in.
-            Defaults to `dict(type='FeatureBank')`.
+        bank (dict): Config of a :class:`FeatureBank`; `num_classes`, `channels` and `type` are
+            filled in.
         loss_memory (dict | list[dict], optional): Losses of the classifier on the memory itself,
             over the classes in memory (L_M, eq. 17); None for none. Defaults to cross entropy with
             weight 1.
@@ -177,19 +177,16 @@ class MCIBIHead(DatasetContextHead):
             raise ValueError(
                 f'MCIBIHead: memory_loss_start is a number of iterations, got {memory_loss_start}'
             )
-        bank = {'channels': self.channels, **bank, 'num_classes': self.num_classes}
-        if bank['channels'] != self.channels:
-            raise ValueError(
-                "MCIBIHead: the memory stores the head's own channels; bank channels="
-                f'{bank["channels"]} must equal channels={self.channels}'
-            )
         self.update_size = update_size
         self.momentum = AnnealedMomentum(momentum, momentum_power)
-        self.bank = MODELS.build(bank)
-        losses = loss_memory or []
-        losses = [losses] if isinstance(losses, dict) else losses
+        self.bank = self._build_bank(bank, FeatureBank, channels=self.channels)
+        if self.bank.channels != self.channels:
+            raise ValueError(
+                "MCIBIHead: the memory stores the head's own channels; bank channels="
+                f'{self.bank.channels} must equal channels={self.channels}'
+            )
         self.consistency = RepresentationConsistency(
-            nn.ModuleList(MODELS.build(loss) for loss in losses), memory_loss_start
+            nn.ModuleList(MODELS.build(loss) for loss in as_list(loss_memory)), memory_loss_start
         )
         self.consistency.register_forward_hook(self._update_bank)
 

@@ -9,11 +9,11 @@ from mmcv.cnn import ConvModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ...utils import at_least_float32
+from ...utils import at_least_float32, layer_norm
 from ..losses import can_fuse, fused_class_consistency
 from ..losses.class_consistency_loss import pixel_classes
-from ..memory import BankUpdate
-from .dataset_context_head import DatasetContextHead
+from ..memory import BankUpdate, DistributionBank
+from .dataset_context_head import DatasetContextHead, as_list
 
 
 class PixelProjection(nn.Module):
@@ -38,7 +38,7 @@ class PixelProjection(nn.Module):
         embeddings = self.convs(pixels).permute(0, 2, 3, 1)
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = _unit_vectors(embeddings)
-            return F.normalize(self.norm(embeddings), dim=-1)
+            return F.normalize(layer_norm(embeddings, self.norm), dim=-1)
 
 
 def _unit_vectors(pixels: Tensor) -> Tensor:
@@ -119,10 +119,11 @@ class MDRLHead(DatasetContextHead):
     """Class-level multiple distributions representation learning (MDRL, CMDL).
 
     Args:
-        bank (dict): Config of the memory; `num_classes` and `channels` (Z) are filled in.
-            Defaults to `dict(type='DistributionBank', num_distributions=9)`.
-        loss_consistency (list[dict]): Losses on the similarity of pixels and distributions, each
-            called as `loss(similarity [B, h, w, K, N], labels [B, H, W], ignore_index=...)`.
+        bank (dict): Config of a :class:`DistributionBank`; `num_classes` is filled in, and where
+            they are left out `type`, `num_distributions` (9) and `channels` (Z; C).
+        loss_consistency (dict | list[dict], optional): Losses on the similarity of pixels and
+            distributions, each called as `loss(similarity [B, h, w, K, N], labels [B, H, W],
+            ignore_index=...)`; None for none, which needs `embedding='pixel'`.
             Defaults to both class consistency losses, weights 0.01 and 0.05 (eq. 18).
         embedding (str): 'projection' (released code) embeds pixels by :class:`PixelProjection`;
             'pixel' (paper) takes the l2-normalised R itself. Defaults to 'projection'.
@@ -143,7 +144,7 @@ class MDRLHead(DatasetContextHead):
         self,
         *args,
         bank: dict = dict(type='DistributionBank', num_distributions=9),
-        loss_consistency: Union[dict, List[dict]] = (
+        loss_consistency: Union[dict, List[dict], None] = (
             dict(type='ClassLocalConsistencyLoss', loss_weight=0.01),
             dict(type='ClassGlobalConsistencyLoss', loss_weight=0.05),
         ),
@@ -152,25 +153,24 @@ class MDRLHead(DatasetContextHead):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        bank = {**bank, 'num_classes': self.num_classes}
-        bank.setdefault('channels', self.channels)
-        if isinstance(loss_consistency, dict):
-            loss_consistency = [loss_consistency]
+        loss_consistency = as_list(loss_consistency)
         if embedding not in ('projection', 'pixel'):
             raise ValueError(
                 f"MDRLHead: embedding must be 'projection' or 'pixel', got {embedding!r}"
-            )
-        if embedding == 'pixel' and bank['channels'] != self.channels:
-            raise ValueError(
-                "MDRLHead: embedding='pixel' stores the head's own channels; bank channels="
-                f'{bank["channels"]} must equal channels={self.channels}'
             )
         if embedding == 'projection' and not loss_consistency:
             raise ValueError(
                 'MDRLHead: only loss_consistency trains the projection; give it a loss, or set '
                 "embedding='pixel'"
             )
-        self.bank = MODELS.build(bank)
+        self.bank = self._build_bank(
+            bank, DistributionBank, num_distributions=9, channels=self.channels
+        )
+        if embedding == 'pixel' and self.bank.channels != self.channels:
+            raise ValueError(
+                "MDRLHead: embedding='pixel' stores the head's own channels; bank channels="
+                f'{self.bank.channels} must equal channels={self.channels}'
+            )
         self.fuse_memory = ConvModule(
             self.bank.num_distributions * self.bank.channels, self.channels, 1, **self.conv_options
         )
@@ -238,6 +238,7 @@ class MDRLHead(DatasetContextHead):
             tuple[Tensor]: Predicted class in 0..K-1 and index of the distribution in 0..N-1, both
             int64 [B, h, w], at feature size.
         """
+        self._needs_memory('say which distribution a pixel belongs to')
         pixels, _, augmented = self.forward_features(inputs)
         classes = self.cls_seg(augmented).argmax(dim=1)
         embeddings = self.embed(pixels)

@@ -4,13 +4,16 @@ Source: `SSA` in MDRL, eq. 3; `A_wi` in MCIBI, eq. 4.
 """
 
 import inspect
-from typing import List, Optional, Tuple, Union
+from typing import List, Optional, Set, Tuple, Union
 
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
+
+from ..memory import MemoryBank
 
 _INHERITED = (
     'num_classes',
@@ -27,26 +30,103 @@ _INHERITED = (
 _FCN_OPTIONS = ('num_convs', 'kernel_size', 'concat_input', 'dilation')
 
 
+def _class_of(cfg: dict) -> Optional[type]:
+    cls = cfg['type']
+    return MODELS.get(cls) if isinstance(cls, str) else cls
+
+
+def _options_of(cls: type) -> Set[str]:
+    """Names of the arguments that a class takes, those it hands on to its parents too."""
+    names = set()
+    for parent in cls.__mro__:
+        if '__init__' not in vars(parent):
+            continue
+        parameters = inspect.signature(parent.__init__).parameters.values()
+        names.update(p.name for p in parameters)
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return names
+
+
+def _check_context(name: str, context: Optional[dict]) -> None:
+    if context is not None and not (isinstance(context, dict) and context.get('type')):
+        raise ValueError(
+            f"{name}: context must be the config of a decode head, such as dict(type='PSPHead'), "
+            f'got {context!r}'
+        )
+
+
 def place_leftovers(name: str, options: dict, context: Optional[dict]) -> Tuple[dict, dict]:
     """Options of the head whose `type` was changed to ours: to the context, or left out.
 
     A config inherits them from its base, so one changed line can't remove them.
     """
+    _check_context(name, context)
     own = inspect.signature(BaseDecodeHead.__init__).parameters
     kept = {key: value for key, value in options.items() if key in own}
-    accepted = {}
-    if context is not None:
-        cls = context['type']
-        cls = MODELS.get(cls) if isinstance(cls, str) else cls
-        accepted = inspect.signature(cls.__init__).parameters if cls is not None else {}
+    cls = None if context is None else _class_of(context)
+    accepted = set() if cls is None else _options_of(cls)
     moved = {key: options[key] for key in options if key not in kept and key in accepted}
     unknown = set(options) - set(kept) - set(moved) - set(_FCN_OPTIONS)
     if unknown:
-        raise TypeError(
-            f'{name} has no option {sorted(unknown)}. If it belongs to the head that '
-            "was there before, name that head: context=dict(type='PSPHead'), say"
+        remedy = (
+            'If it belongs to the head that was there before, name that head: context=dict('
+            "type='PSPHead'), say"
+            if context is None
+            else f'Neither has its context, {context["type"]}: remove it'
         )
+        raise TypeError(f'{name} has no option {sorted(unknown)}. {remedy}')
     return kept, ({**moved, **context} if moved else context)
+
+
+def place_inputs(
+    name: str, in_channels: Union[int, List[int]], options: dict, context: Optional[dict]
+) -> Tuple[Union[int, List[int]], dict, Optional[dict]]:
+    """Several feature maps go to a context; the head that holds it takes the last of them.
+
+    Configs of heads such as UPerHead name several maps, which one changed line can't change.
+
+    Args:
+        name (str): The head's, for messages.
+        in_channels (int | list[int]): As the head was given them.
+        options (dict): Its options for the base class, `in_index` and `input_transform` among them.
+        context (dict, optional): Config of its context.
+
+    Returns:
+        tuple: `in_channels` and `options` of the head, config of the context.
+
+    Raises:
+        ValueError: There is no context to take them, or channels and indices don't match.
+    """
+    transform = options.get('input_transform')
+    single = not isinstance(in_channels, (list, tuple))
+    if transform not in (None, 'multiple_select') or (single and transform is None):
+        return in_channels, options, context
+    in_index = options.get('in_index', -1)
+    if single or not isinstance(in_index, (list, tuple)) or len(in_index) != len(in_channels):
+        raise ValueError(
+            f'{name}: in_channels and in_index must both be numbers, or lists of the same length '
+            f'for several feature maps; got {in_channels} and {in_index} with '
+            f'input_transform={transform!r}'
+        )
+    if context is None:
+        raise ValueError(
+            f'{name}: in_channels={in_channels}, in_index={in_index} and input_transform='
+            f'{transform!r} name several feature maps. Take one, in_channels={in_channels[-1]}, '
+            f'in_index={in_index[-1]}, input_transform=None say, or all at the size of the first: '
+            "input_transform='resize_concat'"
+        )
+    selection = dict(in_channels=in_channels, in_index=in_index)
+    if transform is not None:  # None is what heads that select by themselves are given
+        selection['input_transform'] = transform
+    print_log(
+        f'{name}: the feature maps {list(in_index)} go to the context {context["type"]}, the last '
+        'to the head itself; for another, set in_channels and in_index of the head, and in '
+        '`context` those of the context',
+        'current',
+    )
+    own = {**options, 'in_index': in_index[-1], 'input_transform': None}
+    return in_channels[-1], own, {**selection, **context}
 
 
 def inherited_options(
@@ -81,7 +161,8 @@ class SingleImageContext(BaseModule):
         channels (int): Channels of the context map.
 
     Raises:
-        ValueError: The head can't be built from these options, or has no `conv_seg` to take off.
+        ValueError: The head can't be built from these options, has no `conv_seg` to take off, or
+            has a memory.
     """
 
     def __init__(self, cfg: dict, inherited: dict):
@@ -90,9 +171,12 @@ class SingleImageContext(BaseModule):
         try:
             self.head = MODELS.build(options)
         except (TypeError, AssertionError, KeyError) as error:
+            inputs = {key: options[key] for key in ('in_channels', 'in_index')}
+            reason = str(error) or type(error).__name__  # the base class asserts without a word
             raise ValueError(
-                f"context: {cfg.get('type')} can't be built from {sorted(options)} ({error}). It "
-                'inherits what the memory head has; set in `context` what it needs of its own'
+                f"context: {cfg['type']} can't be built from {sorted(options)} with {inputs} "
+                f'({reason}). It inherits what the head around it has; set in `context` what it '
+                'needs of its own'
             ) from error
         classifier = getattr(self.head, 'conv_seg', None)
         if not isinstance(classifier, nn.Conv2d):
@@ -100,6 +184,11 @@ class SingleImageContext(BaseModule):
                 f'context: {cfg.get("type")} has no conv_seg, so it has no feature map before a '
                 'classifier that could serve as context. Use a head that ends in conv_seg, as '
                 'PSPHead, ASPPHead, CCHead, DAHead, UPerHead, NLHead and OCRHead do'
+            )
+        if any(isinstance(module, MemoryBank) for module in self.head.modules()):
+            raise ValueError(
+                f'context: {cfg["type"]} has a memory of its own, which nothing would update or '
+                'train here. Name the head that has none'
             )
         self.channels = classifier.in_channels
         for name, module in list(self.head.named_children()):

@@ -18,6 +18,7 @@ from ...utils import (
     global_mean,
     global_sum,
     labels_at_feature_size,
+    layer_norm,
 )
 from .resized_cross_entropy import resized_cross_entropy
 
@@ -151,7 +152,7 @@ class ClassLocalConsistencyLoss(ClassConsistencyLoss):
         at_label_size = self.formulation == 'released'
         if at_label_size:
             if self.norm is not None:
-                scores = self.norm(scores)
+                scores = layer_norm(scores, self.norm)
             else:
                 scores = F.layer_norm(scores, (num_classes,))
         scores = scores.permute(0, 3, 1, 2)

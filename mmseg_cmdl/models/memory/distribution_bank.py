@@ -3,6 +3,7 @@
 Source: MDRL, sections 3.2 and 3.3, eq. 6 to 9.
 """
 
+from numbers import Integral
 from typing import NamedTuple, Optional, Union
 
 import mmengine.dist as dist
@@ -101,8 +102,10 @@ class DistributionBank(MemoryBank):
             ('channels', channels),
             ('iterations', iterations),
         ):
-            if size < 1:
-                raise ValueError(f'DistributionBank: {name} must be at least 1, got {size}')
+            if not isinstance(size, Integral) or size < 1:
+                raise ValueError(
+                    f'DistributionBank: {name} must be an integer of at least 1, got {size!r}'
+                )
         if not 0 <= momentum <= 1:
             raise ValueError(
                 'DistributionBank: momentum is the weight of the old vector and must '

@@ -462,14 +462,70 @@ def test_exports_with_dynamic_shapes_and_plain_operations():
             dict(in_channels=[8, 10], in_index=[2, 3], input_transform='multiple_select'),
             ('multiple_select',),
         ),
+        (dict(in_channels=[8, 10], in_index=[2, 3]), ('[8, 10]', '[2, 3]', 'resize_concat')),
+        (dict(in_channels=[8, 10], in_index=3, context=dict(type='UPerHead')), ('[8, 10]', '3')),
         (dict(num_classes=2, out_channels=1, threshold=0.5), ('out_channels',)),
+        (dict(bank=dict(type='FeatureBank')), ('bank', 'FeatureBank', 'DistributionBank')),
+        (dict(bank='DistributionBank'), ('bank', "got 'DistributionBank'")),
+        (dict(bank=None), ('bank', 'got None')),
+        (dict(bank=dict(num_distributions=3.0)), ('num_distributions', 'got 3.0')),
+        (dict(bank=dict(num_distributions='3')), ('num_distributions', "got '3'")),
+        (dict(loss_consistency=None), ('loss_consistency', 'projection')),
+        (dict(context='PSPHead'), ('context', "dict(type='PSPHead')", "got 'PSPHead'")),
+        (dict(context=dict()), ('context', 'got {}')),
+        (dict(context=dict(type='MDRLHead')), ('context', 'MDRLHead', 'memory of its own')),
+        (dict(context=dict(type='PSPHead', in_channels=[8, 10], in_index=[2, 3])),
+         ('PSPHead', '[8, 10]', 'AssertionError')),
     ],
-)
+)  # fmt: skip
 def test_refusals(options, words):
-    with pytest.raises(ValueError, match=r'MDRLHead|check_labels|out_channels') as error:
+    with pytest.raises(
+        ValueError, match=r'MDRLHead|check_labels|out_channels|context|DistributionBank'
+    ) as error:
         tiny_head.build(**options)
     for word in words:
         assert word in str(error.value)
+
+
+def test_what_a_bank_leaves_out_is_filled_in():
+    assert tiny_head.build(bank=dict()).bank.distributions.shape == (tiny_head.NUM_CLASSES, 9, 8)
+    head = tiny_head.build(bank=dict(num_distributions=2, momentum=0.5, channels=6))
+    assert head.bank.distributions.shape == (tiny_head.NUM_CLASSES, 2, 6)
+    assert head.bank.momentum == 0.5
+
+
+def test_no_coarse_and_no_consistency_loss():
+    head = tiny_head.build(loss_coarse=None, loss_consistency=None, embedding='pixel')
+    before = head.bank.distributions.clone()
+    losses, _ = tiny_head.step(head)
+    assert sorted(name for name in losses if 'loss' in name) == ['loss_ce']
+    assert not torch.equal(before, head.bank.distributions)
+
+
+def test_a_folded_head_says_that_it_has_no_memory():
+    head = tiny_head.build()
+    inputs = tiny_head.features()
+    head.fold_()
+    for method in (head.distribution_map, head.memory_vectors):
+        with pytest.raises(RuntimeError, match='MDRLHead has been folded for inference'):
+            method(inputs)
+
+
+def test_several_maps_go_to_the_context_and_the_last_to_the_head():
+    """As a config of UPerHead, which selects its maps itself, has them."""
+    head = tiny_head.build(in_channels=[8, 10], in_index=[2, 3], context=dict(type='UPerHead'))
+    assert (head.in_channels, head.in_index) == (10, 3)
+    assert (head.context.head.in_channels, head.context.head.in_index) == ([8, 10], [2, 3])
+    losses, grads = tiny_head.step(head)
+    assert all(value.isfinite().all() for value in losses.values())
+    assert all(grad is not None for grad in grads.values())
+
+
+def test_a_context_that_is_told_to_select_its_maps():
+    maps = dict(in_channels=[4, 6, 8], in_index=[0, 1, 2], input_transform='multiple_select')
+    head = tiny_head.build(**maps, context=dict(type='LRASPPHead'))
+    assert (head.in_channels, head.in_index, head.input_transform) == (8, 2, None)
+    assert {key: getattr(head.context.head, key) for key in maps} == maps
 
 
 def test_inputs_resized_and_joined():
