@@ -1,7 +1,8 @@
 """The main job through the doors that users have, on real images where they are there.
 
 CamVid: trained by `mim train`, stopped, resumed, tested by `mim test`, predicted by
-MMSegInferencer. Synthetic scenes: the same config through MMSegmentation's own tools/train.py.
+MMSegInferencer. This config and that of the synthetic scenes: also through MMSegmentation's own
+tools/train.py.
 """
 
 import json
@@ -173,32 +174,43 @@ for name in names:
         np.testing.assert_array_equal(inferred, np.asarray(Image.open(mask)), mask.name)
 
 
-def test_mmsegmentations_own_train_tool_does_the_same(tmp_path):
+@pytest.mark.parametrize(
+    'name',
+    [SCENES, pytest.param(CAMVID, marks=pytest.mark.slow)],
+    ids=['scenes', 'camvid'],
+)
+def test_mmsegmentations_own_train_tool_does_the_same(name, tmp_path, request):
     theirs = Path(mmseg.__file__).parent / '.mim' / 'tools' / 'train.py'
     if not theirs.is_file():
         pytest.skip('mmsegmentation is installed in editable mode, without .mim/tools')
-    assert Config.fromfile(config(SCENES)).custom_imports.imports == ['mmseg_cmdl']
+    assert Config.fromfile(config(name)).custom_imports.imports == ['mmseg_cmdl']
     options = [
         'randomness.seed=0', 'train_cfg.max_iters=4', 'train_cfg.val_interval=4',
         'default_hooks.checkpoint.interval=4', 'default_hooks.logger.interval=1',
         'train_dataloader.batch_size=2', 'train_dataloader.num_workers=0',
         'train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0',
-        'val_dataloader.persistent_workers=False', 'val_dataloader.dataset.length=4',
+        'val_dataloader.persistent_workers=False',
         'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False',
     ]  # fmt: skip
+    if name == CAMVID:
+        root = request.getfixturevalue('camvid_root')
+        options += [f'{split}_dataloader.dataset.data_root={root}' for split in ('train', 'val')]
+        options += ['val_dataloader.dataset.indices=4']
+    else:
+        options += ['val_dataloader.dataset.length=4']
     states, records = [], []
-    for name, tool in (('theirs', theirs), ('ours', TOOLS / 'train.py')):
-        run([sys.executable, tool, config(SCENES), '--work-dir', name, '--cfg-options', *options],
+    for work_dir, tool in (('theirs', theirs), ('ours', TOOLS / 'train.py')):
+        run([sys.executable, tool, config(name), '--work-dir', work_dir, '--cfg-options', *options],
             tmp_path)  # fmt: skip
-        states.append(torch.load(tmp_path / name / 'iter_4.pth')['state_dict'])
+        states.append(torch.load(tmp_path / work_dir / 'iter_4.pth')['state_dict'])
         records.append([
             {key: value for key, value in record.items() if key not in ('time', 'data_time')}
-            for record in scalars(tmp_path / name)
+            for record in scalars(tmp_path / work_dir)
         ])  # fmt: skip
     assert records[0] == records[1]
     assert [record['step'] for record in records[0]] == [1, 2, 3, 4, 4]
     assert states[0].keys() == states[1].keys()
     assert BANK in states[0]
-    for name, value in states[0].items():
-        torch.testing.assert_close(value, states[1][name], rtol=0, atol=0, msg=name)
+    for key, value in states[0].items():
+        torch.testing.assert_close(value, states[1][key], rtol=0, atol=0, msg=key)
     assert states[0]['decode_head.bank.num_updates'] == 4

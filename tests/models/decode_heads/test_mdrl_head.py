@@ -635,13 +635,16 @@ def test_autocast_keeps_bank_and_losses_in_full_precision():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
 
 
+@pytest.mark.parametrize('device', ['cpu', 'other'])
 @pytest.mark.parametrize('fuse', [True, False])
 @pytest.mark.parametrize('formulation', FORMULATIONS)
 @pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
 def test_training_step_has_no_loop_and_no_host_synchronisation(
-    formulation, fuse, assignment, monkeypatch
+    formulation, fuse, assignment, device, monkeypatch, request
 ):
     """The host's own accuracy indexes with a mask, so it is taken out first."""
+    if device == 'other':
+        request.getfixturevalue('no_cpu_shortcuts')
     for module in (
         'mmseg.models.decode_heads.decode_head',
         'mmseg_cmdl.models.decode_heads.dataset_context_head',
@@ -741,3 +744,19 @@ def test_refusals(options, words):
         tiny_head.build(**options)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize('losses', [tiny_head.paper, tiny_head.released])
+@pytest.mark.parametrize('fuse_losses', [True, False])
+def test_trains_in_bfloat16_throughout(losses, fuse_losses):
+    """All weights in bfloat16, as after `model.to(torch.bfloat16)`; not autocast."""
+    options = dict(loss_consistency=losses(), fuse_losses=fuse_losses)
+    expected, _ = tiny_head.step(tiny_head.build(torch.float32, **options))
+    head = tiny_head.build(torch.bfloat16, **options)
+    found, grads = tiny_head.step(head)
+    for name in ('loss_clcl', 'loss_cgcl'):
+        assert found[name].dtype == torch.float32
+        torch.testing.assert_close(found[name], expected[name], rtol=0.02, atol=0)
+    assert all(grad.isfinite().all() for grad in grads.values())
+    norms = head.bank.distributions.float().norm(dim=-1)
+    torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=0.01)

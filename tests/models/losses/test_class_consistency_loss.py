@@ -1,3 +1,4 @@
+import importlib
 import math
 
 import pytest
@@ -5,7 +6,13 @@ import torch
 import torch.nn.functional as F
 from mmseg.registry import MODELS
 
-from mmseg_cmdl.models.losses import ClassGlobalConsistencyLoss, ClassLocalConsistencyLoss
+from mmseg_cmdl.models.losses import (
+    ClassGlobalConsistencyLoss,
+    ClassLocalConsistencyLoss,
+    can_fuse,
+    fused_class_consistency,
+)
+from mmseg_cmdl.utils import BilinearTaps
 from tests.reference import golden, mdrl
 from tests.reference.dispatch import CountOps
 
@@ -59,48 +66,99 @@ def _problem(
 
 # ---- recorded numbers ----
 
+
+def _released_local(data):
+    """The released local loss with the recorded weights of its LayerNorm."""
+    loss = ClassLocalConsistencyLoss(formulation='released', num_classes=data['bank'].shape[0])
+    assert loss.norm.eps == data['ln_eps']
+    loss = loss.to(data['bank'].dtype)
+    with torch.no_grad():
+        loss.norm.weight.copy_(data['ln_weight'])
+        loss.norm.bias.copy_(data['ln_bias'])
+    return loss
+
+
 GOLDEN = [
     ('paper_clcl', lambda d: ClassLocalConsistencyLoss()),
     ('paper_cgcl', lambda d: ClassGlobalConsistencyLoss()),
     ('paper_cgcl_tau1', lambda d: ClassGlobalConsistencyLoss(temperature=1.0)),
     ('paper_cgcl_tau0p1', lambda d: ClassGlobalConsistencyLoss(temperature=0.1)),
-    (
-        'released_loss_ce',
-        lambda d: ClassLocalConsistencyLoss(formulation='released', num_classes=d['bank'].shape[0]),
-    ),
+    ('released_loss_ce', _released_local),
     ('released_loss_ppc', lambda d: ClassGlobalConsistencyLoss(formulation='released')),
 ]
 
 
+def _tolerance(dtype, *expected):
+    """Absolute: 1e-10 in float64; in float32 1e-4 of the largest entry of each gradient."""
+    if dtype == torch.float64:
+        return 1e-10
+    return sum(1e-4 * gradient.abs().max().item() for gradient in expected)
+
+
+def _check_value(value, expected, dtype):
+    assert value.shape == ()
+    assert value.dtype == dtype
+    within = dict(rel=0, abs=1e-10) if dtype == torch.float64 else dict(rel=1e-5)
+    assert value.item() == pytest.approx(expected, **within)
+
+
+def _golden_fused(data, losses, chunk_size=None):
+    """Values of losses in the order given, from all of them taken together."""
+    assert can_fuse(losses)
+    embeddings = data['embeddings'].unflatten(0, data['batch_height_width'].tolist())
+    fused = fused_class_consistency(
+        embeddings, data['bank'], data['labels'], losses, data['ignore_index'], chunk_size
+    )
+    return [fused.losses[loss.loss_name] for loss in losses]
+
+
+@pytest.mark.parametrize('path', ['plain', 'fused'])
 @pytest.mark.parametrize('name', golden.names('mdrl_losses_*'))
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 @pytest.mark.parametrize(('key', 'build'), GOLDEN, ids=[key for key, _ in GOLDEN])
-def test_golden(name, dtype, key, build):
+def test_golden(name, dtype, key, build, path):
     data = golden.load(name, dtype)
     loss = build(data).to(dtype)
-    leaves = {'': data['embeddings'].requires_grad_(), '_bank': data['bank'].requires_grad_()}
+    leaves = {'': data['embeddings'].requires_grad_()}
     if key == 'released_loss_ce':
-        assert loss.norm.eps == data['ln_eps']
         leaves.update(_ln_weight=loss.norm.weight, _ln_bias=loss.norm.bias)
-        with torch.no_grad():
-            loss.norm.weight.copy_(data['ln_weight'])
-            loss.norm.bias.copy_(data['ln_bias'])
-    similarity = torch.einsum('pz,knz->pkn', data['embeddings'], data['bank'])
-    similarity = similarity.unflatten(0, data['batch_height_width'].tolist())
-    value = loss(similarity, data['labels'], ignore_index=data['ignore_index'])
-    assert value.shape == ()
-    assert value.dtype == dtype
-    if dtype == torch.float64:
-        assert value.item() == pytest.approx(data[key], rel=0, abs=1e-10)
+    if path == 'plain':
+        leaves['_bank'] = data['bank'].requires_grad_()
+        similarity = torch.einsum('pz,knz->pkn', data['embeddings'], data['bank'])
+        similarity = similarity.unflatten(0, data['batch_height_width'].tolist())
+        value = loss(similarity, data['labels'], ignore_index=data['ignore_index'])
+    else:  # forms no gradient for the bank, which isn't trained
+        (value,) = _golden_fused(data, [loss])
+    _check_value(value, data[key], dtype)
+    recorded = {suffix: data.get(f'{key}_grad{suffix}') for suffix in leaves}
+    recorded = {suffix: grad for suffix, grad in recorded.items() if grad is not None}
+    assert bool(recorded) == (key != 'paper_cgcl_tau1')
+    if recorded:
+        grads = torch.autograd.grad(value, [leaves[suffix] for suffix in recorded])
+        for grad, expected in zip(grads, recorded.values()):
+            torch.testing.assert_close(grad, expected, rtol=0, atol=_tolerance(dtype, expected))
+
+
+@pytest.mark.parametrize('chunk_size', [7, None])
+@pytest.mark.parametrize('formulation', FORMULATIONS)
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+@pytest.mark.parametrize('name', golden.names('mdrl_losses_*'))
+def test_golden_fused_together(name, dtype, formulation, chunk_size):
+    """As the head takes them: both losses from one product, with the gradient of their sum."""
+    data = golden.load(name, dtype)
+    data['embeddings'].requires_grad_()
+    if formulation == 'paper':
+        keys = ('paper_clcl', 'paper_cgcl')
+        losses = [ClassLocalConsistencyLoss(), ClassGlobalConsistencyLoss(data['tau'])]
     else:
-        assert value.item() == pytest.approx(data[key], rel=1e-5)
-    for suffix, leaf in leaves.items():
-        expected = data.get(f'{key}_grad{suffix}')
-        if expected is None:
-            continue
-        (grad,) = torch.autograd.grad(value, leaf, retain_graph=True)
-        atol = 1e-10 if dtype == torch.float64 else 1e-4 * expected.abs().max().item()
-        torch.testing.assert_close(grad, expected, rtol=0, atol=atol)
+        keys = ('released_loss_ce', 'released_loss_ppc')
+        losses = [_released_local(data), ClassGlobalConsistencyLoss(formulation='released')]
+    values = _golden_fused(data, losses, chunk_size)
+    for value, key in zip(values, keys):
+        _check_value(value, data[key], dtype)
+    (grad,) = torch.autograd.grad(sum(values), data['embeddings'])
+    parts = [data[f'{key}_grad'] for key in keys]
+    torch.testing.assert_close(grad, sum(parts), rtol=0, atol=_tolerance(dtype, *parts))
 
 
 def test_golden_scores_on_the_way():
@@ -109,6 +167,54 @@ def test_golden_scores_on_the_way():
     similarity = torch.einsum('pz,knz->pkn', data['embeddings'], data['bank'])
     torch.testing.assert_close(similarity.transpose(1, 2), data['similarity'])
     torch.testing.assert_close(similarity.amax(-1), data['class_scores'])
+
+
+@pytest.mark.parametrize('in_bands', [False, True])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+@pytest.mark.parametrize('name', golden.names('mdrl_losses_*'))
+def test_golden_released_scores_on_the_way(name, dtype, in_bands, monkeypatch):
+    """What the released local loss itself normalises, and what it takes the cross entropy of."""
+    data = golden.load(name, dtype)
+    loss = _released_local(data)
+    normalised, resized = [], []
+
+    def recorded_norm(*args, **kwargs):
+        normalised.append(layer_norm(*args, **kwargs).permute(0, 3, 1, 2))
+        return normalised[0].permute(0, 2, 3, 1)
+
+    def plain(scores, *args, **kwargs):
+        resized.append(scores)
+        return cross_entropy(scores, *args, **kwargs)
+
+    def by_bands(scores, classes, align_corners):
+        # no map of scores at label size is ever there: what its two matrices make of these
+        height, width = (
+            BilinearTaps(to, cells, align_corners, scores).matrix
+            for to, cells in zip(classes.shape[1:], scores.shape[2:])
+        )
+        resized.append(height @ scores @ width.t())
+        return banded(scores, classes, align_corners=align_corners)
+
+    module = importlib.import_module('mmseg_cmdl.models.losses.class_consistency_loss')
+    layer_norm, cross_entropy = F.layer_norm, F.cross_entropy
+    banded = module.resized_cross_entropy
+    monkeypatch.setattr(F, 'layer_norm', recorded_norm)
+    monkeypatch.setattr(F, 'cross_entropy', plain)
+    monkeypatch.setattr(module, 'resized_cross_entropy', by_bands)
+    value = loss.from_class_scores(
+        data['class_scores'].unflatten(0, data['batch_height_width'].tolist()),
+        data['labels'],
+        data['ignore_index'],
+        in_bands,
+    )
+    _check_value(value, data['released_loss_ce'], dtype)
+    for (got,), key in (
+        (normalised, 'class_scores_layernorm'),
+        (resized, 'class_scores_upsampled'),
+    ):
+        expected = data[key]
+        atol = 1e-10 if dtype == torch.float64 else 1e-5 * expected.abs().max().item()
+        torch.testing.assert_close(got, expected, rtol=0, atol=atol)
 
 
 # ---- numbers worked out by hand ----

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from mmseg.registry import MODELS
 
-from mmseg_cmdl.models.memory import DistributionBank
+from mmseg_cmdl.models.memory import DistributionBank, sinkhorn
+from mmseg_cmdl.utils import class_rows
 from tests.reference import golden, mdrl
 from tests.reference.dispatch import CountOps
 
@@ -58,6 +59,35 @@ def test_golden_update(name, dtype):
     change = bank.distributions - data['bank_before']
     torch.testing.assert_close(change, data['bank_change'], rtol=0, atol=2 * TOLERANCE[dtype])
     assert change.abs().max() > 100 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize('all_reduce', [None, lambda total: total], ids=['alone', 'as_of_many'])
+@pytest.mark.parametrize('name', golden.names('mdrl_update_*'))
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+def test_golden_assignment(name, dtype, all_reduce):
+    """The recorded balance of every step, and the choice that the bank makes of it."""
+    data = golden.load(name, dtype)
+    several = data['embeddings'].dim() == 3
+    keys = ('embeddings', 'pixel_labels', 'soft_assignment', 'hard_assignment', 'bank_after')
+    before = data['bank_before']
+    for embeddings, labels, soft, hard, after in zip(
+        *(data[key] if several else data[key][None] for key in keys)
+    ):
+        options = dict(epsilon=data['epsilon'], iterations=data['iterations'])
+        bank, before = _bank(before, **options), after
+        classes = class_rows(labels, bank.num_classes, data['ignore_index'])
+        # a class of one pixel is balanced evenly whatever its scores are: a tie, not to be compared
+        assert 1 not in classes.bincount()[: bank.num_classes]
+        own = labels.clamp(max=bank.num_classes - 1)
+        own_scores = bank.similarity(embeddings)[torch.arange(len(own)), own]
+        got = sinkhorn(own_scores, classes, bank.num_classes, all_reduce=all_reduce, **options)
+        assert got.dtype == dtype
+        atol = 1e-10 if dtype == torch.float64 else 1e-5
+        torch.testing.assert_close(got, soft, rtol=0, atol=atol)
+        labelled = classes < bank.num_classes
+        assert torch.equal(hard >= 0, labelled)
+        for choice in (got.argmax(dim=1), bank._assign(own_scores, classes)):
+            assert torch.equal(choice[labelled], hard[labelled])
 
 
 # ---- against the naive form ----
@@ -477,8 +507,11 @@ def test_gumbel_noise_is_added_to_the_soft_assignment():
 # ---- cost ----
 
 
-def test_no_loop_and_no_host_synchronisation():
+@pytest.mark.parametrize('device', ['cpu', 'other'])
+def test_no_loop_and_no_host_synchronisation(device, request):
     """The same operations whatever K and N are, and none that waits for the device."""
+    if device == 'other':
+        request.getfixturevalue('no_cpu_shortcuts')
     counts = []
     for num_classes, num in [(3, 2), (11, 7)]:
         distributions, embeddings, labels = _problem(18, num_classes, num)
