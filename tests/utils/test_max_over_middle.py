@@ -1,7 +1,5 @@
 """The vectorised maximum against torch.max, with ties and in any layout."""
 
-import importlib
-
 import pytest
 import torch
 
@@ -11,11 +9,8 @@ from mmseg_cmdl.utils import max_over_middle
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('shape', [(19, 9, 50), (3, 1, 4), (1, 4, 33), (5, 3, 1), (3, 2, 0)])
 @pytest.mark.parametrize('ties', [False, True])
-@pytest.mark.parametrize('pooling', [True, False])
-def test_equals_max(shape, ties, dtype, pooling, monkeypatch):
-    if not pooling:  # as on other devices than CPUs
-        module = importlib.import_module('mmseg_cmdl.utils.max_over_middle')
-        monkeypatch.setattr(module, '_pooling_is_faster', lambda values: False)
+@pytest.mark.usefixtures('each_way')
+def test_equals_max(shape, ties, dtype):
     values = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     if ties:
         values = values.round()

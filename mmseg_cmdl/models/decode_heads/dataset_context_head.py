@@ -5,7 +5,7 @@ Source: MDRL, section 3.1 and eq. 2 to 5; MCIBI, eq. 1 to 5 and 11 to 14.
 
 import inspect
 from abc import abstractmethod
-from typing import Dict, List, Optional, Sequence, Tuple, Type, Union
+from typing import Dict, List, Optional, Tuple, Type, Union
 
 import torch
 from mmcv.cnn import ConvModule
@@ -17,6 +17,7 @@ from mmseg.registry import MODELS
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
+from ...utils import as_list, registered_class
 from ..layers import RelationAttention
 from ..memory import MemoryBank
 from .label_check import LabelCheck
@@ -26,13 +27,6 @@ from .single_image_context import (
     place_inputs,
     place_leftovers,
 )
-
-
-def as_list(losses: Union[dict, Sequence[dict], None]) -> List[dict]:
-    """Configs of losses, of which a head may be given one, several or None."""
-    if losses is None:
-        return []
-    return [losses] if isinstance(losses, dict) else list(losses)
 
 
 class DatasetContextHead(BaseDecodeHead):
@@ -146,8 +140,8 @@ class DatasetContextHead(BaseDecodeHead):
         """The memory that `cfg` describes, of this `kind`; `defaults` are what it leaves out."""
         fits = isinstance(cfg, dict)
         if fits:
-            cls = cfg.get('type', kind)
-            cls = MODELS.get(cls) if isinstance(cls, str) else cls
+            options = {'type': kind, **defaults, **cfg, 'num_classes': self.num_classes}
+            cls = registered_class(options)
             # None: not registered, about which the registry has its own message
             fits = cls is None or (inspect.isclass(cls) and issubclass(cls, kind))
         if not fits:
@@ -155,7 +149,7 @@ class DatasetContextHead(BaseDecodeHead):
                 f'{type(self).__name__}: bank must be the config of a {kind.__name__}, such as '
                 f"dict(type='{kind.__name__}'), got {cfg!r}"
             )
-        return MODELS.build({'type': kind, **defaults, **cfg, 'num_classes': self.num_classes})
+        return MODELS.build(options)
 
     def init_weights(self) -> None:
         """See the base class. A bank that starts from a file brings the layers that made it.

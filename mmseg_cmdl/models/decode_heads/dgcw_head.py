@@ -12,6 +12,7 @@ from mmseg.registry import MODELS
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
+from ...utils import registered_class
 from .label_check import LabelCheck
 from .single_image_context import (
     SingleImageContext,
@@ -26,8 +27,7 @@ _CONTEXT_CHANNELS = 512
 
 def _build_layer(layer: dict, channels: int) -> nn.Module:
     """Builds a layer whose channels are called `channels` or, in mmcv, `in_channels`."""
-    cls = layer['type']
-    cls = MODELS.get(cls) if isinstance(cls, str) else cls
+    cls = registered_class(layer)
     names = () if cls is None else inspect.signature(cls.__init__).parameters
     return MODELS.build(
         {'in_channels' if 'in_channels' in names else 'channels': channels, **layer}

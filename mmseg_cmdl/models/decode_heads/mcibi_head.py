@@ -9,9 +9,9 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...utils import labels_at_feature_size
+from ...utils import as_list, labels_at_feature_size
 from ..memory import FeatureBank, FeatureUpdate
-from .dataset_context_head import DatasetContextHead, as_list
+from .dataset_context_head import DatasetContextHead
 
 
 class AnnealedMomentum:

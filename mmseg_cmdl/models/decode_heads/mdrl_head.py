@@ -9,11 +9,11 @@ from mmcv.cnn import ConvModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ...utils import at_least_float32, layer_norm
+from ...utils import as_list, at_least_float32, layer_norm, registered_class
 from ..losses import can_fuse, fused_class_consistency
 from ..losses.class_consistency_loss import pixel_classes
 from ..memory import BankUpdate, DistributionBank
-from .dataset_context_head import DatasetContextHead, as_list
+from .dataset_context_head import DatasetContextHead
 
 
 class PixelProjection(nn.Module):
@@ -186,7 +186,7 @@ class MDRLHead(DatasetContextHead):
 
     def _build_loss(self, cfg: dict) -> nn.Module:
         """A loss that can be told the number of classes is told it."""
-        loss = MODELS.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
+        loss = registered_class(cfg)
         if loss is not None and 'num_classes' in inspect.signature(loss).parameters:
             cfg = {'num_classes': self.num_classes, **cfg}
         return MODELS.build(cfg)

@@ -13,6 +13,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ...utils import registered_class
 from ..memory import MemoryBank
 
 _INHERITED = (
@@ -28,11 +29,6 @@ _INHERITED = (
 
 # What only FCNHead has: the convolutions that this head has its own of.
 _FCN_OPTIONS = ('num_convs', 'kernel_size', 'concat_input', 'dilation')
-
-
-def _class_of(cfg: dict) -> Optional[type]:
-    cls = cfg['type']
-    return MODELS.get(cls) if isinstance(cls, str) else cls
 
 
 def _options_of(cls: type) -> Set[str]:
@@ -64,7 +60,7 @@ def place_leftovers(name: str, options: dict, context: Optional[dict]) -> Tuple[
     _check_context(name, context)
     own = inspect.signature(BaseDecodeHead.__init__).parameters
     kept = {key: value for key, value in options.items() if key in own}
-    cls = None if context is None else _class_of(context)
+    cls = None if context is None else registered_class(context)
     accepted = set() if cls is None else _options_of(cls)
     moved = {key: options[key] for key in options if key not in kept and key in accepted}
     unknown = set(options) - set(kept) - set(moved) - set(_FCN_OPTIONS)

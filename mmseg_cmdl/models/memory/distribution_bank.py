@@ -3,7 +3,6 @@
 Source: MDRL, sections 3.2 and 3.3, eq. 6 to 9.
 """
 
-from numbers import Integral
 from typing import NamedTuple, Optional, Union
 
 import mmengine.dist as dist
@@ -96,16 +95,12 @@ class DistributionBank(MemoryBank):
         init: str = 'random',
     ):
         super().__init__(None if init == 'random' else init)
-        for name, size in (
-            ('num_classes', num_classes),
-            ('num_distributions', num_distributions),
-            ('channels', channels),
-            ('iterations', iterations),
-        ):
-            if not isinstance(size, Integral) or size < 1:
-                raise ValueError(
-                    f'DistributionBank: {name} must be an integer of at least 1, got {size!r}'
-                )
+        self._check_counts(
+            num_classes=num_classes,
+            num_distributions=num_distributions,
+            channels=channels,
+            iterations=iterations,
+        )
         if not 0 <= momentum <= 1:
             raise ValueError(
                 'DistributionBank: momentum is the weight of the old vector and must '

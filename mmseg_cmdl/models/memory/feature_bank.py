@@ -58,9 +58,7 @@ class FeatureBank(MemoryBank):
         self, num_classes: int, channels: int, strategy: str = 'cosine', init: str = 'first_seen'
     ):
         super().__init__(None if init == 'first_seen' else init)
-        for name, size in (('num_classes', num_classes), ('channels', channels)):
-            if size < 1:
-                raise ValueError(f'FeatureBank: {name} must be at least 1, got {size}')
+        self._check_counts(num_classes=num_classes, channels=channels)
         if strategy not in ('cosine', 'mean'):
             raise ValueError(f"FeatureBank: strategy must be 'cosine' or 'mean', got {strategy!r}")
         self.num_classes = num_classes

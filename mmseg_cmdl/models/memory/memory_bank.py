@@ -3,6 +3,7 @@
 import logging
 from abc import abstractmethod
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Dict, Optional
 
 import mmengine.dist as dist
@@ -49,6 +50,13 @@ class MemoryBank(nn.Module):
         self.initial_path = init
         self._synchronized = False
         self._before_update = None
+
+    def _check_counts(self, **counts: int) -> None:
+        for name, count in counts.items():
+            if not isinstance(count, Integral) or count < 1:
+                raise ValueError(
+                    f'{type(self).__name__}: {name} must be an integer of at least 1, got {count!r}'
+                )
 
     def read(self, copy: bool = True, name: Optional[str] = None) -> Tensor:
         """The memory, or the buffer `name`, as the current iteration sees it, without gradient.

@@ -8,7 +8,7 @@ from mmseg.registry import MODELS
 from mmseg.utils import SampleList, add_prefix
 from torch import Tensor, nn
 
-from ...utils import last_head
+from ...utils import as_list, last_head
 from ..decode_heads.label_check import LabelCheck
 from .class_aware_regularization import DEFAULT_LOSSES, ClassAwareRegularization, classifier_of
 from .pointwise import as_spatial, make_pointwise_
@@ -47,7 +47,6 @@ class _CAR:
         super().__init__(*args, **kwargs)
         head = self.regularized_head
         classifier_of(head)
-        losses = [losses] if isinstance(losses, dict) else losses
         pointwise = [pointwise] if isinstance(pointwise, str) else pointwise
         self._spatial_sizes = {key: value.shape for key, value in head.state_dict().items()}
         make_pointwise_(head, pointwise)
@@ -58,7 +57,7 @@ class _CAR:
         ]
         self.label_check = LabelCheck(check_labels, head.num_classes, head.ignore_index)
         self.car = ClassAwareRegularization(
-            head, losses, formulation, linear, max_channels, label_resize, fuse_losses
+            head, as_list(losses), formulation, linear, max_channels, label_resize, fuse_losses
         )
 
     @property

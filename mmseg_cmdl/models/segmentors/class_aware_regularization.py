@@ -12,7 +12,7 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ...utils import at_least_float32, labels_at_feature_size
+from ...utils import at_least_float32, labels_at_feature_size, registered_class
 from ..losses import can_fuse_class_aware, class_centers, fused_class_aware
 
 DEFAULT_LOSSES = (
@@ -201,7 +201,7 @@ class ClassAwareRegularization(BaseModule):
 
 def _build_loss(cfg: dict, formulation: Optional[str]) -> nn.Module:
     """A loss that has a formulation and doesn't say which takes the segmentor's."""
-    loss = MODELS.get(cfg['type']) if isinstance(cfg['type'], str) else cfg['type']
+    loss = registered_class(cfg)
     if loss is not None and 'formulation' in inspect.signature(loss).parameters:
         cfg = {'formulation': formulation, **cfg}
     return MODELS.build(cfg)

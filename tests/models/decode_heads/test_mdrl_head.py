@@ -635,16 +635,14 @@ def test_autocast_keeps_bank_and_losses_in_full_precision():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
 
 
-@pytest.mark.parametrize('device', ['cpu', 'other'])
+@pytest.mark.usefixtures('each_way')
 @pytest.mark.parametrize('fuse', [True, False])
 @pytest.mark.parametrize('formulation', FORMULATIONS)
 @pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
 def test_training_step_has_no_loop_and_no_host_synchronisation(
-    formulation, fuse, assignment, device, monkeypatch, request
+    formulation, fuse, assignment, monkeypatch
 ):
     """The host's own accuracy indexes with a mask, so it is taken out first."""
-    if device == 'other':
-        request.getfixturevalue('no_cpu_shortcuts')
     for module in (
         'mmseg.models.decode_heads.decode_head',
         'mmseg_cmdl.models.decode_heads.dataset_context_head',

@@ -507,11 +507,9 @@ def test_gumbel_noise_is_added_to_the_soft_assignment():
 # ---- cost ----
 
 
-@pytest.mark.parametrize('device', ['cpu', 'other'])
-def test_no_loop_and_no_host_synchronisation(device, request):
+@pytest.mark.usefixtures('each_way')
+def test_no_loop_and_no_host_synchronisation():
     """The same operations whatever K and N are, and none that waits for the device."""
-    if device == 'other':
-        request.getfixturevalue('no_cpu_shortcuts')
     counts = []
     for num_classes, num in [(3, 2), (11, 7)]:
         distributions, embeddings, labels = _problem(18, num_classes, num)
