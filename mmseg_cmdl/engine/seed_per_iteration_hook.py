@@ -13,8 +13,9 @@ class SeedPerIterationHook(Hook):
     """Seeds PyTorch's generators at the start of each training iteration, on each rank otherwise.
 
     mmengine's checkpoints don't hold the state of the generators, so a job with dropout that is
-    resumed draws other masks than one that was never stopped. With this hook, in `custom_hooks`,
-    both draw the same, and the resumed job is equal to the other bit for bit. Augmentation in the
+    resumed draws other masks than one that was never stopped. With this hook (the shipped configs
+    have it among their `default_hooks`; `custom_hooks` of one's own config will do as well) both
+    draw the same, and the resumed job is equal to the other bit for bit. Augmentation in the
     data pipeline is not touched: mmengine runs the pipeline past the batches that were trained.
     Where it would pass over them without that (the maintained fork's mmengine), this hook has it
     run the pipeline.
