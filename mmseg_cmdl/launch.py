@@ -1,13 +1,16 @@
-"""What tools/train.py and tools/test.py share: finding files, naming them, starting ranks.
+"""What starts a job: finding files, naming them, starting ranks, a home folder for mim.
 
 Mistakes on the command line end in a `SystemExit` with one message that names the file or option
 and what to do; they are noticed before a model is built or a process group is started.
 """
 
 import argparse
+import atexit
 import difflib
 import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -121,6 +124,24 @@ def latest_checkpoint(work_dir: str):
     named = find_latest_checkpoint(work_dir)
     moved = os.path.join(work_dir, os.path.basename(named))
     return moved if os.path.isfile(moved) else checked_checkpoint(named)
+
+
+def prepare_home() -> None:
+    """Make the folder that `mim` wants, before several `mim` start side by side.
+
+    openmim 0.3.9 makes ~/.cache/mim when it is imported. That fails where another process is just
+    making it, and where the home folder is missing or can't be written. In the latter case
+    ``HOME`` becomes a temporary folder until this process ends, for it and for those it starts.
+    """
+    home = os.path.expanduser('~')
+    try:
+        if not os.path.isabs(home):  # HOME is not set, and the user has no name
+            raise FileNotFoundError(home)
+        os.makedirs(os.path.join(home, '.cache', 'mim'), exist_ok=True)
+    except OSError:
+        os.environ['HOME'] = tempfile.mkdtemp(prefix='mmseg_cmdl_home_')
+        atexit.register(shutil.rmtree, os.environ['HOME'], ignore_errors=True)
+        os.makedirs(os.path.join(os.environ['HOME'], '.cache', 'mim'))
 
 
 def start_ranks(cfg: Config, local_rank: int = 0) -> None:

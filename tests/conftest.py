@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import mmseg_cmdl  # noqa: F401  registers everything and must come before mmseg.models
+from mmseg_cmdl import launch
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +32,7 @@ def _offer_tests_package():
 
 
 def pytest_configure(config):
+    launch.prepare_home()
     config.tests_folder = _offer_tests_package()
     # More threads than cores (other workers, spawned ranks) only get in each other's way.
     torch.set_num_threads(1 if hasattr(config, 'workerinput') else min(2, os.cpu_count() or 1))

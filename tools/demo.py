@@ -32,6 +32,7 @@ from mmseg.apis import init_model  # isort: skip
 from mmseg.registry import DATASETS  # isort: skip
 from prettytable import PrettyTable  # isort: skip
 
+from mmseg_cmdl.launch import prepare_home  # isort: skip
 from mmseg_cmdl.visualization import color_distributions, color_labels  # isort: skip
 
 CONFIGS = {
@@ -278,6 +279,7 @@ def main():
             f'param_scheduler.0.end={args.iters}',
             f'default_hooks.checkpoint.interval={args.iters}',
         ]
+    prepare_home()
     print('FCN and MDRL-FCN on synthetic scenes, same backbone, data, seed and iterations')
     runs = run_side_by_side(partial(train_and_test, folder=args.work_dir, options=options), CONFIGS)
 

@@ -1,0 +1,53 @@
+"""What a home folder that is new, missing or read-only does to mim: nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmseg_cmdl import launch
+from tests.paths import child_environment
+
+
+def test_the_folder_that_mim_wants_is_there_before_mim_starts(tmp_path, monkeypatch):
+    """Two `mim` that find no folder both make it, and the second one fails."""
+    monkeypatch.setenv('HOME', str(tmp_path / 'new'))
+    launch.prepare_home()
+    assert os.environ['HOME'] == str(tmp_path / 'new')
+    assert (tmp_path / 'new' / '.cache' / 'mim').is_dir()
+    launch.prepare_home()  # a second time, with the folder there
+
+
+def test_without_a_home_mim_gets_one_until_the_process_ends(tmp_path):
+    pytest.importorskip('mim')
+    (tmp_path / 'file').touch()  # below a file nobody, not even root, can make a folder
+    code = (
+        'import os; from mmseg_cmdl.launch import prepare_home; prepare_home(); '
+        'from mim.utils.default import DEFAULT_CACHE_DIR as cache; '
+        'assert os.path.isdir(cache), cache; print(os.environ["HOME"]); print(cache)'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=tmp_path,
+        env={**child_environment(), 'HOME': str(tmp_path / 'file' / 'home')},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    home, cache = map(Path, done.stdout.split())
+    assert cache == home / '.cache' / 'mim'
+    assert not home.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['file']
+
+
+def test_a_user_without_a_name_and_a_home_gets_one(tmp_path, monkeypatch):
+    """There `~` stays `~`, and mim would make a folder of that name where it is started."""
+    monkeypatch.setenv('HOME', 'unset')
+    monkeypatch.setattr(os.path, 'expanduser', lambda path: path)
+    monkeypatch.chdir(tmp_path)
+    launch.prepare_home()
+    assert (Path(os.environ['HOME']) / '.cache' / 'mim').is_dir()
+    assert not list(tmp_path.iterdir())
