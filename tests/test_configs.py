@@ -53,6 +53,7 @@ DATASET_TYPES = dict(
     **{
         'coco-stuff164k': 'COCOStuffDataset',
         'cityscapes-trainval': 'CityscapesDataset',
+        'earth-climate': 'EarthClimateDataset',
         'pascal-context': 'PascalContextDataset',
     },
 )
@@ -162,8 +163,10 @@ def train_step(model, cfg):
 
 
 def starts_closed(key):
-    """Criss-cross attention starts behind a gate of zero: the gate alone has a gradient."""
-    return '.cca.' in key and not key.endswith('.cca.gamma.scale')
+    """An attention that starts behind a gate, or a norm, of zero: that alone has a gradient."""
+    return ('.cca.' in key and not key.endswith('.cca.gamma.scale')) or (
+        '.nl_block.' in key and '.nl_block.conv_out.bn.' not in key
+    )
 
 
 def final_head(parent):
@@ -378,7 +381,7 @@ def test_runner_runs_the_schedule(name, tmp_path):
 @every_config
 def test_name_says_what_the_config_does(name):
     fields = re.fullmatch(
-        r'(?:(mdrl|mcibi|dgcw)_)?(fcn|pspnet|ccnet|ocrnet|deeplabv3)_'
+        r'(?:(mdrl|mcibi|dgcw)_)?(fcn|pspnet|ccnet|ocrnet|deeplabv3|nonlocal)_'
         r'(r\d+s?-d8|s101-d8|vit-l|efficientnet-lite0-d8)(?:-(ohem))?_(\d+)xb(\d+)-(\w+?)_'
         r'([a-z0-9-]+?)-(\d+)x(\d+)(?:_([a-z0-9]+)-\9x\10)?',
         name,
@@ -391,9 +394,14 @@ def test_name_says_what_the_config_does(name):
     cfg = load(name)
 
     head = final_head(cfg.model)
-    plain = dict(
-        fcn='FCNHead', pspnet='PSPHead', ccnet='CCHead', ocrnet='OCRHead', deeplabv3='ASPPHead'
-    )[context]
+    plain = {
+        'fcn': 'FCNHead',
+        'pspnet': 'PSPHead',
+        'ccnet': 'CCHead',
+        'ocrnet': 'OCRHead',
+        'deeplabv3': 'ASPPHead',
+        'nonlocal': 'NLHead',
+    }[context]
     assert (hard == 'ohem') == ('sampler' in head)
     if method:
         assert head.type == METHODS[method]

@@ -120,6 +120,7 @@ CLASSES = {
     'CamVid': 'CamVidDataset',
     'COCO-Stuff 164k': 'COCOStuffDataset',
     'Synthetic scenes': 'SyntheticScenesDataset',
+    'Earth climate': 'EarthClimateDataset',
     'LIP': 'LIPDataset',
     'CIHP': 'CIHPDataset',
     'Pascal Context 59': 'PascalContextDataset59',

@@ -1,0 +1,6 @@
+_base_ = './schedule_20k.py'
+param_scheduler = [
+    dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=0, end=500, by_epoch=False)
+]
+train_cfg = dict(max_iters=500, val_interval=500)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=500))
