@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.runner import find_latest_checkpoint
+from mmengine.runner import CheckpointLoader, find_latest_checkpoint
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -142,6 +142,19 @@ def prepare_home() -> None:
         os.environ['HOME'] = tempfile.mkdtemp(prefix='mmseg_cmdl_home_')
         atexit.register(shutil.rmtree, os.environ['HOME'], ignore_errors=True)
         os.makedirs(os.path.join(os.environ['HOME'], '.cache', 'mim'))
+
+
+def take_up_seed(cfg: Config, checkpoint: str) -> None:
+    """Give a resumed job that sets no seed the one that its first part drew.
+
+    mmengine takes it from the checkpoint as well, but after the data loader has been built: the
+    job would go on with images in another order and other augmentation.
+    """
+    if cfg.get('randomness', {}).get('seed') is not None:
+        return
+    meta = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu').get('meta', {})
+    if meta.get('seed') is not None:
+        cfg.randomness = dict(cfg.get('randomness', {}), seed=meta['seed'])
 
 
 def start_ranks(cfg: Config, local_rank: int = 0) -> None:

@@ -70,6 +70,7 @@ def set_resume(cfg, resume):
         cfg.resume = False
     else:
         cfg.resume, cfg.load_from = True, path
+        launch.take_up_seed(cfg, path)
 
 
 def main(argv=None):

@@ -4,6 +4,7 @@ One interpreter imports everything once and forks a process for each job of FOLD
 after the other. Each ends as FOLDER/<name>.status, with its output in FOLDER/<name>.log.
 """
 
+import importlib.util
 import json
 import os
 import signal
@@ -13,13 +14,14 @@ import traceback
 from pathlib import Path
 
 import mmengine.runner.runner
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from tests.guarantees import cases
-from tests.paths import ROOT, child_environment  # noqa: F401
+from tests.paths import ROOT, TOOLS, child_environment  # noqa: F401
 
 
 @HOOKS.register_module(force=True)
@@ -93,6 +95,14 @@ def write_config(
     return dump(cfg, path)
 
 
+def run_tool(arguments):
+    """tools/train.py with these arguments."""
+    spec = importlib.util.spec_from_file_location('train_tool', TOOLS / 'train.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main(arguments)
+
+
 def train(config, work_dir, resume, checkpoint=None):
     """What tools/train.py does."""
     from mmengine.runner import Runner
@@ -121,7 +131,12 @@ def _in_child(folder, job):
     log = os.open(folder / f'{job["name"]}.log', os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    # a fork draws what its siblings draw, a process of its own does not
+    np.random.seed()
     try:
+        if 'arguments' in job:
+            run_tool(job['arguments'])
+            return 0
         train(job['config'], job['work_dir'], job['resume'], job.get('checkpoint'))
     except SystemExit as end:
         return end.code

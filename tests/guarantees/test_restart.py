@@ -11,6 +11,7 @@ from mmengine.runner import load_checkpoint
 
 from tests import tiny
 from tests.guarantees import cases, jobs
+from tests.paths import ROOT
 
 EMA = {'plain': None, 'ema': False, 'ema_buffers': True}
 # `make test` takes each method by itself, and one with averaged weights and buffers
@@ -122,6 +123,39 @@ def test_a_killed_job_resumes_from_its_last_checkpoint(finished, name):
     assert status[f'{name}-revived'] == 0, (folder / f'{name}-revived.log').read_text()[-3000:]
     assert f'resumed epoch: 0, iter: {K}' in (folder / f'{name}-revived.log').read_text()
     _assert_same_state(_saved(folder, f'{name}-kill'), _saved(folder, f'{name}-plain-whole'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'method', ['mdrl', *(pytest.param(x, marks=pytest.mark.long) for x in ('mcibi', 'dgcw', ''))]
+)
+def test_a_shipped_config_resumes_as_if_it_had_not_been_stopped(method, tmp_path):
+    """As shipped: no seed is set, dropout and augmentation are on, two workers load the images."""
+    name = f'{method}_fcn_r18s-d8_1xb8-demo_synthetic-128x128'.lstrip('_')
+    common = [
+        str(ROOT / 'configs' / (method or 'baselines') / f'{name}.py'),
+        '--cfg-options', 'train_cfg.max_iters=6', 'default_hooks.checkpoint.interval=4',
+        'default_hooks.logger.interval=1', 'train_dataloader.batch_size=2',
+        'model.data_preprocessor.size=(64,64)', 'train_dataloader.dataset.size=(64,64)',
+        'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
+        'train_cfg.val_interval=1000', 'default_hooks.checkpoint.max_keep_ckpts=3',
+    ]  # fmt: skip
+    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
+    jobs_ = [
+        dict(name='whole', arguments=[*common, '--work-dir', str(whole)]),
+        dict(name='second', arguments=[*common, '--work-dir', str(parts), '--resume',
+                                       str(whole / 'iter_4.pth')]),
+    ]  # fmt: skip
+    for job, status in jobs.run_all(tmp_path, jobs_).items():
+        assert status == 0, (tmp_path / f'{job}.log').read_text()[-3000:]
+    got, expected = (torch.load(folder / 'iter_6.pth') for folder in (parts, whole))
+    assert got['meta']['seed'] == expected['meta']['seed']
+    for part in ('state_dict', 'optimizer', 'param_schedulers'):
+        _assert_equal(got[part], expected[part], part)
+    half = torch.load(whole / 'iter_4.pth')['state_dict']
+    assert not torch.equal(
+        half['decode_head.conv_seg.weight'], got['state_dict']['decode_head.conv_seg.weight']
+    )
 
 
 # ---- banks of other sizes, and none ----
