@@ -1,0 +1,8 @@
+"""Does a method help on this data, and by how much? What tools/study.py is made of.
+
+======================== ===================================================================
+``plan``                 arms, seeds and configs of a study; what its folder may be reused for
+``recorder``             hook and metric that leave one small result file of each job
+``jobs``                 runs the jobs side by side, goes on where a study was stopped
+======================== ===================================================================
+"""

@@ -1,0 +1,308 @@
+"""Runs the jobs of a study side by side; what is done already isn't done again."""
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+from .plan import Arm, StudyError, write_json
+from .recorder import PARENT, is_locked, read_result, result_path
+
+_ITERATION = re.compile(rb'Iter\(train\)\s*\[\s*(\d+)/(\d+)\]|Epoch\(train\)\s*\[(\d+)\]')
+
+
+class Job(NamedTuple):
+    """One arm with one seed."""
+
+    arm: str
+    seed: int
+    fingerprint: str
+    study: Path
+
+    @property
+    def name(self) -> str:
+        """As it is listed."""
+        return f'{self.arm}, seed {self.seed}'
+
+    @property
+    def folder(self) -> Path:
+        """Logs and checkpoints."""
+        return self.study / 'jobs' / self.arm / f'seed{self.seed}'
+
+    @property
+    def result(self) -> Path:
+        """What it leaves."""
+        return result_path(self.study / 'results', self.arm, self.seed)
+
+    def command(self, python: str, train: Path) -> List[str]:
+        """What trains it, from where it was if it was stopped."""
+        return [
+            python,
+            str(train),
+            str(self.study / 'configs' / f'{self.arm}.py'),
+            '--work-dir',
+            str(self.folder),
+            '--resume',
+            'auto',
+            '--cfg-options',
+            f'randomness.seed={self.seed}',
+        ]
+
+    def state(self) -> str:
+        """'done', 'failed', 'running', 'stopped' or 'new'.
+
+        Raises:
+            StudyError: There is a result of another config.
+        """
+        if self.result.is_file():
+            found = read_result(self.result)
+            if found['state'] == 'failed':
+                return 'failed'
+            if found['config'] != self.fingerprint:
+                raise StudyError(
+                    f'{self.result} is of another config than {self.arm} has now; remove it, or '
+                    'take another --work-dir'
+                )
+            return 'done'
+        if is_locked(self.folder):
+            return 'running'
+        return 'stopped' if (self.folder / 'last_checkpoint').is_file() else 'new'
+
+    def progress(self) -> float:
+        """Part of its iterations that are done, from its log."""
+        log = self.folder / 'job.log'
+        if not log.is_file():
+            return 0.0
+        with open(log, 'rb') as file:
+            file.seek(max(0, log.stat().st_size - 20_000))
+            found = [m for m in _ITERATION.finditer(file.read()) if m.group(2)]
+        return int(found[-1].group(1)) / int(found[-1].group(2)) if found else 0.0
+
+
+def jobs_of(arms: Sequence[Arm], seeds: Sequence[int], study: Path) -> List[Job]:
+    """All arms with the first seed, then all with the second: balanced wherever it is stopped."""
+    return [Job(arm.name, seed, arm.fingerprint, Path(study)) for seed in seeds for arm in arms]
+
+
+def describe(seconds: float) -> str:
+    """'2 h 05 min'."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f'{seconds:.0f} s'
+    return f'{minutes} min' if minutes < 60 else f'{minutes // 60} h {minutes % 60:02d} min'
+
+
+def expected_seconds(jobs: Sequence[Job]) -> Dict[str, Optional[float]]:
+    """Of a whole job of each arm, from those that are done: of the arm itself, or of any arm."""
+    took: Dict[str, List[float]] = {}
+    for job in jobs:
+        if job.result.is_file():
+            found = read_result(job.result)
+            if found['state'] != 'failed':
+                took.setdefault(job.arm, []).append(found['seconds'])
+    mean = {arm: sum(values) / len(values) for arm, values in took.items()}
+    overall = sum(mean.values()) / len(mean) if mean else None
+    return {job.arm: mean.get(job.arm, overall) for job in jobs}
+
+
+class Runner:
+    """Runs jobs, so many at a time.
+
+    Args:
+        jobs (Sequence[Job]): In this order.
+        train (Path): tools/train.py.
+        slots (int): Jobs at a time.
+        keep_checkpoints (bool): Whether the checkpoints of finished jobs stay. Defaults to False.
+        out: Where progress goes. Defaults to stdout.
+    """
+
+    def __init__(
+        self, jobs: Sequence[Job], train: Path, slots: int, keep_checkpoints: bool = False, out=None
+    ):
+        self.jobs, self.train, self.slots = list(jobs), train, slots
+        self.keep_checkpoints = keep_checkpoints
+        self.out = out or sys.stdout
+        self._running: Dict[int, tuple] = {}  # slot: (job, process, start, part done at the start)
+        self._width, self._said = 0, 0.0
+
+    def run(self) -> List[Job]:
+        """Runs what isn't done.
+
+        Returns:
+            list[Job]: Those that failed.
+        """
+        waiting = [job for job in self.jobs if job.state() != 'done']
+        failed = []
+        done = len(self.jobs) - len(waiting)
+        self._say(f'{len(self.jobs)} jobs, {done} of them done already, {self.slots} at a time')
+        try:
+            while waiting or self._running:
+                for slot in range(self.slots):
+                    if slot in self._running:
+                        continue
+                    # one that another process runs is left to it, and looked at again
+                    job = next((job for job in waiting if not is_locked(job.folder)), None)
+                    if job is None:
+                        break
+                    waiting.remove(job)
+                    if job.state() != 'done':
+                        self._start(slot, job)
+                time.sleep(0.2)
+                for slot, (job, process, *_) in list(self._running.items()):
+                    if process.poll() is not None:
+                        del self._running[slot]
+                        if not self._finish(job, process.returncode):
+                            failed.append(job)
+                waiting = [
+                    job for job in waiting if not job.result.is_file() or job.state() != 'done'
+                ]
+                self._show(waiting, failed)
+        except BaseException:  # Ctrl-C and SIGTERM too: nothing must go on in the background
+            self._stop()
+            raise
+        return failed
+
+    def _start(self, slot: int, job: Job) -> None:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        job.result.unlink(missing_ok=True)  # of a failure
+        with open(job.folder / 'job.log', 'ab') as log:
+            process = subprocess.Popen(
+                job.command(sys.executable, self.train),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment(slot, self.slots),
+                start_new_session=True,  # Ctrl-C is ours to hand on
+            )
+        self._running[slot] = (job, process, time.time(), job.progress())
+
+    def _finish(self, job: Job, code: int) -> bool:
+        """Says what came of a job; whether it left a result."""
+        if job.result.is_file() and job.state() == 'done':
+            found = read_result(job.result)
+            if not self.keep_checkpoints:
+                clean(job.folder)
+            miou = 'not finite' if found['mIoU'] is None else f'mIoU {found["mIoU"]:.2f}'
+            self._say(f'{job.name}: {miou}, {describe(found["seconds"])}')
+            return True
+        lines = (job.folder / 'job.log').read_text(errors='replace').splitlines()[-12:]
+        how = f'signal {-code}' if code < 0 else f'exit code {code}'
+        self._say(f'{job.name}: FAILED with {how}; its last lines, of {job.folder / "job.log"}:')
+        self._say('\n'.join(f'    {line}' for line in lines))
+        write_json(
+            job.result,
+            dict(
+                format=1,
+                arm=job.arm,
+                seed=job.seed,
+                state='failed',
+                config=job.fingerprint,
+                how=how,
+                error=lines[-1][:300] if lines else '',
+            ),
+        )
+        return False
+
+    def _stop(self) -> None:
+        for _, process, *_ in self._running.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        for _, process, *_ in self._running.values():
+            process.wait()
+
+    def _left(self, waiting: Sequence[Job]) -> Optional[float]:
+        """Seconds until all is done, if that can be told."""
+        whole = expected_seconds(self.jobs)
+        now, seconds = time.time(), 0.0
+        guesses = []
+        for job, _, start, before in self._running.values():
+            done = job.progress()
+            if done - before > 0.02:
+                guesses.append((now - start) / (done - before))
+            expected = whole[job.arm] or (guesses[-1] if guesses else None)
+            if expected is None:
+                return None
+            seconds += (1 - done) * expected
+        usual = sum(guesses) / len(guesses) if guesses else None
+        for job in waiting:
+            expected = whole[job.arm] or usual
+            if expected is None:
+                return None
+            seconds += expected
+        return seconds / self.slots
+
+    def _show(self, waiting: Sequence[Job], failed: Sequence[Job]) -> None:
+        terminal = self.out.isatty()
+        if time.time() - self._said < (2 if terminal else 120):
+            return
+        self._said = time.time()
+        done = len(self.jobs) - len(waiting) - len(self._running) - len(failed)
+        left = self._left(waiting)
+        parts = [f'{done}/{len(self.jobs)} done']
+        parts += [f'{len(failed)} failed'] * bool(failed)
+        parts += [f'{job.name} {job.progress():.0%}' for job, *_ in self._running.values()]
+        parts += ['unknown time left' if left is None else f'about {describe(left)} left']
+        line = '; '.join(parts)
+        if terminal:
+            width = shutil.get_terminal_size().columns - 1
+            self.out.write(f'\r{line[:width]:{min(self._width, width)}}')
+            self._width = len(line)
+            self.out.flush()
+        else:
+            self._say(line)
+
+    def _say(self, text: str) -> None:
+        if self._width:
+            self.out.write(f'\r{"":{min(self._width, shutil.get_terminal_size().columns - 1)}}\r')
+            self._width = 0
+        self.out.write(text + '\n')
+        self.out.flush()
+
+
+def environment(slot: int, slots: int) -> Dict[str, str]:
+    """Of a job: its share of the cores, one GPU, and who waits for it."""
+    out = {**os.environ, PARENT: str(os.getpid())}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    out.setdefault('OMP_NUM_THREADS', str(max(1, (cores or 1) // slots)))
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if gpus > 1:
+        named = os.environ.get('CUDA_VISIBLE_DEVICES')
+        names = named.split(',') if named else [str(i) for i in range(gpus)]
+        out['CUDA_VISIBLE_DEVICES'] = names[slot % gpus]
+    return out
+
+
+def clean(folder: Path) -> None:
+    """Removes a finished job's checkpoints."""
+    for path in [*folder.glob('*.pth'), folder / 'last_checkpoint']:
+        path.unlink(missing_ok=True)
+
+
+def command_lines(jobs: Sequence[Job], train: Path, python: str = 'python') -> List[str]:
+    """A shell command for each job that isn't done."""
+    return [
+        shlex.join(job.command(python, train))
+        for job in jobs
+        if job.state() not in ('done', 'running')
+    ]
+
+
+def slurm_script(lines: Sequence[str], study: Path, partition: str, at_a_time: int) -> str:
+    """A batch script that runs each line as a task of an array."""
+    name = shlex.quote(str(study / 'commands.txt'))
+    return f"""#!/usr/bin/env bash
+#SBATCH --partition={partition}
+#SBATCH --job-name=study
+#SBATCH --array=1-{len(lines)}%{at_a_time}
+#SBATCH --output={study}/slurm-%A_%a.log
+exec bash -c "$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {name})"
+"""

@@ -1,0 +1,412 @@
+"""The plan of a study: its arms, each a whole config, and what a folder may be gone on with."""
+
+import hashlib
+import inspect
+import json
+import os
+import re
+import shlex
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import mmengine
+from mmengine.config import Config, DictAction
+from mmseg.registry import MODELS
+
+#: What the method 'car' makes of a segmentor.
+SEGMENTORS = {
+    'EncoderDecoder': 'CAREncoderDecoder',
+    'CascadeEncoderDecoder': 'CARCascadeEncoderDecoder',
+}
+RECORDER = 'mmseg_cmdl.study.recorder'
+#: Keys, at whatever depth, that may differ between machines without another study coming of it.
+OF_THE_MACHINE = frozenset(
+    (
+        *('data_root', 'work_dir', 'launcher', 'resume', 'env_cfg', 'custom_imports'),
+        *('num_workers', 'persistent_workers', 'prefetch_factor', 'pin_memory'),
+        *('visualizer', 'vis_backends', 'log_level', 'log_processor'),
+    )
+)
+#: Settings of a schedule that count iterations.
+_COUNTS = ('begin', 'end', 'T_max', 'step_size', 'total_iters', 'total_steps', 'milestones')
+#: What only FCNHead has: a head that takes its place has layers of its own.
+_FCN_OPTIONS = ('num_convs', 'kernel_size', 'concat_input', 'dilation')
+_NAME = re.compile(r'[A-Za-z0-9][\w.+@-]*')
+
+
+class Arm(NamedTuple):
+    """What is trained with every seed."""
+
+    name: str
+    config: Config  # whole, but for the seed
+    fingerprint: str
+
+
+class StudyError(ValueError):
+    """A plan that can't be carried out; the message names what to change."""
+
+
+def short_name(kind) -> str:
+    """What a head is called on the command line: 'fcn' for FCNHead."""
+    return str(kind).rsplit('.', 1)[-1].lower().replace('head', '')
+
+
+def head_of(cfg: Config) -> dict:
+    """Config of the decode head, the last one of a cascade."""
+    head = cfg.model.decode_head
+    return head[-1] if isinstance(head, (list, tuple)) else head
+
+
+def class_of(kind: str) -> Optional[type]:
+    """The registered decode head of that name: MDRLHead for 'mdrl', 'MDRL' or 'MDRLHead'."""
+    wanted = {kind.lower(), f'{kind.lower()}head'}
+    for name, cls in MODELS.module_dict.items():
+        if name.lower() in wanted and name.endswith('Head'):
+            return cls
+    return None
+
+
+def apply_method(cfg: Config, method: str) -> None:
+    """Puts a method into a config: the one-line changes of the README.
+
+    Args:
+        cfg (Config): Changed in place.
+        method (str): Terms joined by '+': a registered decode head, by the name of its class with
+            or without 'Head', and 'car'. A head that takes a context keeps the config's head as
+            such, unless that is FCNHead; '@' names another, as in 'mdrl@nl', or none: 'mdrl@none'.
+
+    Raises:
+        StudyError: There is no such method, or it doesn't fit the config.
+    """
+    heads = 0
+    for term in method.split('+'):
+        if term == 'car':
+            _apply_car(cfg)
+            continue
+        heads += 1
+        if heads > 1:
+            raise StudyError(f'method {method!r} names two heads')
+        kind, _, context = term.partition('@')
+        _apply_head(cfg, kind, context or None, method)
+
+
+def _apply_car(cfg: Config) -> None:
+    kind = str(cfg.model.type).rsplit('.', 1)[-1]
+    if kind not in SEGMENTORS:
+        raise StudyError(
+            f'method car is for {" and ".join(SEGMENTORS)}, but model.type is {kind}; give the '
+            "arm as a config of its own: --arm 'car: path/to/config.py'"
+        )
+    cfg.model.type = SEGMENTORS[kind]
+
+
+def _apply_head(cfg: Config, kind: str, context: Optional[str], method: str) -> None:
+    head = head_of(cfg)
+    before = str(head.type).rsplit('.', 1)[-1]
+    found = [class_of(name) for name in (kind, context) if name not in (None, 'none')]
+    if None in found:
+        raise StudyError(
+            f'there is no method {method!r}: it is car, a registered decode head such as mdrl, '
+            f"mcibi, dgcw or psp, two joined by '+', or {short_name(before)!r} or 'baseline' for "
+            'the config as it is'
+        )
+    new = found[0].__name__
+    if before == 'FCNHead':
+        for option in _FCN_OPTIONS:
+            head.pop(option, None)
+    if _takes_context(found[0]):
+        if context not in (None, 'none'):
+            head.context = dict(type=found[1].__name__)
+        elif context is None and before != 'FCNHead':
+            head.context = dict(type=before)
+    elif context is not None:
+        raise StudyError(f'method {method!r}: {new} takes no context')
+    head.type = new
+    if new == 'DGCWHead':
+        head.update(channels=min(128, head.get('channels', 128)), concat_input=False)
+
+
+def _takes_context(cls: type) -> bool:
+    return any(
+        'context' in inspect.signature(parent.__init__).parameters
+        for parent in cls.__mro__
+        if '__init__' in vars(parent) and parent is not object
+    )
+
+
+def shorten(cfg: Config, iters: int) -> None:
+    """Makes the training `iters` iterations long, with its schedule, validations and checkpoints.
+
+    Raises:
+        StudyError: The config counts in epochs.
+    """
+    total = cfg.train_cfg.get('max_iters')
+    if not total:
+        raise StudyError(
+            '--iters is for configs that count in iterations, and train_cfg of this one has no '
+            'max_iters; set train_cfg.max_epochs by --cfg-options'
+        )
+
+    def scaled(count):
+        if isinstance(count, (list, tuple)):
+            return [scaled(item) for item in count]
+        return max(1, round(count * iters / total)) if count else count
+
+    cfg.train_cfg.max_iters = iters
+    cfg.train_cfg.val_interval = scaled(cfg.train_cfg.get('val_interval', 1000))
+    schedules = cfg.get('param_scheduler') or []
+    for schedule in schedules if isinstance(schedules, (list, tuple)) else [schedules]:
+        if schedule.get('by_epoch', True) is False:
+            for key in _COUNTS:
+                if schedule.get(key) is not None:
+                    schedule[key] = scaled(schedule[key])
+    checkpoint = cfg.get('default_hooks', {}).get('checkpoint')
+    if checkpoint and checkpoint.get('interval', -1) > 0:
+        checkpoint.interval = scaled(checkpoint.interval)
+
+
+def parse_options(words: Sequence[str]) -> dict:
+    """KEY=VALUE words as tools/train.py takes them."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
+    return parser.parse_args(['--cfg-options', *words]).cfg_options if words else {}
+
+
+def parse_arm(text: str) -> Tuple[str, Optional[str], List[str]]:
+    """'NAME: [METHOD | CONFIG.py] [KEY=VALUE ...]' into its parts.
+
+    Raises:
+        StudyError: It isn't of that form.
+    """
+    name, colon, rest = text.partition(':')
+    words = shlex.split(rest)
+    if not colon or not words or any('=' not in word for word in words[1:]):
+        raise StudyError(
+            f"--arm {text!r} must read 'NAME: [METHOD or CONFIG.py] [KEY=VALUE ...]', such as "
+            "'mdrl-n3: mdrl model.decode_head.bank.num_distributions=3'"
+        )
+    base = words.pop(0) if '=' not in words[0] else None
+    return name.strip(), base, words
+
+
+def load(path, options: Optional[dict] = None, iters: Optional[int] = None) -> Config:
+    """A config with what holds for all arms alike."""
+    # through plain types, so that one written in the lazy style is treated as any other
+    cfg = Config(Config.fromfile(str(path)).to_dict())
+    if iters is not None:
+        shorten(cfg, iters)
+    if options:
+        cfg.merge_from_dict(options)
+    for key in ('model', 'train_cfg', 'val_evaluator', 'val_dataloader'):
+        if not cfg.get(key):
+            raise StudyError(f'{path} has no {key}; a study trains and validates')
+    return cfg
+
+
+def resolve(
+    config,
+    methods: Sequence[str] = (),
+    arms: Sequence[str] = (),
+    options: Optional[dict] = None,
+    iters: Optional[int] = None,
+    results='results',
+    precise_bn: int = 0,
+) -> List[Arm]:
+    """All arms, the baseline first.
+
+    Args:
+        config (str | Path): The baseline's.
+        methods (Sequence[str]): See :func:`apply_method`.
+        arms (Sequence[str]): See :func:`parse_arm`.
+        options (dict, optional): Of all arms.
+        iters (int, optional): Iterations of all arms; None for those of the config.
+        results (str | Path): Folder of the result files.
+        precise_bn (int): See :class:`~mmseg_cmdl.study.recorder.StudyRecorder`.
+
+    Raises:
+        StudyError: Two arms have one name, or one of them can't be built.
+    """
+    names = {'baseline', short_name(head_of(load(config)).type)}
+    baseline = next((method for method in methods if method in names), min(names - {'baseline'}))
+    wanted = [(baseline, None, [])]
+    wanted += [(method, method, []) for method in methods if method not in names]
+    wanted += [parse_arm(text) for text in arms]
+    out = []
+    for name, base, words in wanted:
+        if not _NAME.fullmatch(name):
+            raise StudyError(f'arm {name!r}: a name is of letters, digits and . _ + @ -')
+        if name.lower() in {arm.name.lower() for arm in out}:
+            raise StudyError(f'two arms are called {name!r}')
+        if base is not None and base.endswith('.py'):
+            cfg = load(base, options, iters)
+        else:
+            cfg = load(config, options, iters)
+            if base is not None and base not in names:
+                apply_method(cfg, base)
+        if words:
+            cfg.merge_from_dict(parse_options(words))
+        fingerprint = fingerprint_of(cfg, precise_bn)
+        add_recorder(cfg, name, results, fingerprint, precise_bn)
+        out.append(Arm(name, cfg, fingerprint))
+    return out
+
+
+def add_recorder(cfg: Config, arm: str, results, fingerprint: str, precise_bn: int = 0) -> None:
+    """What the study adds to a job: it records, keeps one checkpoint, and repeats after a stop."""
+    imports = cfg.get('custom_imports') or {}
+    names = imports.get('imports') or []
+    names = [names] if isinstance(names, str) else list(names)
+    cfg.custom_imports = dict(
+        imports=[*names, *(name for name in ('mmseg_cmdl', RECORDER) if name not in names)],
+        allow_failed_imports=imports.get('allow_failed_imports', False),
+    )
+    evaluators = cfg.val_evaluator
+    evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
+    ignored = next(
+        (e['ignore_index'] for e in evaluators if e.get('ignore_index') is not None), 255
+    )
+    cfg.val_evaluator = [*evaluators, dict(type='StudyMetric', ignore_index=ignored)]
+    cfg.custom_hooks = [
+        *(cfg.get('custom_hooks') or []),
+        dict(type='SeedPerIterationHook'),
+        dict(
+            type='StudyRecorder',
+            arm=arm,
+            results=str(Path(results).resolve()),
+            fingerprint=fingerprint,
+            precise_bn=precise_bn,
+        ),
+    ]
+    hooks = cfg.setdefault('default_hooks', {})
+    checkpoint = hooks.get('checkpoint') or dict(
+        type='CheckpointHook', by_epoch='max_iters' not in cfg.train_cfg
+    )
+    hooks['checkpoint'] = {**checkpoint, 'max_keep_ckpts': 1, 'save_best': None}
+
+
+def comparable(cfg) -> dict:
+    """A config as plain values, without what belongs to the machine."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {str(k): plain(v) for k, v in sorted(value.items()) if k not in OF_THE_MACHINE}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+
+    # the parts that a training is built from; a config file's other names only lead to them
+    parts = (
+        'model train_dataloader val_dataloader val_evaluator train_cfg val_cfg optim_wrapper '
+        'param_scheduler default_hooks custom_hooks load_from auto_scale_lr default_scope'
+    )
+    out = plain({key: cfg[key] for key in parts.split() if cfg.get(key) is not None})
+    # what only writes or draws
+    for hook in ('logger', 'visualization', 'timer', 'checkpoint'):
+        out.get('default_hooks', {}).pop(hook, None)
+    return out
+
+
+def fingerprint_of(cfg, precise_bn: int = 0) -> str:
+    """12 digits that are the same for the same :func:`comparable` config."""
+    text = json.dumps([comparable(cfg), precise_bn], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def flatten(value, prefix: str = '') -> Dict[str, object]:
+    """{'model.decode_head.channels': 64, ...}."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        items = enumerate(value)
+    else:
+        return {prefix[:-1]: value}
+    return {k: v for key, item in items for k, v in flatten(item, f'{prefix}{key}.').items()}
+
+
+def differences(old: dict, new: dict) -> Dict[str, list]:
+    """{key: [old, new]} of two :func:`comparable` configs; None where a key is missing."""
+    old, new = flatten(old), flatten(new)
+    keys = [*old, *(key for key in new if key not in old)]
+    return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
+
+
+def _settings(arms: Sequence[Arm], precise_bn: int) -> dict:
+    """What plan.json holds."""
+    base = comparable(arms[0].config)
+    for part in (base.get('custom_hooks', []), base['val_evaluator']):
+        part[:] = [item for item in part if item.get('type') not in _OURS]
+    out = dict(
+        format=1, mmseg_cmdl=_version(), precise_bn=precise_bn, baseline=arms[0].name, arms={}
+    )
+    for arm in arms:
+        mine = comparable(arm.config)
+        for part in (mine.get('custom_hooks', []), mine['val_evaluator']):
+            part[:] = [item for item in part if item.get('type') not in _OURS]
+        out['arms'][arm.name] = dict(
+            fingerprint=arm.fingerprint,
+            changes={key: new for key, (_, new) in differences(base, mine).items()},
+        )
+    out['config'] = base
+    return out
+
+
+_OURS = ('StudyMetric', 'StudyRecorder', 'SeedPerIterationHook')
+
+
+def _version() -> str:
+    from ..version import __version__
+
+    return __version__
+
+
+def save(folder: Path, arms: Sequence[Arm], precise_bn: int = 0) -> dict:
+    """Writes plan.json and the arms' configs, after a look at what is there.
+
+    Arms that the folder has and this plan doesn't name stay in it.
+
+    Returns:
+        dict: The plan of the folder.
+
+    Raises:
+        StudyError: The folder was made with another baseline, or another arm of the same name.
+    """
+    new, path = _settings(arms, precise_bn), folder / 'plan.json'
+    if path.is_file():
+        old = mmengine.load(path)
+        found = differences(old['config'], new['config'])
+        if old['precise_bn'] != precise_bn:
+            found['--precise-bn'] = [old['precise_bn'], precise_bn]
+        if old['baseline'] != new['baseline']:
+            found['name of the baseline'] = [old['baseline'], new['baseline']]
+        _refuse(found, f'{folder} was made with another config')
+        for name, arm in new['arms'].items():
+            if name in old['arms']:
+                found = differences(old['arms'][name]['changes'], arm['changes'])
+                _refuse(found, f'{folder} has another arm called {name!r}')
+        new['arms'] = {**old['arms'], **new['arms']}
+    (folder / 'configs').mkdir(parents=True, exist_ok=True)
+    for arm in arms:
+        arm.config.dump(str(folder / 'configs' / f'{arm.name}.py'))
+    write_json(path, new)
+    return new
+
+
+def _refuse(found: Dict[str, list], message: str) -> None:
+    if found:
+        lines = [f'  {key}: {old!r} there, {new!r} now' for key, (old, new) in found.items()]
+        lines = lines[:20] + [f'  and {len(lines) - 20} more'] * (len(lines) > 20)
+        raise StudyError(
+            '\n'.join([message + ':', *lines, 'Take another --work-dir, or the settings of before'])
+        )
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Writes it whole or not at all, a line for each key."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ',\n'.join(
+        f'{json.dumps(key)}: {json.dumps(item, allow_nan=False)}' for key, item in value.items()
+    )
+    new = path.with_name(f'{path.name}.{os.getpid()}')
+    new.write_text(f'{{\n{lines}\n}}\n', encoding='utf-8')
+    new.replace(path)

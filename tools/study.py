@@ -1,0 +1,169 @@
+"""Which method helps on this data, with this backbone, and by how much?
+
+Trains CONFIG as it is and with each method, several seeds each, and compares them seed by seed.
+
+    python tools/study.py CONFIG --methods fcn mdrl mcibi car dgcw mcibi+car --seeds 0 1 2 3 4 \
+        --jobs 2 --work-dir work_dirs/study
+
+A method is the one-line change of the README: car, or a registered decode head by the name of its
+class (mdrl, mcibi, dgcw, psp), or both: mcibi+car. A head that takes a context keeps the config's
+head as such, unless that is FCNHead; 'mdrl@nl' names another, 'mdrl@none' leaves it out.
+
+Further arms have a name, a method or a config, and settings:
+
+    --arm 'mdrl-n3: mdrl model.decode_head.bank.num_distributions=3'
+    --arm 'fcn-wide: model.decode_head.channels=128'        on the baseline
+    --arm 'mine: path/to/config.py'                         a config of its own
+
+A study that was stopped goes on with the same command; with more seeds or arms it is extended. In
+the work dir, plan.json and results/ are small and all that it needs, on another machine too.
+"""
+
+import argparse
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mmseg_cmdl  # noqa: F401  before anything of mmseg
+
+from mmengine.config import DictAction  # isort: skip
+from mmseg_cmdl import launch  # isort: skip
+from mmseg_cmdl.study import jobs, plan  # isort: skip
+
+TRAIN = Path(__file__).resolve().with_name('train.py')
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config of the baseline')
+    parser.add_argument('--methods', nargs='+', default=[], metavar='METHOD', help='see above')
+    parser.add_argument(
+        '--arm', action='append', default=[], metavar='ARM', help='see above; may be given again'
+    )
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], metavar='SEED')
+    parser.add_argument('--jobs', type=int, default=1, help='at a time (default: %(default)s)')
+    parser.add_argument(
+        '--iters', type=int, help='length of all trainings, schedule included (default: as it is)'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='settings of all arms; of a schedule, as they are after --iters',
+    )
+    parser.add_argument(
+        '--precise-bn',
+        type=int,
+        default=0,
+        metavar='BATCHES',
+        help='take the statistics of batch norms anew from so many training batches before the '
+        'last validation, in all arms',
+    )
+    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/study_<config name>')
+    parser.add_argument(
+        '--keep-checkpoints', action='store_true', help='of jobs that are done; they are removed'
+    )
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument('--dry-run', action='store_true', help='list the jobs and the time needed')
+    other.add_argument(
+        '--print-commands', action='store_true', help='a line for each job that is not done'
+    )
+    other.add_argument('--slurm', metavar='PARTITION', help='hand the jobs to Slurm as an array')
+    parser.add_argument(
+        '--slurm-args', default='', help='further options of sbatch, as one word: "--gres=gpu:1"'
+    )
+    args = parser.parse_args(argv)
+    for name, least in (('jobs', 1), ('iters', 1), ('precise_bn', 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            parser.error(f'--{name.replace("_", "-")} must be at least {least}')
+    if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
+        parser.error('--seeds must differ and not be negative')
+    if not Path(args.config).is_file():
+        launch.load_config(args.config)  # says which there are
+    args.work_dir = args.work_dir or Path('work_dirs') / f'study_{Path(args.config).stem}'
+    return args
+
+
+def show_plan(todo):
+    """Jobs with their states, and how long they take."""
+    whole = jobs.expected_seconds(todo)
+    left, unknown = 0.0, False
+    for job in todo:
+        state = job.state()
+        print(f'{state:8} {job.name}')
+        if state != 'done':
+            unknown |= whole[job.arm] is None
+            left += (whole[job.arm] or 0) * (1 - job.progress() * (state != 'failed'))
+    if unknown:
+        print('No job is done yet, so there is no estimate of the time.')
+    return left, unknown
+
+
+def submit(todo, args):
+    """Writes the commands and a batch script, and hands it to Slurm."""
+    lines = jobs.command_lines(todo, TRAIN, sys.executable)
+    if not lines:
+        print('all jobs are done or running')
+        return
+    (args.work_dir / 'commands.txt').write_text('\n'.join(lines) + '\n')
+    script = args.work_dir / 'study.sbatch'
+    script.write_text(jobs.slurm_script(lines, args.work_dir, args.slurm, args.jobs))
+    try:
+        subprocess.run(['sbatch', *shlex.split(args.slurm_args), str(script)], check=True)
+    except FileNotFoundError:
+        message = f'error: there is no sbatch here; {script} is what it would be given'
+        raise SystemExit(message) from None
+    except subprocess.CalledProcessError as error:
+        message = f'error: sbatch ended with {error.returncode}; the script is {script}'
+        raise SystemExit(message) from None
+    print(f'{len(lines)} jobs handed to Slurm; run the command again for the report')
+
+
+def terminate(signum, frame):
+    raise KeyboardInterrupt
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        arms = plan.resolve(
+            args.config,
+            args.methods,
+            args.arm,
+            args.cfg_options,
+            args.iters,
+            args.work_dir / 'results',
+            args.precise_bn,
+        )
+        plan.save(args.work_dir, arms, args.precise_bn)
+        todo = jobs.jobs_of(arms, args.seeds, args.work_dir)
+        if args.dry_run:
+            left, unknown = show_plan(todo)
+            if not unknown:
+                print(f'About {jobs.describe(left / args.jobs)} with --jobs {args.jobs}.')
+            return
+        if args.print_commands:
+            print('\n'.join(jobs.command_lines(todo, TRAIN, sys.executable)))
+            return
+        if args.slurm:
+            submit(todo, args)
+            return
+        signal.signal(signal.SIGTERM, terminate)
+        failed = jobs.Runner(todo, TRAIN, args.jobs, args.keep_checkpoints).run()
+    except (plan.StudyError, ValueError) as error:
+        raise SystemExit(f'error: {error}') from None
+    except KeyboardInterrupt:
+        raise SystemExit('stopped; the same command goes on from here') from None
+    if failed:
+        print('failed: ' + '; '.join(job.name for job in failed))
+        raise SystemExit(1)
+
+
+if __name__ == '__main__':
+    main()
