@@ -267,9 +267,11 @@ def add_recorder(cfg: Config, arm: str, results, fingerprint: str, precise_bn: i
         (e['ignore_index'] for e in evaluators if e.get('ignore_index') is not None), 255
     )
     cfg.val_evaluator = [*evaluators, dict(type='StudyMetric', ignore_index=ignored)]
+    hooks = list(cfg.get('custom_hooks') or [])
+    if all(hook.get('type') != 'SeedPerIterationHook' for hook in hooks):
+        hooks.append(dict(type='SeedPerIterationHook'))
     cfg.custom_hooks = [
-        *(cfg.get('custom_hooks') or []),
-        dict(type='SeedPerIterationHook'),
+        *hooks,
         dict(
             type='StudyRecorder',
             arm=arm,
