@@ -268,7 +268,8 @@ def add_recorder(cfg: Config, arm: str, results, fingerprint: str, precise_bn: i
     )
     cfg.val_evaluator = [*evaluators, dict(type='StudyMetric', ignore_index=ignored)]
     hooks = list(cfg.get('custom_hooks') or [])
-    if all(hook.get('type') != 'SeedPerIterationHook' for hook in hooks):
+    default = [hook for hook in (cfg.get('default_hooks') or {}).values() if hook]
+    if all(hook.get('type') != 'SeedPerIterationHook' for hook in [*default, *hooks]):
         hooks.append(dict(type='SeedPerIterationHook'))
     cfg.custom_hooks = [
         *hooks,
