@@ -147,6 +147,7 @@ class StudyRecorder(Hook):
         self._first_not_finite: Optional[int] = None
         self._validations: List[list] = []
         self._last_validation = -1
+        self._cpu_times: List[float] = []  # of each iteration, all threads
 
     def before_run(self, runner) -> None:
         """Claims the folder.
@@ -170,8 +171,13 @@ class StudyRecorder(Hook):
                 self._before = {**before, 'stops': before['stops'] + 1}
                 self._first_not_finite = before['first_not_finite']
 
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Starts the clock."""
+        self._cpu_times.append(time.process_time())
+
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Notes where a loss stopped being finite; ends a job that nobody waits for any more."""
+        self._cpu_times[-1] = time.process_time() - self._cpu_times[-1]
         if self._first_not_finite is None and outputs is not None:
             values = [v for key, v in outputs.items() if 'loss' in key]
             if not all(math.isfinite(v) for v in values):
@@ -217,6 +223,7 @@ class StudyRecorder(Hook):
             loss=_loss_curve(runner),
             parameters=sum(p.numel() for p in model.parameters()),
             **{key: so_far[key] for key in ('seconds', 'cpu_seconds', 'stops')},
+            iteration_cpu_seconds=round(median(self._cpu_times), 5) if self._cpu_times else None,
             **_machine(runner),
             commit=_commit(),
             areas=pack_areas(metric.areas),
