@@ -97,7 +97,9 @@ def offline(cfg):
 
 def learning_rate(name):
     method, dataset = name.split('_')[0], name.split('_')[-1].rpartition('-')[0]
-    return 0.2 if '-demo_' in name else LEARNING_RATES.get(f'{method}_{dataset}', 0.01)
+    if '-demo_' in name:
+        return 0.2
+    return 0.05 if '-500it_' in name else LEARNING_RATES.get(f'{method}_{dataset}', 0.01)
 
 
 def parts(dataset):
