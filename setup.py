@@ -80,8 +80,9 @@ EXTRAS = {
         'setuptools<81',
         'tabulate',
     ],
-    # what tools/analysis draws with; matplotlib comes with mmengine, of whatever version
-    'analysis': ['matplotlib>=3.7', 'scikit-learn>=1.2'],
+    # what tools/analysis and tools/study.py draw and reckon with; matplotlib comes with mmengine,
+    # of whatever version
+    'analysis': ['matplotlib>=3.7', 'scikit-learn>=1.2', 'scipy>=1.15'],
     'export': ['onnx', 'onnxruntime', 'onnxscript'],
     'dev': ['hypothesis', 'pre-commit', 'pytest>=8', 'ruff'],
 }

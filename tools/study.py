@@ -30,7 +30,7 @@ import mmseg_cmdl  # noqa: F401  before anything of mmseg
 
 from mmengine.config import DictAction  # isort: skip
 from mmseg_cmdl import launch  # isort: skip
-from mmseg_cmdl.study import jobs, plan  # isort: skip
+from mmseg_cmdl.study import jobs, plan, report  # isort: skip
 
 TRAIN = Path(__file__).resolve().with_name('train.py')
 
@@ -39,7 +39,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config of the baseline')
+    parser.add_argument('config', nargs='?', help='config of the baseline')
     parser.add_argument('--methods', nargs='+', default=[], metavar='METHOD', help='see above')
     parser.add_argument(
         '--arm', action='append', default=[], metavar='ARM', help='see above; may be given again'
@@ -73,6 +73,29 @@ def parse_args(argv=None):
     other.add_argument(
         '--print-commands', action='store_true', help='a line for each job that is not done'
     )
+    other.add_argument(
+        '--report',
+        type=Path,
+        metavar='FOLDER',
+        help='only write the report of the study in that folder anew; needs no config',
+    )
+    parser.add_argument(
+        '--insert',
+        type=Path,
+        nargs='+',
+        default=[],
+        metavar='PAGE.md',
+        help="renew the study's table in these pages, between the lines <!-- study: NAME --> and "
+        "<!-- end of study -->; NAME is that of the study's folder",
+    )
+    parser.add_argument(
+        '--resolution',
+        type=float,
+        default=2.0,
+        metavar='POINTS',
+        help='of mIoU that the study should tell apart: the report says how many seeds that takes '
+        '(default: %(default)s)',
+    )
     other.add_argument('--slurm', metavar='PARTITION', help='hand the jobs to Slurm as an array')
     parser.add_argument(
         '--slurm-args', default='', help='further options of sbatch, as one word: "--gres=gpu:1"'
@@ -84,6 +107,11 @@ def parse_args(argv=None):
             parser.error(f'--{name.replace("_", "-")} must be at least {least}')
     if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
         parser.error('--seeds must differ and not be negative')
+    if args.report:
+        args.work_dir = args.report
+        return args
+    if args.config is None:
+        parser.error('the following arguments are required: config')
     if not Path(args.config).is_file():
         launch.load_config(args.config)  # says which there are
     args.work_dir = args.work_dir or Path('work_dirs') / f'study_{Path(args.config).stem}'
@@ -125,6 +153,16 @@ def submit(todo, args):
     print(f'{len(lines)} jobs handed to Slurm; run the command again for the report')
 
 
+def show_report(args):
+    """Writes the report, and the tables in pages."""
+    study = report.write_report(args.work_dir, args.resolution)
+    print(report.as_text(study))
+    for page in args.insert:
+        text = page.read_text(encoding='utf-8')
+        page.write_text(report.insert_tables(text, {study['name']: study}), encoding='utf-8')
+    print(f'{args.work_dir / "study.html"}, and study.md, study.json and the pictures beside it')
+
+
 def terminate(signum, frame):
     raise KeyboardInterrupt
 
@@ -132,6 +170,9 @@ def terminate(signum, frame):
 def main(argv=None):
     args = parse_args(argv)
     try:
+        if args.report:
+            show_report(args)
+            return
         arms = plan.resolve(
             args.config,
             args.methods,
@@ -141,7 +182,9 @@ def main(argv=None):
             args.work_dir / 'results',
             args.precise_bn,
         )
-        plan.save(args.work_dir, arms, args.precise_bn)
+        words = sys.argv[1:] if argv is None else argv
+        command = plan.command_line(['python', 'tools/study.py', *map(str, words)])
+        plan.save(args.work_dir, arms, args.precise_bn, command)
         todo = jobs.jobs_of(arms, args.seeds, args.work_dir)
         if args.dry_run:
             left, unknown = show_plan(todo)
@@ -156,6 +199,7 @@ def main(argv=None):
             return
         signal.signal(signal.SIGTERM, terminate)
         failed = jobs.Runner(todo, TRAIN, args.jobs, args.keep_checkpoints).run()
+        show_report(args)
     except (plan.StudyError, ValueError) as error:
         raise SystemExit(f'error: {error}') from None
     except KeyboardInterrupt:

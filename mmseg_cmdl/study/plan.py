@@ -354,6 +354,12 @@ def _settings(arms: Sequence[Arm], precise_bn: int) -> dict:
     return out
 
 
+def command_line(words: Sequence[str]) -> str:
+    """A command as it was given, without the settings that belong to the machine."""
+    kept = [w for w in words if w.partition('=')[0].split('.')[-1] not in OF_THE_MACHINE]
+    return shlex.join(kept)
+
+
 _OURS = ('StudyMetric', 'StudyRecorder', 'SeedPerIterationHook')
 
 
@@ -363,7 +369,9 @@ def _version() -> str:
     return __version__
 
 
-def save(folder: Path, arms: Sequence[Arm], precise_bn: int = 0) -> dict:
+def save(
+    folder: Path, arms: Sequence[Arm], precise_bn: int = 0, command: Optional[str] = None
+) -> dict:
     """Writes plan.json and the arms' configs, after a look at what is there.
 
     Arms that the folder has and this plan doesn't name stay in it.
@@ -375,6 +383,7 @@ def save(folder: Path, arms: Sequence[Arm], precise_bn: int = 0) -> dict:
         StudyError: The folder was made with another baseline, or another arm of the same name.
     """
     new, path = _settings(arms, precise_bn), folder / 'plan.json'
+    new['commands'] = [command] if command else []
     if path.is_file():
         old = mmengine.load(path)
         found = differences(old['config'], new['config'])
@@ -388,6 +397,7 @@ def save(folder: Path, arms: Sequence[Arm], precise_bn: int = 0) -> dict:
                 found = differences(old['arms'][name]['changes'], arm['changes'])
                 _refuse(found, f'{folder} has another arm called {name!r}')
         new['arms'] = {**old['arms'], **new['arms']}
+        new['commands'] = [c for c in old['commands'] if c != command] + new['commands']
     (folder / 'configs').mkdir(parents=True, exist_ok=True)
     for arm in arms:
         arm.config.dump(str(folder / 'configs' / f'{arm.name}.py'))
