@@ -1,6 +1,5 @@
 """Fixtures that more than one test file needs."""
 
-import importlib
 import os
 import random
 import shutil
@@ -73,22 +72,3 @@ def tiny_data(tmp_path_factory):
 def tiny_config(tiny_data, tmp_path):
     """Path of a stock FCN config (no custom_imports) that trains on `tiny_data` in 4 iterations."""
     return tiny.write_config(tmp_path / 'tiny_fcn.py', tiny_data)
-
-
-@pytest.fixture
-def no_cpu_shortcuts(monkeypatch):
-    """Takes the ways that other devices than CPUs take, on a CPU."""
-    for name, shortcut in (
-        ('max_over_middle', '_pooling_is_faster'),
-        ('row_sums', '_sorting_is_faster'),
-    ):
-        # the package offers the functions under their modules' names
-        module = importlib.import_module(f'mmseg_cmdl.utils.{name}')
-        monkeypatch.setattr(module, shortcut, lambda values: False)
-
-
-@pytest.fixture(params=['cpu', 'other'])
-def each_way(request):
-    """On the way that CPUs take, and on that of other devices."""
-    if request.param == 'other':
-        request.getfixturevalue('no_cpu_shortcuts')

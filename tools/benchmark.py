@@ -5,7 +5,7 @@ falls on all of them alike; it prints medians and the ratio to the section's ref
 that is a floor, each form is run in turn with the floor alone.
 
     python tools/benchmark.py                         # everything, on CUDA where there is one
-    python tools/benchmark.py consistency voting --device cpu --json benchmark.json
+    python tools/benchmark.py losses voting --device cpu --json benchmark.json
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
@@ -33,15 +34,12 @@ from mmseg_cmdl.analysis.complexity import (
     count_operations,
     peak_memory,
 )
+from mmseg_cmdl.launch import configs_folder
 from mmseg_cmdl.models.layers.channel_weighting import NORMS, channel_weights
-from mmseg_cmdl.models.losses import fused_class_aware
+from mmseg_cmdl.models.losses import class_centers
 from mmseg_cmdl.models.memory.class_sums import class_sums
 
-CAR_LOSSES = (
-    'IntraClassCenterToPixelLoss',
-    'InterClassCenterToCenterLoss',
-    'InterClassCenterToPixelLoss',
-)
+CONFIGS = configs_folder() / '_base_'
 
 
 class Timer:
@@ -119,77 +117,101 @@ def print_table(title, header, rows):
     print(f'\n{title}\n{table}', flush=True)
 
 
-def benchmark_consistency(timer, args):
-    """Both losses and the bank's update against the bare similarity product."""
+def benchmark_losses(timer, args):
+    """What the losses of MDRL and of CAR take of a training step of a ResNet-50 at stride 8.
+
+    The losses alone, forward and backward and with the bank's update, on features of the size that
+    they have in the step, are run in turn with the step: forward, backward, no optimizer.
+    """
     results = []
-    Z, N, (B, h, w) = 512, 9, (2, 64, 64)
     for K in args.classes:
-        torch.manual_seed(0)
-        embeddings = F.normalize(torch.randn(B, h, w, Z, device=timer.device), dim=-1)
-        embeddings.requires_grad_()
-        labels = torch.randint(0, K, (B, 8 * h, 8 * w), device=timer.device)
-        upstream = torch.randn(B * h * w, K * N, device=timer.device)
-        forms = {}
-
-        def floor(rows, embeddings=embeddings, upstream=upstream):
-            embeddings.grad = None
-            (embeddings.flatten(0, 2) @ rows.t()).backward(upstream)
-
-        def ours(head, embeddings=embeddings, labels=labels):
-            embeddings.grad = None
-            output = head.consistency(embeddings, head.bank.read(copy=False), labels, 255)
-            sum(output.losses.values()).backward()
-
-        for formulation in ('paper', 'released'):
-            for fused in (True, False):
-                if not fused and args.largest_plain < K:
-                    continue
-                head = _mdrl_head(K, N, Z, formulation, fused).to(timer.device)
-                if 'floor' not in forms:
-                    rows = head.bank.distributions.flatten(0, 1).clone()
-                    forms['floor'] = lambda rows=rows: floor(rows)
-                name = f'{formulation}, {"fused" if fused else "plain"}'
-                forms[name] = lambda head=head: ours(head)
-        measured = timer(forms, reference='floor')
-        del upstream, forms
-        for name, values in measured.items():
-            results.append(
-                dict(
-                    classes=K,
-                    form=name,
-                    **values,
-                    similarity_mib=B * h * w * K * N * 4 / 2**20,
+        for method in ('MDRL', 'CAR'):
+            for formulation in ('paper', 'released'):
+                torch.manual_seed(0)
+                step, losses = _step_and_losses(K, method, formulation, args, timer.device)
+                measured = timer(dict(step=step, losses=losses), reference='step')
+                results.append(
+                    dict(
+                        classes=K,
+                        method=method,
+                        formulation=formulation,
+                        step_ms=measured['step']['ms'],
+                        step_peak_mib=measured['step']['peak_mib'],
+                        losses_ms=measured['losses']['ms'],
+                        losses_peak_mib=measured['losses']['peak_mib'],
+                        share=measured['losses']['ratio'],
+                    )
                 )
-            )
+                del step, losses
+    size = args.image_size
     print_table(
-        'Losses + update, forward and backward, against the bare similarity product (floor)\n'
-        f'N={N}, Z={Z}, {B}x{h}x{w} pixels; one [P, K, N] map is the last column',
-        ['form', 'K', 'ms', 'x floor', 'peak MiB', '[P, K, N] MiB'],
+        'Losses (MDRL: with the update of the bank) against a training step of a ResNet-50-d8, '
+        f'{args.images}x{size}x{size}',
+        ['losses', 'K', 'ms', 'step, ms', 'share, %', 'peak MiB', 'step, peak MiB'],
         [
-            [r['form'], r['classes'], r['ms'], r['ratio'], r['peak_mib'], r['similarity_mib']]
+            [
+                f'{r["method"]}, {r["formulation"]}',
+                r['classes'],
+                r['losses_ms'],
+                r['step_ms'],
+                100 * r['share'],
+                r['losses_peak_mib'],
+                r['step_peak_mib'],
+            ]
             for r in results
         ],
     )
     return results
 
 
-def _mdrl_head(K, N, Z, formulation, fused):
-    """A narrow head in training mode whose bank has Z channels."""
-    return MODELS.build(
-        dict(
-            type='MDRLHead',
-            in_channels=8,
-            channels=8,
-            num_classes=K,
-            norm_cfg=dict(type='BN'),
-            bank=dict(type='DistributionBank', num_distributions=N, channels=Z),
-            fuse_losses=fused,
-            loss_consistency=[
-                dict(type='ClassLocalConsistencyLoss', formulation=formulation, loss_weight=0.01),
-                dict(type='ClassGlobalConsistencyLoss', formulation=formulation, loss_weight=0.05),
-            ],
-        )
-    )
+def _step_and_losses(K, method, formulation, args, device):
+    """Two callables: a training step, and its losses alone on features of the same size."""
+    head = dict(norm_cfg=dict(type='BN'), num_classes=K)
+    cfg = Config.fromfile(CONFIGS / 'models' / ('mdrl_' * (method == 'MDRL') + 'fcn_r50-d8.py'))
+    model = cfg.model
+    model.update(pretrained=None, data_preprocessor=None)
+    model.backbone.norm_cfg = dict(type='BN')
+    model.decode_head.update(head)
+    model.auxiliary_head.update(head)
+    if method == 'MDRL':
+        for loss in model.decode_head.loss_consistency:
+            loss.formulation = formulation
+    else:
+        model.update(type='CAREncoderDecoder', formulation=formulation)
+    model = MODELS.build(model).to(device).train()
+    size = args.image_size
+    images = torch.randn(args.images, 3, size, size, device=device)
+    blocks = torch.randint(0, K, (args.images, size // 16, size // 16), device=device)
+    labels = blocks.repeat_interleave(16, 1).repeat_interleave(16, 2)
+    samples = [
+        SegDataSample(gt_sem_seg=PixelData(data=x[None]), metainfo=dict(img_shape=tuple(x.shape)))
+        for x in labels
+    ]
+
+    def differentiate(losses):
+        sum(value for name, value in losses.items() if 'loss' in name).backward()
+
+    def step():
+        differentiate(model.loss(images, samples))
+        model.zero_grad(set_to_none=True)
+
+    features = torch.randn(args.images, size // 8, size // 8, 512, device=device)
+    features = F.normalize(features, dim=-1).requires_grad_()
+
+    def mdrl():
+        decoder = model.decode_head
+        similarity = decoder.bank.similarity(features)
+        batch = dict(embeddings=features, similarity=similarity, labels=labels)
+        differentiate(decoder.consistency(batch, similarity, labels, ignore_index=255))
+        features.grad = None
+
+    def car():
+        pixels, classes = features.flatten(0, 2), labels[:, ::8, ::8].flatten()
+        centers = class_centers(pixels, classes, K)
+        sum(loss(pixels, classes, *centers) for loss in model.car.losses).backward()
+        features.grad = None
+
+    return step, mdrl if method == 'MDRL' else car
 
 
 def benchmark_voting(timer, args):
@@ -223,74 +245,6 @@ def benchmark_voting(timer, args):
     return rows
 
 
-def benchmark_car(timer, args):
-    """The three losses of CAR against one-hot matrices, and against their floor."""
-    results = []
-    B, C, h, w = 8, 512, 64, 64
-    P = B * h * w
-    for K in args.car_classes:
-        torch.manual_seed(0)
-        features = torch.randn(P, C, device=timer.device, requires_grad=True)
-        labels = torch.randint(0, K, (P,), device=timer.device)
-        centers = torch.randn(K, C, device=timer.device)
-        upstream = torch.randn(P, K, device=timer.device)
-
-        def floor(features=features, centers=centers, upstream=upstream):
-            data = features.detach()
-            data.sum(), data.sum()
-            (features @ centers.t()).backward(upstream)
-            features.grad = None  # at the end, so that the gradient counts in the peak
-
-        def one_hot(features=features, labels=labels, K=K):
-            _car_by_one_hot(features, labels, K).backward()
-            features.grad = None
-
-        def ours(losses, features=features, labels=labels, K=K):
-            sum(fused_class_aware(features, labels, K, losses).values()).backward()
-            features.grad = None
-
-        forms = {'floor': floor, 'one-hot': one_hot}
-        for formulation in ('paper', 'released'):
-            losses = [MODELS.build(dict(type=kind, formulation=formulation)) for kind in CAR_LOSSES]
-            forms[f'{formulation}, fused'] = lambda losses=losses, ours=ours: ours(losses)
-        measured = timer(forms, reference='floor')
-        for name, values in measured.items():
-            results.append(
-                dict(
-                    classes=K,
-                    form=name,
-                    **values,
-                    memory=values['peak_mib'] / measured['one-hot']['peak_mib'],
-                )
-            )
-    print_table(
-        f'Losses of CAR, forward and backward, {B}x{C}x{h}x{w} features\n'
-        'floor: two passes over the features, one [P, C] x [C, K] product and its backward; '
-        'one-hot: the equations with a one-hot matrix and a map of distributed centres',
-        ['form', 'K', 'ms', 'x floor', 'peak MiB', 'x memory of one-hot'],
-        [
-            [r['form'], r['classes'], r['ms'], r['ratio'], r['peak_mib'], r['memory']]
-            for r in results
-        ],
-    )
-    return results
-
-
-def _car_by_one_hot(features, labels, K):
-    """Sum of the three losses as the equations are written (CAR, eq. 1 to 14)."""
-    one_hot = F.one_hot(labels, K).to(features)
-    centers = one_hot.t() @ features / one_hot.sum(dim=0).clamp(min=1)[:, None]
-    fixed, scale = centers.detach(), features.shape[1] ** -0.5
-    distributed = one_hot @ fixed
-    intra = (distributed - features).abs().square().mean()
-    similarity = (centers @ fixed.t() * scale).softmax(dim=1) * (1 - torch.eye(K).to(features))
-    c2c = (similarity - 0.5 / (K - 1)).clamp(min=0).sum(dim=1).square().mean()
-    products = features @ fixed.t() * (1 - one_hot) + one_hot * (fixed * fixed).sum(dim=1)
-    similarity = (products * scale).softmax(dim=1) * (1 - one_hot)
-    c2p = (similarity - 0.25 / (K - 1)).clamp(min=0).sum(dim=1).square().mean()
-    return intra + c2c + c2p
-
-
 def benchmark_update(timer, args):
     """MCIBI's memory update at label size: ours, features materialised at that size, a loop.
 
@@ -311,7 +265,7 @@ def benchmark_update(timer, args):
     @torch.no_grad()
     def ours():
         bank.features.copy_(start)
-        bank.update_at_label_size_(features, labels, 0.5)
+        bank.update_(features, labels, 0.5)
         after['ours'] = bank.features.clone()
 
     def resized():
@@ -559,8 +513,7 @@ def _map_size(text):
 
 
 SECTIONS = dict(
-    consistency=benchmark_consistency,
-    car=benchmark_car,
+    losses=benchmark_losses,
     channel_weighting=benchmark_channel_weighting,
     voting=benchmark_voting,
     update=benchmark_update,
@@ -591,22 +544,17 @@ def parse_args():
         '--classes',
         type=int,
         nargs='+',
-        default=[19, 150, 171, 1000],
-        help='K of the section consistency (default: 19 150 171 1000)',
+        default=[19, 150, 1000],
+        help='K of the section losses (default: 19 150 1000)',
     )
     parser.add_argument(
-        '--car-classes',
-        type=int,
-        nargs='+',
-        default=[19, 60, 171],
-        help='K of the section car (default: 19 60 171)',
+        '--images', type=int, default=2, metavar='B', help='of the section losses (default: 2)'
     )
     parser.add_argument(
-        '--largest-plain',
+        '--image-size',
         type=int,
-        default=171,
-        metavar='K',
-        help='largest K at which the plain losses are timed too (default: 171)',
+        default=512,
+        help='of the section losses, a multiple of 16 (default: 512)',
     )
     parser.add_argument(
         '--head-size', type=int, default=64, help='feature size of the section head (default: 64)'

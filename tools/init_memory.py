@@ -37,6 +37,7 @@ from mmengine.utils import ProgressBar  # isort: skip
 from mmseg.registry import MODELS  # isort: skip
 from mmseg_cmdl import launch  # isort: skip
 from mmseg_cmdl.models import DatasetContextHead  # isort: skip
+from mmseg_cmdl.models.decode_heads.label_check import batch_labels  # isort: skip
 from mmseg_cmdl.models.memory import InitialMemory  # isort: skip
 from mmseg_cmdl.utils import labels_at_feature_size  # isort: skip
 
@@ -208,14 +209,12 @@ def collect(model, cfg, size, seed, max_images):
     head = model.decode_head
     total = min(len(loader.dataset), max_images or len(loader.dataset))
     reservoir = Reservoir(head.num_classes, size, head.bank.channels, seed)
-    head.label_check.mode = 'always'
     progress, seen = ProgressBar(total, file=sys.stderr), 0
     for batch in loader:
         data = model.data_preprocessor(batch, training=True)
         samples = data['data_samples'][: total - seen]
         vectors = head.memory_vectors(model.extract_feat(data['inputs'][: len(samples)]))
-        labels = head._stack_batch_gt(samples).squeeze(1)
-        head.label_check(labels, samples)
+        labels = batch_labels(samples, head.num_classes, head.ignore_index)
         classes = labels_at_feature_size(labels, vectors.shape[1:3]).flatten()
         known = classes != head.ignore_index
         reservoir.add(vectors.flatten(0, 2)[known].float().cpu(), classes[known].long().cpu())
@@ -314,7 +313,7 @@ def main(argv=None):
     MMLogger.get_current_instance().setLevel('WARNING')  # not every weight's initialisation
     set_random_seed(args.seed)
     model = build_model(cfg, checkpoint, device)
-    num_centers = args.centers or getattr(model.decode_head.bank, 'num_distributions', 1)
+    num_centers = args.centers or model.decode_head.bank.vectors.shape[1]
     size = num_centers if args.strategy == 'random' else max(args.samples, num_centers)
     reservoir, num_images, classes = collect(model, cfg, size, args.seed, args.max_images)
     centers, filled = choose(reservoir, args.strategy, num_centers, args.seed)

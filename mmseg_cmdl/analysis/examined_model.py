@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..compat import swaps_channels
 from ..launch import checked_checkpoint, load_config
+from ..models.memory import MemoryBank
 from ..utils import last_head
 
 FEATURES = ('classifier', 'embedding', 'backbone')
@@ -128,17 +129,23 @@ class ExaminedModel:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def bank(self, why: str = 'this'):
-        """The DistributionBank of the head.
+    @property
+    def memory(self) -> Optional[MemoryBank]:
+        """The bank of the head, if it has one."""
+        bank = getattr(self.head, 'bank', None)
+        return bank if isinstance(bank, MemoryBank) else None
+
+    def bank(self, why: str = 'this') -> MemoryBank:
+        """The bank of the head.
 
         Raises:
             SystemExit: The head has none; says what `why` needs it for.
         """
-        bank = getattr(self.head, 'bank', None)
-        if not hasattr(bank, 'distributions'):
+        bank = self.memory
+        if bank is None:
             raise SystemExit(
-                f'error: {why} needs the distributions of an MDRLHead, and the head of {self.name} '
-                f'is a {type(self.head).__name__}'
+                f'error: {why} needs a memory bank, and the head of {self.name}, a '
+                f'{type(self.head).__name__}, has none'
             )
         return bank
 

@@ -1,17 +1,14 @@
 """Hook that logs how a memory bank fares in training and draws its distribution map."""
 
-from typing import List, Optional, Sequence
+from typing import Optional, Sequence
 
 import mmengine.dist as dist
 import torch
-import torch.nn.functional as F
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmseg.registry import HOOKS
-from torch import Tensor
 
 from ..models.memory.memory_bank import MemoryBank
-from ..utils import all_reduce_sum_
 
 
 @HOOKS.register_module()
@@ -23,17 +20,12 @@ class BankHealthHook(Hook):
 
     - `bank_drift`: mean angle between each vector of the bank and itself at the last time, in
       degrees;
-    - `bank_filled`: classes that have had a pixel, since training was started or resumed for a
-      DistributionBank, ever for a FeatureBank;
-    - for a DistributionBank, from the labelled pixels of the interval and all ranks, each given to
-      the nearest distribution of its class:
-      `bank_entropy`, entropy of the distributions' shares by ln N, mean over classes (1: evenly
-      used); `bank_used`, percentage of distributions of those classes that were given a pixel;
-      `bank_accuracy`, percentage of pixels whose nearest distribution of all is of their own class;
-      `bank_left_out`, pixels whose embedding wasn't finite.
+    - `bank_filled`: classes in memory;
+    - and what else the bank tells (:meth:`MemoryBank.health`): a DistributionBank how evenly the
+      distributions are used and how well they tell classes apart.
 
-    At each validation an MDRLHead's distribution map of fixed images of the validation set is drawn
-    as `distribution_map_INDEX`.
+    Where the bank has several vectors a class, which of them each pixel belongs to is drawn at each
+    validation for fixed images of the validation set, as `distribution_map_INDEX`.
 
     It changes nothing in training, draws no random numbers and costs one message between ranks an
     interval. Without a bank in the model it says so once and does nothing.
@@ -53,94 +45,31 @@ class BankHealthHook(Hook):
         self.interval = interval
         self.draw = draw
         self.images = list(images)
-        self._head: Optional[torch.nn.Module] = None
-        self._handles: List = []
+        self._bank: Optional[MemoryBank] = None
 
     def before_train(self, runner) -> None:
-        """Finds the bank and starts counting."""
-        self._head = find_bank_head(runner.model)
-        if self._head is None:
+        """Finds the bank, which begins to count."""
+        head = find_bank_head(runner.model)
+        if head is None:
             runner.logger.warning(
                 'BankHealthHook: the model has no decode head with a memory bank; '
                 'there is nothing to log'
             )
             return
-        bank = self._head.bank
-        self._before = _vectors(bank).clone()
-        self._seen = None
-        if hasattr(bank, 'distributions'):
-            shape = bank.distributions.shape[:2]
-            # pixels of each distribution, and of all: right, left out
-            self._counts = torch.zeros(
-                shape.numel() + 2, device=bank.distributions.device, dtype=torch.float64
-            )
-            self._seen = torch.zeros(shape[0], dtype=torch.bool, device=self._counts.device)
-            self._handles.append(self._head.consistency.register_forward_hook(self._count))
+        self._bank = head.bank
+        self._bank.watch()
 
     def after_train(self, runner) -> None:
-        """Takes the hook off the model."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    @torch.no_grad()
-    def _count(self, module, inputs, output) -> None:
-        """Forward hook of the consistency losses: which distribution each pixel is nearest to."""
-        if not module.training:
-            return
-        num_classes, count = self._head.bank.distributions.shape[:2]
-        labelled = output.classes < num_classes
-        finite = output.own_scores.isfinite().all(dim=1)
-        rows = output.classes * count + output.own_scores.argmax(dim=1)
-        # one row more for what doesn't count: no boolean mask, so no wait for the device
-        rows = torch.where(labelled & finite, rows, num_classes * count)
-        new = self._counts.new_zeros(num_classes * count + 1)
-        new.scatter_add_(0, rows, torch.ones_like(rows, dtype=new.dtype))
-        right = (output.correct & labelled & finite).sum()
-        left_out = (labelled & ~finite).sum()
-        self._counts += torch.cat([new[:-1], torch.stack([right, left_out])])
+        """The bank counts no longer."""
+        if self._bank is not None:
+            self._bank.unwatch()
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Logs, at the end of an interval."""
-        if self._head is None or not self.every_n_train_iters(runner, self.interval):
+        if self._bank is None or not self.every_n_train_iters(runner, self.interval):
             return
-        for name, value in self.health().items():
+        for name, value in self._bank.health().items():
             runner.message_hub.update_scalar(f'train/{name}', value)
-
-    @torch.no_grad()
-    def health(self) -> dict:
-        """The scalars of the interval that ends now; the next one begins.
-
-        Returns:
-            dict[str, float]: See the class.
-        """
-        bank = self._head.bank
-        vectors = _vectors(bank)
-        chord = F.normalize(vectors, dim=-1) - F.normalize(self._before, dim=-1)
-        # small angles, which the arc of the cosine can't tell from none
-        angles = torch.rad2deg(2 * torch.asin(chord.norm(dim=-1).div(2).clamp(max=1)))
-        # a vector that was just filled has nothing to have drifted from
-        moved = self._before.norm(dim=-1) > 0
-        drift = torch.where(moved, angles, 0).sum() / moved.sum().clamp(min=1)
-        self._before = vectors.clone()
-        if self._seen is None:
-            return dict(bank_drift=float(drift), bank_filled=int(bank.filled.sum()))
-        counts = all_reduce_sum_(self._counts.clone())
-        self._counts.zero_()
-        right, left_out = counts[-2:].tolist()
-        counts = counts[:-2].view(bank.distributions.shape[:2])
-        present = counts.sum(dim=1) > 0
-        self._seen |= present
-        out = dict(
-            bank_drift=float(drift), bank_filled=int(self._seen.sum()), bank_left_out=left_out
-        )
-        if present.any():
-            out.update(
-                bank_entropy=float(_entropy(counts[present]).mean()),
-                bank_used=float(100 * (counts[present] > 0).double().mean()),
-                bank_accuracy=100 * right / float(counts.sum()),
-            )
-        return out
 
     def after_val_epoch(self, runner, metrics=None) -> None:
         """Draws the maps, on rank 0."""
@@ -148,7 +77,7 @@ class BankHealthHook(Hook):
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         head = find_bank_head(model)
-        if not hasattr(head, 'distribution_map'):
+        if head is None or head.bank.vectors.shape[1] == 1:
             return
         dataset = runner.val_dataloader.dataset
         for index in self.images:
@@ -182,7 +111,7 @@ def draw_health(model, head, dataset, index: int):
     mapped = MappedImage(f'image {index}', example.image, example.truth, classes, distributions)
     return figure_to_array(
         draw_distribution_maps(
-            [mapped], head.bank.num_distributions, examined.palette, examined.classes
+            [mapped], head.bank.vectors.shape[1], examined.palette, examined.classes
         )
     )
 
@@ -195,18 +124,3 @@ def find_bank_head(model) -> Optional[torch.nn.Module]:
         if isinstance(getattr(module, 'bank', None), MemoryBank)
     ]
     return heads[-1] if heads else None
-
-
-def _vectors(bank) -> Tensor:
-    """The bank's vectors, the last dimension their channels."""
-    return getattr(bank, bank.memory_name).detach()
-
-
-def _entropy(counts: Tensor) -> Tensor:
-    """Entropy of shares [K, N] in units of ln N; 1 for N = 1."""
-    if counts.shape[1] == 1:
-        return torch.ones_like(counts[:, 0])
-    shares = counts / counts.sum(dim=1, keepdim=True)
-    return -torch.xlogy(shares, shares).sum(dim=1) / torch.log(
-        torch.tensor(float(counts.shape[1]), dtype=counts.dtype)
-    )

@@ -1,27 +1,30 @@
 from .bilinear_taps import BilinearTaps
-from .class_labels import class_rows, has_class
-from .configs import as_list, registered_class
+from .class_labels import class_rows, has_class, of_own_class
+from .configs import add_loss, as_list, registered_class, warn_without_effect
 from .distributed import all_reduce_sum_, all_reduce_together, global_mean, global_sum
+from .entropy import entropy_of_counts
 from .label_resizing import labels_at_feature_size
 from .last_head import last_head
-from .max_over_middle import max_over_middle
 from .precision import at_least_float32, layer_norm
 from .row_sums import row_sums
 
 __all__ = [
     'BilinearTaps',
+    'add_loss',
     'all_reduce_sum_',
     'all_reduce_together',
     'as_list',
     'at_least_float32',
     'class_rows',
+    'entropy_of_counts',
     'global_mean',
     'global_sum',
     'has_class',
     'labels_at_feature_size',
     'last_head',
     'layer_norm',
-    'max_over_middle',
+    'of_own_class',
     'registered_class',
     'row_sums',
+    'warn_without_effect',
 ]

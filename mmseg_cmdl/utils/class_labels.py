@@ -1,4 +1,4 @@
-"""Which labels name a class."""
+"""Which labels name a class, and what of a table over classes is a pixel's own."""
 
 from torch import Tensor
 
@@ -15,3 +15,18 @@ def class_rows(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     if 0 <= ignore_index < num_classes:
         rows = rows.masked_fill_(rows == ignore_index, num_classes)
     return rows
+
+
+def of_own_class(table: Tensor, classes: Tensor) -> Tensor:
+    """Each pixel's entries at its own class.
+
+    Args:
+        table (Tensor): [P, K, N].
+        classes (Tensor): int64 [P] in 0..K; what K, a pixel without a class, gives means nothing.
+
+    Returns:
+        Tensor: [P, N].
+    """
+    _, num_classes, width = table.shape
+    index = classes.clamp(max=num_classes - 1)[:, None, None].expand(-1, 1, width)
+    return table.gather(1, index).squeeze(1)

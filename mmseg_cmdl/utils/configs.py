@@ -1,8 +1,10 @@
 """What configs of parts may be, made one."""
 
-from typing import List, Optional, Sequence, Union
+import warnings
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 from mmseg.registry import MODELS
+from torch import Tensor
 
 
 def as_list(losses: Union[dict, Sequence[dict], None]) -> List[dict]:
@@ -16,3 +18,26 @@ def registered_class(cfg: dict) -> Optional[type]:
     """The class (or function) that `cfg` would build; None if no such name is registered."""
     cls = cfg['type']
     return MODELS.get(cls) if isinstance(cls, str) else cls
+
+
+def add_loss(losses: Dict[str, Tensor], name: str, value: Tensor) -> None:
+    """Enters a loss under its name; losses of one name are summed, as MMSegmentation does."""
+    losses[name] = losses[name] + value if name in losses else value
+
+
+def warn_without_effect(owner: object, remedy: str, **options: Any) -> None:
+    """Warns of options that older configs set and that no longer do anything.
+
+    Args:
+        owner (object): Whose options they are.
+        remedy (str): A sentence on what has taken their place.
+        **options: Name and value; None for what the config doesn't set.
+    """
+    for name, value in options.items():
+        if value is not None:
+            warnings.warn(
+                f'{type(owner).__name__}: {name}={value!r} has no effect and will be removed. '
+                f'{remedy}',
+                DeprecationWarning,
+                stacklevel=3,
+            )

@@ -188,5 +188,5 @@ def test_mistakes_are_named(trained, tmp_path, arguments, message):
 
 
 def test_a_head_without_distributions_is_named(trained, tmp_path):
-    with pytest.raises(SystemExit, match='needs the distributions of an MDRLHead, and the head of'):
+    with pytest.raises(SystemExit, match='needs a memory bank, and the head of'):
         tool('distribution_map').main([*trained.fcn, '--out', str(tmp_path)])

@@ -78,7 +78,7 @@ def test_training_images_come_without_augmentation(trained):
 @pytest.mark.parametrize(('call', 'message'), [
     (lambda m: m.example(IMAGES), r'no image 4: the split of fcn has images 0 to 3'),
     (lambda m: m.example(0, 'embedding'), 'fcn has a FCNHead, which embeds no pixels'),
-    (lambda m: m.bank('the map'), 'the map needs the distributions of an MDRLHead'),
+    (lambda m: m.bank('the map'), 'the map needs a memory bank'),
 ])  # fmt: skip
 def test_what_a_model_lacks_is_named(trained, call, message):
     with pytest.raises(SystemExit, match=message):

@@ -13,7 +13,6 @@ from mmseg_cmdl.models.losses import (
     InterClassCenterToPixelLoss,
     IntraClassCenterToPixelLoss,
     class_centers,
-    fused_class_aware,
 )
 from tests.distributed.scenarios import image_labels, logged_collectives
 from tests.models.decode_heads import tiny_head
@@ -60,7 +59,7 @@ def _share(which):
 
 
 def centers_and_losses(rank, world, split):
-    """Centres, and value, this rank's feature gradient and collectives of each loss, both paths."""
+    """Centres, and value, this rank's feature gradient and collectives of each loss."""
     features, labels = _share(SPLITS[world][split][rank])
     features.requires_grad_()
     with logged_collectives() as log:
@@ -72,16 +71,10 @@ def centers_and_losses(rank, world, split):
     out = dict(centers=dict(value=centers.detach(), counts=counts, grad=grad / world, log=log))
     for name, (cls, formulation) in LOSSES.items():
         loss = cls(formulation=formulation)
-        for path in ('plain', 'fused'):
-            with logged_collectives() as log:
-                if path == 'plain':
-                    value = loss(features, labels, *class_centers(features, labels, K))
-                else:
-                    (value,) = fused_class_aware(
-                        features, labels, K, [loss], chunk_size=11
-                    ).values()
-                (grad,) = torch.autograd.grad(value, features)
-            out[f'{name}_{path}'] = dict(value=value.detach(), grad=grad / world, log=log)
+        with logged_collectives() as log:
+            value = loss(features, labels, *class_centers(features, labels, K))
+            (grad,) = torch.autograd.grad(value, features)
+        out[name] = dict(value=value.detach(), grad=grad / world, log=log)
     return out
 
 
@@ -128,7 +121,6 @@ def train(rank, world, steps=3, **options):
 TRAININGS = {
     'paper': {},
     'released': dict(formulation='released'),
-    'plain_path': dict(fuse_losses=False),
 }
 
 

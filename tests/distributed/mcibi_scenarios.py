@@ -42,7 +42,7 @@ def feature_bank_steps(shares, logged_collectives, dtype, strategy, at_label_siz
         features = features.to(dtype)
         with logged_collectives() as calls:
             if at_label_size:
-                counted = bank.update_at_label_size_(features, labels, 0.3)
+                counted = bank.update_(features, labels, 0.3)
             else:
                 counted = bank.update_(
                     features.permute(0, 2, 3, 1).flatten(0, 2), labels[:, ::3, ::3].flatten(), 0.3

@@ -261,7 +261,6 @@ def fresh_prediction(rank, world):
 HEADS = {
     'paper': dict(loss_consistency=tiny_head.paper()),
     'released': dict(loss_consistency=tiny_head.released()),
-    'released_plain_path': dict(loss_consistency=tiny_head.released(), fuse_losses=False),
     'pixel_with_context': dict(embedding='pixel', context=dict(type='PSPHead'), fusion='add'),
     'mixed_gumbel': dict(
         loss_consistency=[tiny_head.paper()[0], tiny_head.released()[1]],

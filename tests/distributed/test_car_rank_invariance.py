@@ -13,10 +13,7 @@ pytestmark = pytest.mark.skipif(
 )
 WORLDS = [1, 2, 4]
 SPLITS = ['even', 'empty']
-NAMES = [
-    'centers',
-    *(f'{name}_{path}' for name in car_scenarios.LOSSES for path in ('plain', 'fused')),
-]
+NAMES = ['centers', *car_scenarios.LOSSES]
 
 
 @pytest.fixture(scope='module')

@@ -43,7 +43,7 @@ CASES = {
     'mdrl_released': dict(head=dict(MDRL, loss_consistency=RELEASED)),
     'mdrl_pixel_gumbel': dict(
         head=dict(
-            MDRL, embedding='pixel', fuse_losses=False, fusion='add',
+            MDRL, embedding='pixel', fusion='add',
             bank=dict(BANK, assignment='gumbel', update_pixels='all'),
         )
     ),

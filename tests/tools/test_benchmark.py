@@ -27,16 +27,17 @@ def run(benchmark, monkeypatch, tmp_path, *arguments):
     return json.loads((tmp_path / 'x.json').read_text())
 
 
-def test_fused_losses_hold_no_similarity_map(benchmark, monkeypatch, tmp_path):
-    rows = run(benchmark, monkeypatch, tmp_path, 'consistency', '--classes', '60')['consistency']
-    by_form = {row['form']: row for row in rows}
-    assert set(by_form) == {'floor', 'paper, fused', 'paper, plain', 'released, fused',
-                            'released, plain'}  # fmt: skip
-    assert by_form['floor']['ratio'] == 1
-    assert rows[0]['similarity_mib'] == 8192 * 60 * 9 * 4 / 2**20
-    # the gradient of the embeddings is 16 MiB; the map, its exponents and so on come on top
-    assert by_form['paper, fused']['peak_mib'] < 16 + rows[0]['similarity_mib']
-    assert by_form['paper, plain']['peak_mib'] > 16 + 3 * rows[0]['similarity_mib']
+def test_losses_as_a_share_of_a_training_step(benchmark, monkeypatch, tmp_path, capsys):
+    arguments = ['losses', '--classes', '40', '--images', '2', '--image-size', '64']
+    rows = run(benchmark, monkeypatch, tmp_path, *arguments)['losses']
+    assert [(row['method'], row['formulation']) for row in rows] == [
+        ('MDRL', 'paper'), ('MDRL', 'released'), ('CAR', 'paper'), ('CAR', 'released')]  # fmt: skip
+    for row in rows:
+        assert row['share'] == pytest.approx(row['losses_ms'] / row['step_ms'])
+        assert 0 < row['losses_peak_mib'] < row['step_peak_mib']
+    # the similarity of 128 pixels and 360 distributions, and its gradient
+    assert rows[0]['losses_peak_mib'] > 2 * 128 * 40 * 9 * 4 / 2**20
+    assert 'share, %' in capsys.readouterr().out
 
 
 def test_other_sections_measure_all_their_forms(benchmark, monkeypatch, tmp_path, capsys):
@@ -74,7 +75,7 @@ def test_complexity_counts_parameters_and_operations(benchmark, capsys):
 def test_unknown_section_is_named(benchmark, monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(benchmark, monkeypatch, tmp_path, 'votting')
-    assert 'unknown section votting: choose from consistency, ' in capsys.readouterr().err
+    assert 'unknown section votting: choose from losses, ' in capsys.readouterr().err
 
 
 def test_ratio_is_taken_round_by_round(benchmark, monkeypatch):

@@ -51,9 +51,9 @@ def main(argv=None):
 
     def count_distributions(model):
         """For models that have distributions: counts on their embeddings, whatever the features."""
-        if not hasattr(getattr(model.head, 'bank', None), 'distributions'):
+        if model.memory is None or model.memory.vectors.shape[1] == 1:
             return None
-        usage = usages[model.name] = DistributionUsage(model.head.bank.distributions)
+        usage = usages[model.name] = DistributionUsage(model.memory.vectors)
 
         def add(example):
             embedded = (

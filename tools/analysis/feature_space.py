@@ -55,10 +55,9 @@ def main(argv=None):
     args = parse_args(argv)
     panels, numbers, arrays = {}, {}, {}
     for model in command_line.load_models(args):
-        has_bank = hasattr(getattr(model.head, 'bank', None), 'distributions')
         kind = args.features
         if kind == 'auto':
-            kind = 'embedding' if has_bank else 'classifier'
+            kind = 'classifier' if model.memory is None else 'embedding'
         wanted = chosen_classes(args.classes, model.classes)
         sample = PixelSample(wanted, args.pixels, args.seed)
         indices = command_line.image_indices(len(model.dataset), args.max_images)
@@ -67,7 +66,7 @@ def main(argv=None):
         ):
             sample.add(example.index, example.features, example.labels)
         print(f'{model.name}: {args.method} of the sampled pixels ...', flush=True)
-        bank = model.head.bank.distributions if kind == 'embedding' else None
+        bank = model.memory.vectors if kind == 'embedding' and model.memory else None
         embedded = embed_sample(sample, bank, not args.raw, args.method, args.seed, args.perplexity)
         panels[model.name] = embedded
         numbers[model.name] = dict(

@@ -4,7 +4,7 @@ Source: Huang et al., Channelized Axial Attention, AAAI 2022, section 3. One of 
 is added to (CAR, table 2).
 """
 
-from typing import Dict, List
+from typing import Dict, List, Optional
 
 import torch
 from mmcv.cnn import ConvModule
@@ -13,8 +13,9 @@ from mmseg.registry import MODELS
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor
 
+from ...utils import warn_without_effect
 from ..layers.channelized_axial_attention import ChannelizedAxialAttention
-from .label_check import LabelCheck
+from .label_check import LABELS_ARE_CHECKED, batch_labels
 
 
 @MODELS.register_module()
@@ -29,8 +30,6 @@ class CAAHead(BaseDecodeHead):
         attention (dict): Options of :class:`ChannelizedAxialAttention`.
         image_level (bool): Have the image-level branch. Like those of PSP and ASPP it needs two
             images a process under BN. Defaults to True.
-        check_labels (str): Look for labels outside 0..K-1 in the 'first' iterations, 'always', or
-            never ('off'). Defaults to 'first'.
         **kwargs: Options of :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`; the
             paper classifies `channels=256`.
 
@@ -43,11 +42,11 @@ class CAAHead(BaseDecodeHead):
         attention_channels: int = 512,
         attention: dict = dict(),
         image_level: bool = True,
-        check_labels: str = 'first',
+        check_labels: Optional[str] = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.label_check = LabelCheck(check_labels, self.num_classes, self.ignore_index)
+        warn_without_effect(self, LABELS_ARE_CHECKED, check_labels=check_labels)
         options = dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
         self.reduction = ConvModule(self.in_channels, attention_channels, 3, padding=1, **options)
         self.attention = ChannelizedAxialAttention(attention_channels, **{**options, **attention})
@@ -75,5 +74,5 @@ class CAAHead(BaseDecodeHead):
         self, inputs: List[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
     ) -> Dict[str, Tensor]:
         """As in the base class, after the labels are checked."""
-        self.label_check(self.label_check.stack(batch_data_samples), batch_data_samples)
+        batch_labels(batch_data_samples, self.num_classes, self.ignore_index)
         return super().loss(inputs, batch_data_samples, train_cfg)

@@ -4,7 +4,7 @@ Source: Yu et al., Context Prior for Scene Segmentation, CVPR 2020, section 3. O
 CAR is added to (CAR, table 2).
 """
 
-from typing import Dict, List, Tuple, Union
+from typing import Dict, List, Optional, Tuple, Union
 
 import torch
 from mmcv.cnn import ConvModule, build_norm_layer
@@ -14,8 +14,8 @@ from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-from ...utils import labels_at_feature_size
-from .label_check import LabelCheck
+from ...utils import labels_at_feature_size, warn_without_effect
+from .label_check import LABELS_ARE_CHECKED, batch_labels
 
 
 class FullySeparableAggregation(nn.Module):
@@ -64,8 +64,6 @@ class CPHead(BaseDecodeHead):
         prior_channels (int): Channels of the aggregated features. Defaults to 512.
         kernel_size (int): k of :class:`FullySeparableAggregation`. Defaults to 11.
         loss_prior (dict): Loss of the prior. Defaults to `dict(type='AffinityLoss')`.
-        check_labels (str): Look for labels outside 0..K-1 in the 'first' iterations, 'always', or
-            never ('off'). Defaults to 'first'.
         **kwargs: Options of :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`.
 
     Raises:
@@ -79,14 +77,14 @@ class CPHead(BaseDecodeHead):
         prior_channels: int = 512,
         kernel_size: int = 11,
         loss_prior: dict = dict(type='AffinityLoss'),
-        check_labels: str = 'first',
+        check_labels: Optional[str] = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f'CPHead: kernel_size must be odd, got {kernel_size}')
         self.prior_size = tuple(_pair(prior_size))
-        self.label_check = LabelCheck(check_labels, self.num_classes, self.ignore_index)
+        warn_without_effect(self, LABELS_ARE_CHECKED, check_labels=check_labels)
         options = dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
         self.aggregation = FullySeparableAggregation(
             self.in_channels, prior_channels, kernel_size, **options
@@ -145,8 +143,7 @@ class CPHead(BaseDecodeHead):
         Returns:
             dict[str, Tensor]: `loss_*` and `acc_seg`.
         """
-        labels = self.label_check.stack(batch_data_samples)
-        self.label_check(labels, batch_data_samples)
+        labels = batch_labels(batch_data_samples, self.num_classes, self.ignore_index)
         features, prior = self.forward_features(inputs)
         losses = self.loss_by_feat(self.cls_seg(features), batch_data_samples)
         small = labels_at_feature_size(labels, self.prior_size).flatten(1)

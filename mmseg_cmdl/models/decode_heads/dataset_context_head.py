@@ -5,7 +5,7 @@ Source: MDRL, section 3.1 and eq. 2 to 5; MCIBI, eq. 1 to 5 and 11 to 14.
 
 import inspect
 from abc import abstractmethod
-from typing import Dict, List, Optional, Tuple, Type, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Type, Union
 
 import torch
 from mmcv.cnn import ConvModule
@@ -17,10 +17,10 @@ from mmseg.registry import MODELS
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
-from ...utils import as_list, registered_class
+from ...utils import add_loss, as_list, registered_class, warn_without_effect
 from ..layers import RelationAttention
 from ..memory import MemoryBank
-from .label_check import LabelCheck
+from .label_check import LABELS_ARE_CHECKED, batch_labels
 from .single_image_context import (
     SingleImageContext,
     inherited_options,
@@ -29,14 +29,50 @@ from .single_image_context import (
 )
 
 
+class MemoryLosses(nn.Module):
+    """The losses that train a memory, all called with the same arguments.
+
+    Its forward hook, :meth:`DatasetContextHead._move_bank`, moves the bank, so the losses of an
+    iteration see the bank as it was before that iteration.
+
+    Args:
+        losses (Sequence[nn.Module]): Each of them with a `loss_name`.
+        prefix (str): Before the names. Defaults to ''.
+    """
+
+    def __init__(self, losses: Sequence[nn.Module], prefix: str = ''):
+        super().__init__()
+        self.losses = nn.ModuleList(losses)
+        self.prefix = prefix
+
+    def forward(self, batch: Dict[str, Any], *args, **kwargs) -> Dict[str, Tensor]:
+        """
+        Args:
+            batch (dict): What the bank is moved by, for the hook: the arguments of
+                :meth:`DatasetContextHead.update_bank`.
+            *args, **kwargs: Of each loss.
+
+        Returns:
+            dict[str, Tensor]: Losses by name, to which the hook adds scalars to log.
+        """
+        losses = {}
+        for loss in self.losses:
+            add_loss(losses, self.prefix + loss.loss_name, loss(*args, **kwargs))
+        return losses
+
+
 class DatasetContextHead(BaseDecodeHead):
-    """What MDRLHead and MCIBIHead share.
+    """What the heads with a memory share.
 
     From the feature map that `in_index` selects: pixel representations R (3x3 conv), coarse class
     weights (H1 and softmax), memory context R_m (:meth:`read_memory`), relation to R (attention),
     fusion with R and with an optional single-image context, classifier. A subclass builds the
-    memory (`bank`), says what it gives (:meth:`read_memory`) and which losses train it
-    (:meth:`memory_losses`).
+    memory (`bank`) and the losses that train it (`consistency`), and says what the memory gives
+    (:meth:`read_memory`), how the losses are called (:meth:`memory_losses`) and how a batch moves
+    the bank (:meth:`update_bank`).
+
+    The bank moves in one place, a forward hook on `consistency` (:meth:`_move_bank`), and stands
+    still in eval, where gradients are off, and where no parameter of the head is trained.
 
     Args:
         in_channels (int | list[int]): Channels of the selected feature map. Lists here and in
@@ -56,8 +92,6 @@ class DatasetContextHead(BaseDecodeHead):
             softmax. Defaults to False.
         loss_coarse (dict | list[dict], optional): Loss of the coarse logits (L_cls, eq. 16); None
             for none. Defaults to cross entropy with weight 0.4.
-        check_labels (str): Look for labels outside 0..K-1 in the 'first' iterations, 'always', or
-            never ('off'); see :class:`LabelCheck`. Defaults to 'first'.
         **kwargs: Options of :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`.
 
     Raises:
@@ -82,7 +116,7 @@ class DatasetContextHead(BaseDecodeHead):
         loss_coarse: Union[dict, List[dict], None] = dict(
             type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4
         ),
-        check_labels: str = 'first',
+        check_labels: Optional[str] = None,
         **kwargs,
     ):
         name = type(self).__name__
@@ -100,7 +134,7 @@ class DatasetContextHead(BaseDecodeHead):
             )
         self.fusion = fusion
         self.hard_aggregate = hard_aggregate
-        self.label_check = LabelCheck(check_labels, num_classes, self.ignore_index)
+        warn_without_effect(self, LABELS_ARE_CHECKED, check_labels=check_labels)
         self.conv_options = dict(
             conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg
         )
@@ -135,6 +169,13 @@ class DatasetContextHead(BaseDecodeHead):
         self.folded_memory = None
 
         self.loss_coarse = nn.ModuleList(MODELS.build(loss) for loss in as_list(loss_coarse))
+
+    def _build_consistency(self, losses: Sequence[nn.Module], prefix: str = '') -> MemoryLosses:
+        """The losses that train the memory, with the hook that moves the bank."""
+        consistency = MemoryLosses(losses, prefix)
+        # a bound method: copies of the head (EMA) get a hook to their own bank
+        consistency.register_forward_hook(self._move_bank)
+        return consistency
 
     def _build_bank(self, cfg: dict, kind: Type[MemoryBank], **defaults) -> MemoryBank:
         """The memory that `cfg` describes, of this `kind`; `defaults` are what it leaves out."""
@@ -189,13 +230,29 @@ class DatasetContextHead(BaseDecodeHead):
         self._needs_memory('say what its memory stores')
         return self.embed(self.bottleneck(self._transform_inputs(inputs)))
 
+    @torch.no_grad()
+    def distribution_map(self, inputs: List[Tensor]) -> Tuple[Tensor, Tensor]:
+        """Which of its class's vectors each pixel belongs to: the nearest of its predicted class.
+
+        Args:
+            inputs (list[Tensor]): Feature maps of the backbone.
+
+        Returns:
+            tuple[Tensor]: Predicted class in 0..K-1 and index of the vector in 0..N-1, both int64
+            [B, h, w], at feature size.
+        """
+        self._needs_memory('say which distribution a pixel belongs to')
+        pixels, _, augmented = self.forward_features(inputs)
+        classes = self.cls_seg(augmented).argmax(dim=1)
+        return classes, self.bank.nearest(self.embed(pixels), classes)
+
     @abstractmethod
     def read_memory(self, weights: Tensor) -> Tensor:
         """Memory context R_m [B, C, h, w] from class weights [B, K, h, w]."""
 
     @abstractmethod
     def memory_losses(self, pixels: Tensor, labels: Tensor) -> Dict[str, Tensor]:
-        """Losses that train the memory's embedding, and the update of the memory by a forward hook.
+        """Calls `consistency`: the losses that train the memory, and then the update by its hook.
 
         Args:
             pixels (Tensor): R [B, C, h, w].
@@ -204,6 +261,27 @@ class DatasetContextHead(BaseDecodeHead):
         Returns:
             dict[str, Tensor]: Losses, and scalars to log under names without 'loss'.
         """
+
+    @abstractmethod
+    def update_bank(self, **batch: Any) -> Dict[str, Tensor]:
+        """Moves the bank by what :meth:`memory_losses` has handed to `consistency` as `batch`.
+
+        Returns:
+            dict[str, Tensor]: Scalars to log, under names without 'loss'.
+        """
+
+    def _move_bank(
+        self, consistency: nn.Module, inputs: tuple, losses: Dict[str, Tensor]
+    ) -> Optional[Dict[str, Tensor]]:
+        """Forward hook of `consistency`: what moves the bank, the only one, after the losses."""
+        if not self.training:
+            return None
+        if not torch.is_grad_enabled():
+            self.bank.stand_still()
+            return None
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            return None
+        return {**losses, **self.update_bank(**inputs[0])}
 
     def class_weights(self, coarse_logits: Tensor) -> Tensor:
         """Class weights [B, K, h, w] with which each pixel reads the memory."""
@@ -314,8 +392,7 @@ class DatasetContextHead(BaseDecodeHead):
         self._needs_memory('be trained')
         if self.training:
             self.bank.synchronize_()
-        labels = self.label_check.stack(batch_data_samples)
-        self.label_check(labels, batch_data_samples)
+        labels = batch_labels(batch_data_samples, self.num_classes, self.ignore_index)
         pixels, coarse_logits, augmented = self.forward_features(inputs)
         losses = self.loss_by_feat(self.cls_seg(augmented), batch_data_samples)
         losses.update(self._coarse_losses(coarse_logits, labels))
@@ -331,8 +408,7 @@ class DatasetContextHead(BaseDecodeHead):
             weight = self.sampler.sample(logits, labels[:, None])
         losses = {}
         for loss in self.loss_coarse:
-            name = f'coarse_{loss.loss_name}'
             value = loss(logits, labels, weight=weight, ignore_index=self.ignore_index)
-            losses[name] = losses[name] + value if name in losses else value
+            add_loss(losses, f'coarse_{loss.loss_name}', value)
         losses['coarse_acc_seg'] = accuracy(logits, labels, ignore_index=self.ignore_index)
         return losses

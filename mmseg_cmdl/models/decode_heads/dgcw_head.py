@@ -12,8 +12,8 @@ from mmseg.registry import MODELS
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
-from ...utils import registered_class
-from .label_check import LabelCheck
+from ...utils import registered_class, warn_without_effect
+from .label_check import LABELS_ARE_CHECKED, batch_labels
 from .single_image_context import (
     SingleImageContext,
     inherited_options,
@@ -62,8 +62,6 @@ class DGCWHead(BaseDecodeHead):
             head has and it doesn't set, `channels` aside, which defaults to 512.
         concat_input (bool): Upsample the related map to X, concatenate the two, 3x3 conv, and
             classify that, at full resolution. The paper's text reads as False, the default.
-        check_labels (str): Look for labels outside 0..K-1 in the 'first' iterations, 'always', or
-            never ('off'); see :class:`LabelCheck`. Defaults to 'first'.
         **kwargs: Options of :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`.
 
     Raises:
@@ -80,7 +78,7 @@ class DGCWHead(BaseDecodeHead):
         downsample: int = 4,
         context: Optional[dict] = None,
         concat_input: bool = False,
-        check_labels: str = 'first',
+        check_labels: Optional[str] = None,
         **kwargs,
     ):
         name = type(self).__name__
@@ -92,7 +90,7 @@ class DGCWHead(BaseDecodeHead):
                 f'{name}: downsample must be an integer of at least 1, got {downsample!r}'
             )
         self.downsample = downsample
-        self.label_check = LabelCheck(check_labels, self.num_classes, self.ignore_index)
+        warn_without_effect(self, LABELS_ARE_CHECKED, check_labels=check_labels)
         conv_options = dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
 
         self.context, width = None, self.in_channels
@@ -156,5 +154,5 @@ class DGCWHead(BaseDecodeHead):
         Returns:
             dict[str, Tensor]: `loss_*` and `acc_seg`.
         """
-        self.label_check(self.label_check.stack(batch_data_samples), batch_data_samples)
+        batch_labels(batch_data_samples, self.num_classes, self.ignore_index)
         return super().loss(inputs, batch_data_samples, train_cfg)

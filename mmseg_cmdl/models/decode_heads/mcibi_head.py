@@ -1,7 +1,7 @@
 """MCIBIHead: one running feature per class, mixed into every pixel (MCIBI)."""
 
 from contextlib import contextmanager
-from typing import Dict, List, NamedTuple, Optional, Union
+from typing import Dict, List, Union
 
 import torch
 from mmengine.logging import MessageHub
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...utils import as_list, labels_at_feature_size
-from ..memory import FeatureBank, FeatureUpdate
+from ..memory import FeatureBank
 from .dataset_context_head import DatasetContextHead
 
 
@@ -50,68 +50,6 @@ class AnnealedMomentum:
         if hub.get_info('loop_stage') is None or not num_iterations:
             return self.start
         return self.at(hub.get_info('iter'), num_iterations)
-
-
-class MemoryOutput(NamedTuple):
-    """What the memory losses give, and what the memory is updated from."""
-
-    losses: Dict[str, Tensor]
-    pixels: Tensor  # R [B, C, h, w]
-    labels: Tensor  # [B, H, W]
-    update: Optional[FeatureUpdate] = None  # filled in by the hook that updates the bank
-
-
-class RepresentationConsistency(nn.Module):
-    """Representation consistent learning: the classifier also learns the memory (eq. 15 and 17).
-
-    Args:
-        losses (nn.ModuleList): Each called as `loss(logits [K, K, 1, 1], labels [K, 1, 1],
-            weight=..., ignore_index=...)`, with weights that make its mean the one over the
-            classes in memory.
-        start (int): Number of updates of the bank before the losses begin.
-    """
-
-    def __init__(self, losses: nn.ModuleList, start: int):
-        super().__init__()
-        self.losses = losses
-        self.start = start
-
-    def forward(
-        self,
-        logits: Optional[Tensor],
-        filled: Tensor,
-        num_updates: Tensor,
-        pixels: Tensor,
-        labels: Tensor,
-        ignore_index: int,
-    ) -> MemoryOutput:
-        """
-        Args:
-            logits (Tensor, optional): Of the K vectors of the memory, [K, K, 1, 1].
-            filled (Tensor): Bool [K], the classes in memory.
-            num_updates (Tensor): Scalar, how often the memory has been updated.
-            pixels (Tensor): R [B, C, h, w], what the memory is updated from afterwards.
-            labels (Tensor): [B, H, W].
-            ignore_index (int): Label that doesn't count.
-
-        Returns:
-            MemoryOutput: Losses by name, and the pixels for the update.
-        """
-        losses = {}
-        if len(self.losses):
-            classes = torch.arange(len(filled), device=logits.device)[:, None, None]
-            counted = filled & (num_updates >= self.start)
-            weight = counted.to(logits.dtype) * (len(filled) / counted.sum().clamp(min=1))
-            for loss in self.losses:
-                value = loss(
-                    logits,
-                    classes,
-                    weight=weight[:, None, None].to(logits.dtype),
-                    ignore_index=ignore_index,
-                )
-                name = f'memory_{loss.loss_name}'
-                losses[name] = losses[name] + value if name in losses else value
-        return MemoryOutput(losses, pixels.detach(), labels)
 
 
 @contextmanager
@@ -185,10 +123,10 @@ class MCIBIHead(DatasetContextHead):
                 "MCIBIHead: the memory stores the head's own channels; bank channels="
                 f'{self.bank.channels} must equal channels={self.channels}'
             )
-        self.consistency = RepresentationConsistency(
-            nn.ModuleList(MODELS.build(loss) for loss in as_list(loss_memory)), memory_loss_start
+        self.memory_loss_start = memory_loss_start
+        self.consistency = self._build_consistency(
+            map(MODELS.build, as_list(loss_memory)), prefix='memory_'
         )
-        self.consistency.register_forward_hook(self._update_bank)
 
     def read_memory(self, weights: Tensor) -> Tensor:
         """Dataset-level representations (eq. 12): [B, K, h, w] to C'_bi [B, C, h, w]."""
@@ -201,42 +139,51 @@ class MCIBIHead(DatasetContextHead):
             return self.cls_seg(vectors)
 
     def memory_losses(self, pixels: Tensor, labels: Tensor) -> Dict[str, Tensor]:
-        """See the base class; the bank is updated by a forward hook on `consistency`."""
-        logits = self.classify_memory() if len(self.consistency.losses) else None
-        filled = self.bank.read(name='filled')
-        output = self.consistency(
-            logits, filled, self.bank.read(name='num_updates'), pixels, labels, self.ignore_index
-        )
-        losses = dict(output.losses)
+        """See the base class: the classifier learns the memory too (eq. 15 and 17).
+
+        A loss is called as `loss(logits [K, K, 1, 1], labels [K, 1, 1], weight=..., ignore_index=
+        ...)`, with weights that make its mean the one over the classes in memory.
+        """
+        filled = self.bank.read('filled')
         num_filled = filled.sum()
-        if logits is not None:
-            right = logits.detach().flatten(1).argmax(dim=1) == torch.arange(
-                self.num_classes, device=logits.device
+        batch = dict(pixels=pixels, labels=labels)
+        if not len(self.consistency.losses):
+            losses = self.consistency(batch)
+        else:
+            logits = self.classify_memory()
+            classes = torch.arange(self.num_classes, device=logits.device)
+            counted = filled & (self.bank.read('num_updates') >= self.memory_loss_start)
+            weight = counted.to(logits.dtype) * (self.num_classes / counted.sum().clamp(min=1))
+            losses = self.consistency(
+                batch,
+                logits,
+                classes[:, None, None],
+                weight=weight[:, None, None].to(logits.dtype),
+                ignore_index=self.ignore_index,
             )
+            right = logits.detach().flatten(1).argmax(dim=1) == classes
             losses['acc_memory'] = 100 * (right & filled).sum() / num_filled.clamp(min=1)
         losses['stat_filled_classes'] = num_filled.to(pixels.dtype)
-        if output.update is not None:
-            losses['stat_memory_momentum'] = pixels.new_full((), self.momentum.now())
-            losses['stat_left_out_pixels'] = output.update.left_out
         return losses
 
-    def _update_bank(
-        self, module: nn.Module, inputs: tuple, output: MemoryOutput
-    ) -> Optional[MemoryOutput]:
-        """Forward hook: moves the bank after this iteration's losses have seen it."""
-        if not self.training:
-            return None
+    def update_bank(self, pixels: Tensor, labels: Tensor) -> Dict[str, Tensor]:
+        """Moves the bank (eq. 6 to 10), with features at the size of the labels (eq. 8) or theirs.
+
+        Args:
+            pixels (Tensor): R [B, C, h, w].
+            labels (Tensor): [B, H, W].
+
+        Returns:
+            dict[str, Tensor]: `stat_memory_momentum` and `stat_left_out_pixels`; see the class.
+        """
+        if self.update_size == 'feature':
+            labels = labels_at_feature_size(labels, pixels.shape[2:]).flatten()
+            pixels = self.embed(pixels).flatten(0, 2)
         momentum = self.momentum.now()
-        if self.update_size == 'label':
-            update = self.bank.update_at_label_size_(
-                output.pixels, output.labels, momentum, self.ignore_index, self.align_corners
-            )
-        else:
-            labels = labels_at_feature_size(output.labels, output.pixels.shape[2:])
-            update = self.bank.update_(
-                self.embed(output.pixels).flatten(0, 2),
-                labels.flatten(),
-                momentum,
-                self.ignore_index,
-            )
-        return output._replace(update=update)
+        counted = self.bank.update_(pixels, labels, momentum, self.ignore_index, self.align_corners)
+        if counted is None:
+            return {}
+        return dict(
+            stat_memory_momentum=pixels.new_full((), momentum),
+            stat_left_out_pixels=counted.left_out,
+        )

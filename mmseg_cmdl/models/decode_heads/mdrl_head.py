@@ -1,7 +1,7 @@
 """MDRLHead: several distributions per class in a memory bank (MDRL / CMDL)."""
 
 import inspect
-from typing import Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Dict, List, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +9,15 @@ from mmcv.cnn import ConvModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ...utils import as_list, at_least_float32, layer_norm, registered_class
-from ..losses import can_fuse, fused_class_consistency
-from ..losses.class_consistency_loss import pixel_classes
-from ..memory import BankUpdate, DistributionBank
+from ...utils import (
+    as_list,
+    at_least_float32,
+    labels_at_feature_size,
+    layer_norm,
+    registered_class,
+    warn_without_effect,
+)
+from ..memory import DistributionBank
 from .dataset_context_head import DatasetContextHead
 
 
@@ -47,73 +52,6 @@ def _unit_vectors(pixels: Tensor) -> Tensor:
         return F.normalize(at_least_float32(pixels), dim=-1)
 
 
-class ConsistencyOutput(NamedTuple):
-    """What the consistency losses give, and what the bank is updated from."""
-
-    losses: Dict[str, Tensor]
-    embeddings: Tensor  # [P, Z], no gradient
-    classes: Tensor  # [P], K for pixels without a class
-    own_scores: Tensor  # [P, N]
-    correct: Tensor  # [P]
-    update: Optional[BankUpdate] = None  # filled in by the hook that updates the bank
-
-
-class ClassConsistency(nn.Module):
-    """Computes all class consistency losses of one iteration (MDRL, 3.5).
-
-    Takes the fused path where every loss is known to it, and otherwise calls each loss on the
-    similarity map, so that a user's own loss with the same signature needs nothing special.
-
-    Args:
-        losses (nn.ModuleList): Each called as `loss(similarity, labels, ignore_index)`.
-        fuse (bool): Allow the fused path.
-    """
-
-    def __init__(self, losses: nn.ModuleList, fuse: bool = True):
-        super().__init__()
-        self.losses = losses
-        self.fuse = fuse
-
-    def forward(
-        self, embeddings: Tensor, distributions: Tensor, labels: Tensor, ignore_index: int
-    ) -> ConsistencyOutput:
-        """
-        Args:
-            embeddings (Tensor): Unit vectors [B, h, w, Z].
-            distributions (Tensor): [K, N, Z].
-            labels (Tensor): [B, H, W].
-            ignore_index (int): Label that doesn't count.
-
-        Returns:
-            ConsistencyOutput: Losses by name, and the pixels for the update.
-        """
-        distributions = distributions.to(embeddings.dtype)
-        if self.fuse and can_fuse(self.losses):
-            losses, *pixels = fused_class_consistency(
-                embeddings, distributions, labels, self.losses, ignore_index
-            )
-        else:
-            losses, *pixels = self._plain(embeddings, distributions, labels, ignore_index)
-        return ConsistencyOutput(losses, embeddings.detach().flatten(0, 2), *pixels)
-
-    def _plain(self, embeddings, distributions, labels, ignore_index):
-        """Each loss on the whole similarity map; the rest as in :class:`FusedConsistency`."""
-        num_classes, num_distributions, _ = distributions.shape
-        # a copy: the graph holds it, and the bank moves before the backward pass
-        similarity = F.linear(embeddings, distributions.flatten(0, 1).clone())
-        similarity = similarity.unflatten(-1, (num_classes, num_distributions))
-        losses = {}
-        for loss in self.losses:
-            value = loss(similarity, labels, ignore_index=ignore_index)
-            name = loss.loss_name
-            losses[name] = losses[name] + value if name in losses else value
-        classes = pixel_classes(labels, embeddings.shape[1:3], num_classes, ignore_index).flatten()
-        scores = similarity.detach().flatten(0, 2)
-        own = classes.clamp(max=num_classes - 1)[:, None, None]
-        own_scores = scores.gather(1, own.expand(-1, 1, num_distributions)).squeeze(1)
-        return losses, classes, own_scores, own_scores.amax(dim=1) >= scores.amax(dim=(1, 2))
-
-
 @MODELS.register_module()
 class MDRLHead(DatasetContextHead):
     """Class-level multiple distributions representation learning (MDRL, CMDL).
@@ -127,9 +65,6 @@ class MDRLHead(DatasetContextHead):
             Defaults to both class consistency losses, weights 0.01 and 0.05 (eq. 18).
         embedding (str): 'projection' (released code) embeds pixels by :class:`PixelProjection`;
             'pixel' (paper) takes the l2-normalised R itself. Defaults to 'projection'.
-        fuse_losses (bool): Form the known losses and their gradient chunk by chunk, the same
-            numbers without the [P, K, N] similarity map; see
-            :func:`mmseg_cmdl.models.losses.fused_class_consistency`. Defaults to True.
         **kwargs: Options of :class:`DatasetContextHead`: `context`, `fusion`, `loss_coarse`, ...
 
     :meth:`loss` also logs `acc_distribution`, the percentage of labelled pixels whose nearest
@@ -149,10 +84,11 @@ class MDRLHead(DatasetContextHead):
             dict(type='ClassGlobalConsistencyLoss', loss_weight=0.05),
         ),
         embedding: str = 'projection',
-        fuse_losses: bool = True,
+        fuse_losses: Optional[bool] = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        warn_without_effect(self, 'There is one form of the losses', fuse_losses=fuse_losses)
         loss_consistency = as_list(loss_consistency)
         if embedding not in ('projection', 'pixel'):
             raise ValueError(
@@ -179,10 +115,7 @@ class MDRLHead(DatasetContextHead):
             self.projection = PixelProjection(
                 self.channels, self.bank.channels, **self.conv_options
             )
-        self.consistency = ClassConsistency(
-            nn.ModuleList(self._build_loss(loss) for loss in loss_consistency), fuse_losses
-        )
-        self.consistency.register_forward_hook(self._update_bank)
+        self.consistency = self._build_consistency(map(self._build_loss, loss_consistency))
 
     def _build_loss(self, cfg: dict) -> nn.Module:
         """A loss that can be told the number of classes is told it."""
@@ -209,7 +142,7 @@ class MDRLHead(DatasetContextHead):
         """See the base class; the norm and activation of `fuse_memory` follow the conv."""
         fuse = self.fuse_memory
         kernel = fuse.conv.weight.flatten(1)  # [C, N * Z]
-        matrix = kernel @ self.bank.distributions.flatten(1).to(kernel.dtype).t()  # [C, K]
+        matrix = kernel @ self.bank.vectors.flatten(1).to(kernel.dtype).t()  # [C, K]
         conv = nn.Conv2d(self.num_classes, self.channels, 1, bias=fuse.conv.bias is not None)
         conv = conv.to(kernel)
         conv.weight.copy_(matrix[..., None, None])
@@ -227,47 +160,36 @@ class MDRLHead(DatasetContextHead):
             return self.projection(pixels)
         return _unit_vectors(pixels.permute(0, 2, 3, 1))
 
-    @torch.no_grad()
-    def distribution_map(self, inputs: List[Tensor]) -> Tuple[Tensor, Tensor]:
-        """Which distribution each pixel belongs to: the nearest of its predicted class.
+    def memory_losses(self, pixels: Tensor, labels: Tensor) -> Dict[str, Tensor]:
+        """See the base class: the class consistency losses on the similarity (3.5)."""
+        embeddings = self.embed(pixels)
+        similarity = self.bank.similarity(embeddings)
+        batch = dict(embeddings=embeddings, similarity=similarity, labels=labels)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return self.consistency(batch, similarity, labels, ignore_index=self.ignore_index)
+
+    def update_bank(
+        self, embeddings: Tensor, similarity: Tensor, labels: Tensor
+    ) -> Dict[str, Tensor]:
+        """Moves the bank (3.2, eq. 6 to 8).
 
         Args:
-            inputs (list[Tensor]): Feature maps of the backbone.
+            embeddings (Tensor): [B, h, w, Z].
+            similarity (Tensor): [B, h, w, K, N].
+            labels (Tensor): [B, H, W].
 
         Returns:
-            tuple[Tensor]: Predicted class in 0..K-1 and index of the distribution in 0..N-1, both
-            int64 [B, h, w], at feature size.
+            dict[str, Tensor]: `acc_distribution` and `stat_left_out_pixels`; see the class.
         """
-        self._needs_memory('say which distribution a pixel belongs to')
-        pixels, _, augmented = self.forward_features(inputs)
-        classes = self.cls_seg(augmented).argmax(dim=1)
-        embeddings = self.embed(pixels)
-        distributions = self.bank.read().to(embeddings.dtype)
-        scores = torch.einsum('bhwz,bhwnz->bhwn', embeddings, distributions[classes])
-        return classes, scores.argmax(dim=-1)
-
-    def memory_losses(self, pixels: Tensor, labels: Tensor) -> Dict[str, Tensor]:
-        """See the base class; the bank is updated by a forward hook on `consistency`."""
-        embeddings = self.embed(pixels)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            output = self.consistency(
-                embeddings, self.bank.read(copy=False), labels, self.ignore_index
-            )
-        losses = dict(output.losses)
-        if output.update is not None:
-            labelled, correct, left_out = output.update
-            losses['acc_distribution'] = 100 * correct / labelled.clamp(min=1)
-            losses['stat_left_out_pixels'] = left_out
-        return losses
-
-    def _update_bank(
-        self, module: nn.Module, inputs: tuple, output: ConsistencyOutput
-    ) -> Optional[ConsistencyOutput]:
-        """Forward hook: moves the bank after this iteration's losses have seen it."""
-        if not self.training:
-            return None
-        return output._replace(
-            update=self.bank.update_from_scores_(
-                output.embeddings, output.classes, output.own_scores, output.correct
-            )
+        counted = self.bank.update_(
+            embeddings.flatten(0, 2),
+            labels_at_feature_size(labels, embeddings.shape[1:3]).flatten(),
+            ignore_index=self.ignore_index,
+            similarity=similarity.flatten(0, 2),
+        )
+        if counted is None:
+            return {}
+        return dict(
+            acc_distribution=100 * counted.correct / counted.labelled.clamp(min=1),
+            stat_left_out_pixels=counted.left_out,
         )

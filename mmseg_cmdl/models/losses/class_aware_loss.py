@@ -19,12 +19,6 @@ _SUM_RANGE = (1e-7, 1 - 1e-7)
 _SMALLEST_INTRA = 1e-5
 
 
-def class_sums(features: Tensor, rows: Tensor, num_classes: int) -> Tensor:
-    """This rank's sum of features and number of pixels of each class, [K, C + 1]."""
-    sums, counts = row_sums(features, rows, num_classes)
-    return torch.cat([sums, counts[:, None]], dim=1)
-
-
 def class_centers(
     features: Tensor, labels: Tensor, num_classes: int, ignore_index: int = 255
 ) -> Tuple[Tensor, Tensor]:
@@ -47,7 +41,8 @@ def class_centers(
     with torch.autocast(features.device.type, enabled=False):
         features = at_least_float32(features)
         rows = class_rows(labels, num_classes, ignore_index)
-        sums = global_sum(class_sums(features, rows, num_classes))
+        sums, counts = row_sums(features, rows, num_classes)
+        sums = global_sum(torch.cat([sums, counts[:, None]], dim=1))  # one message
         counts = sums[:, -1].detach()
         return sums[:, :-1] / counts.clamp(min=1)[:, None], counts
 
@@ -116,10 +111,7 @@ class IntraClassCenterToPixelLoss(ClassConsistencyLoss):
         else:
             distances = difference.abs().mean(dim=1)
         labelled = rows < num_classes
-        return self.finish(torch.where(labelled, distances, 0.0).sum(), labelled)
-
-    def finish(self, total: Tensor, labelled: Tensor) -> Tensor:
-        """The loss from this rank's sum of distances and its mask [P] of labelled pixels."""
+        total = torch.where(labelled, distances, 0.0).sum()
         if self.formulation == 'paper':
             return self.loss_weight * global_mean(total, labelled.sum())
         mean = global_mean(total, torch.ones_like(labelled).sum())
@@ -313,14 +305,10 @@ class InterClassCenterToPixelLoss(InterClassLoss):
         excess = (products.softmax(dim=1) - self.margin(counts)).clamp(min=0)
         sums = excess.masked_fill(own_class, 0).sum(dim=1)
         labelled = rows < len(centers)
-        if self.formulation == 'released':
-            return self.finish(sums.clamp(*_SUM_RANGE).sum(), labelled)
-        return self.finish(torch.where(labelled, sums.square(), 0.0).sum(), labelled)
-
-    def finish(self, total: Tensor, labelled: Tensor) -> Tensor:
-        """The loss from this rank's sum over pixels and its mask [P] of labelled pixels."""
         if self.formulation == 'paper':
+            total = torch.where(labelled, sums.square(), 0.0).sum()
             return self.loss_weight * global_mean(total, labelled.sum())
+        total = sums.clamp(*_SUM_RANGE).sum()
         return self.loss_weight * global_mean(total, torch.ones_like(labelled).sum()).square()
 
     def extra_repr(self) -> str:

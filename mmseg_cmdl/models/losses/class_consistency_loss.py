@@ -19,6 +19,7 @@ from ...utils import (
     global_sum,
     labels_at_feature_size,
     layer_norm,
+    of_own_class,
 )
 from .resized_cross_entropy import resized_cross_entropy
 
@@ -130,39 +131,20 @@ class ClassLocalConsistencyLoss(ClassConsistencyLoss):
         Returns:
             Tensor: Scalar, times `loss_weight`.
         """
-        scores = at_least_float32(similarity.max(dim=-1).values)
-        return self.from_class_scores(scores, labels, ignore_index)
-
-    def from_class_scores(
-        self, scores: Tensor, labels: Tensor, ignore_index: int = 255, in_bands: bool = False
-    ) -> Tensor:
-        """The loss from each class's largest similarity.
-
-        Args:
-            scores (Tensor): [B, h, w, K].
-            labels (Tensor): [B, H, W], any size.
-            ignore_index (int): Label that doesn't count. Defaults to 255.
-            in_bands (bool): Whether 'released' goes through :func:`resized_cross_entropy`, which
-                holds no scores at label size and can be differentiated once. Defaults to False.
-
-        Returns:
-            Tensor: Scalar, times `loss_weight`.
-        """
+        scores = at_least_float32(similarity.max(dim=-1).values)  # eq. 13
         num_classes = scores.shape[-1]
-        at_label_size = self.formulation == 'released'
-        if at_label_size:
+        size = scores.shape[1:3]
+        if self.formulation == 'released':
             if self.norm is not None:
                 scores = layer_norm(scores, self.norm)
             else:
                 scores = F.layer_norm(scores, (num_classes,))
+            size = labels.shape[-2:]
         scores = scores.permute(0, 3, 1, 2)
-        size = labels.shape[-2:] if at_label_size else scores.shape[2:]
         classes = pixel_classes(labels, size, num_classes, ignore_index)
-        if at_label_size and in_bands:
+        if self.formulation == 'released':
             total = resized_cross_entropy(scores, classes, align_corners=True)
-        else:
-            if at_label_size:
-                scores = F.interpolate(scores, size, mode='bilinear', align_corners=True)
+        else:  # eq. 14
             total = F.cross_entropy(scores, classes, ignore_index=num_classes, reduction='sum')
         return self.loss_weight * global_mean(total, (classes < num_classes).sum())
 
@@ -211,24 +193,21 @@ class ClassGlobalConsistencyLoss(ClassConsistencyLoss):
         Returns:
             Tensor: Scalar, times `loss_weight`.
         """
-        num_classes, num_distributions = similarity.shape[-2:]
+        num_classes = similarity.shape[-2]
         classes = pixel_classes(labels, similarity.shape[1:3], num_classes, ignore_index).flatten()
         labelled = classes < num_classes
-        own_class = classes[:, None] == torch.arange(num_classes, device=classes.device)
         scores = at_least_float32(similarity).flatten(0, 2)  # [P, K, N]
-        if self.formulation == 'paper':
+        if self.formulation == 'paper':  # eq. 15
             scores = scores / self.temperature
-        own = classes.clamp(max=num_classes - 1)[:, None, None].expand(-1, 1, num_distributions)
-        positives = scores.gather(1, own).squeeze(1)  # [P, N]
-        negatives = scores.masked_fill(own_class[..., None], -torch.inf).flatten(1)
-        negatives = negatives.logsumexp(dim=1)  # log B; -inf where K is 1
-
-        if self.formulation == 'paper':
-            positives = positives.logsumexp(dim=1)
-            losses = torch.logaddexp(positives, negatives) - positives
+            positives = of_own_class(scores, classes).logsumexp(dim=1)  # log A
+            losses = scores.flatten(1).logsumexp(dim=1) - positives  # log(A + B) - log A
             total = torch.where(labelled, losses, 0.0).sum()
             return self.loss_weight * global_mean(total, labelled.sum())
 
+        positives = of_own_class(scores, classes)  # [P, N]
+        own_class = classes[:, None] == torch.arange(num_classes, device=classes.device)
+        negatives = scores.masked_fill(own_class[..., None], -torch.inf)
+        negatives = negatives.flatten(1).logsumexp(dim=1)  # log B; -inf where K is 1
         losses = torch.logaddexp(positives, negatives[:, None]) - positives
         losses = losses.mean(dim=1) * class_balanced_weights(classes, num_classes).to(losses)
         return self.loss_weight * global_sum(torch.where(labelled, losses, 0.0).sum())

@@ -9,8 +9,8 @@ the band's gradient brought back to feature size by their transposes while it is
 from typing import Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ...utils import BilinearTaps, at_least_float32
 
@@ -27,7 +27,8 @@ def resized_cross_entropy(
     """Sum over pixels of the cross entropy of bilinearly resized scores.
 
     The same number as resizing with `F.interpolate`, then `F.cross_entropy(reduction='sum')`. The
-    gradient is formed in the forward pass; it can't be differentiated again.
+    gradient is formed in the forward pass. One that is to be differentiated again
+    (`create_graph=True`) is formed anew, by resizing first, with the memory that this takes.
 
     Args:
         scores (Tensor): [B, K, h, w].
@@ -52,7 +53,7 @@ class _ResizedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, scores, classes, align_corners, band_rows):
         (B, K, h, w), (H, W) = scores.shape, classes.shape[1:]
-        scores = scores.contiguous()
+        given, scores = scores, scores.contiguous()
         rows, cols = (
             BilinearTaps(size, cells, align_corners, scores).matrix
             for size, cells in ((H, h), (W, w))
@@ -90,10 +91,22 @@ class _ResizedCrossEntropy(torch.autograd.Function):
                 back = narrow[: K * n * w].view(K * n, w)
                 torch.mm(by_row, cols, out=back)
                 gradient[image] += torch.matmul(band.t(), back.view(K, n, w))
-        ctx.gradient = gradient
+        ctx.gradient, ctx.align_corners = gradient, align_corners
+        ctx.save_for_backward(given, classes)
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
-        return ctx.gradient * grad, None, None, None
+        gradient = ctx.gradient
+        if torch.is_grad_enabled():  # the gradient itself is to be differentiated
+            scores, classes = ctx.saved_tensors
+            (gradient,) = torch.autograd.grad(
+                _resized_first(scores, classes, ctx.align_corners), scores, create_graph=True
+            )
+        return gradient * grad, None, None, None
+
+
+def _resized_first(scores: Tensor, classes: Tensor, align_corners: bool) -> Tensor:
+    size = classes.shape[1:]
+    full = F.interpolate(scores, size, mode='bilinear', align_corners=align_corners)
+    return F.cross_entropy(full, classes, ignore_index=scores.shape[1], reduction='sum')

@@ -3,7 +3,7 @@
 Source: MDRL, sections 3.2 and 3.3, eq. 6 to 9.
 """
 
-from typing import NamedTuple, Optional, Union
+from typing import Dict, NamedTuple, Optional, Union
 
 import mmengine.dist as dist
 import torch
@@ -15,16 +15,14 @@ from ...utils import (
     all_reduce_sum_,
     all_reduce_together,
     class_rows,
-    max_over_middle,
+    entropy_of_counts,
+    of_own_class,
     row_sums,
 )
 from .initial_memory import InitialMemory
 from .memory_bank import MemoryBank, float32_island
 from .seeded_noise import gumbel_noise
 from .sinkhorn import balance, sinkhorn
-
-# Similarities of this many bytes are formed at a time where only a reduction of them is needed.
-_CHUNK_BYTES = 1 << 23
 
 
 class BankUpdate(NamedTuple):
@@ -138,24 +136,13 @@ class DistributionBank(MemoryBank):
         taken = memory.filled.to(rows.device)[..., None] & (rows.norm(dim=-1, keepdim=True) > 0)
         self.distributions.copy_(torch.where(taken, rows, self.distributions))
 
-    def similarity(self, embeddings: Tensor) -> Tensor:
-        """Dot product with every distribution; for unit vectors minus the distance of eq. 12.
-
-        Args:
-            embeddings (Tensor): [..., Z].
-
-        Returns:
-            Tensor: [..., K, N].
-        """
-        flat = self.read().flatten(0, 1).to(embeddings.dtype)
-        return F.linear(embeddings, flat).unflatten(-1, self.distributions.shape[:2])
-
     def update_(
         self,
         embeddings: Tensor,
         labels: Tensor,
         correct: Optional[Tensor] = None,
         ignore_index: int = 255,
+        similarity: Optional[Tensor] = None,
     ) -> Optional[BankUpdate]:
         """Moves the bank towards this batch (eq. 6 to 8), in place, over all ranks.
 
@@ -165,54 +152,30 @@ class DistributionBank(MemoryBank):
             correct (Tensor, optional): Bool [P], whether the pixel's nearest distribution is of its
                 own class. Found here if not given.
             ignore_index (int): Label of pixels without a class. So is any label outside 0..K-1.
+            similarity (Tensor, optional): [P, K, N], what :meth:`similarity` gives, where it is at
+                hand already, as it is after the losses.
 
         Returns:
             BankUpdate | None: Counts; None while autograd recomputes a checkpointed forward pass.
         """
-        with float32_island(embeddings.device.type):
-            embeddings = embeddings.detach().to(self._update_dtype)
-            own_scores, best = self._compare(embeddings, labels)
-            if correct is None:
-                correct = own_scores.amax(dim=1) >= best
-        classes = class_rows(labels, self.num_classes, ignore_index)
-        return self.update_from_scores_(embeddings, classes, own_scores, correct)
-
-    def _compare(self, embeddings: Tensor, labels: Tensor):
-        """Scores [P, N] against the own class, and the best score [P] against any class."""
-        distributions = self.distributions.flatten(0, 1).to(embeddings.dtype)
-        own = labels.clamp(0, self.num_classes - 1).long()
-        scores, best = [], []
-        chunk = max(1, _CHUNK_BYTES // (distributions.shape[0] * distributions.element_size()))
-        for part, classes in zip(embeddings.split(chunk), own.split(chunk)):
-            similarity = (part @ distributions.t()).unflatten(1, self.distributions.shape[:2])
-            scores.append(
-                similarity.gather(1, classes[:, None, None].expand(-1, 1, self.num_distributions))
-            )
-            best.append(similarity.amax((1, 2)))
-        return torch.cat(scores).squeeze(1), torch.cat(best)
-
-    def update_from_scores_(
-        self, embeddings: Tensor, classes: Tensor, own_scores: Tensor, correct: Tensor
-    ) -> Optional[BankUpdate]:
-        """:meth:`update_` where the similarities are at hand already, as they are after the losses.
-
-        Args:
-            embeddings (Tensor): [P, Z].
-            classes (Tensor): int64 [P] in 0..K, K for pixels without a class.
-            own_scores (Tensor): [P, N], similarity with the distributions of the own class.
-            correct (Tensor): As for :meth:`update_`.
-        """
         if not self.begin_update():
             return None
         with float32_island(embeddings.device.type):
-            embeddings = embeddings.to(self._update_dtype)
+            embeddings = embeddings.detach().to(self._update_dtype)
+            if similarity is None:
+                similarity = self.similarity(embeddings)
+            classes = class_rows(labels, self.num_classes, ignore_index)
+            own_scores = of_own_class(similarity.detach(), classes)
             labelled = classes < self.num_classes
-            correct = correct & labelled
+            if correct is None:
+                correct = own_scores.amax(dim=1) >= similarity.amax(dim=(1, 2))
             # A non-finite embedding has non-finite products with the dense unit rows of the bank,
             # and x - x is 0 for finite x only.
             total = own_scores.sum(dim=1)
             left_out = labelled & (total - total != 0)
+            correct = correct & labelled
             classes = classes.masked_fill(left_out, self.num_classes)
+            self._count(classes, own_scores, correct, left_out)
 
             rows = self._assign(own_scores, classes).add_(classes, alpha=self.num_distributions)
             moving = correct if self.update_pixels == 'correct' else labelled
@@ -237,7 +200,7 @@ class DistributionBank(MemoryBank):
             positions += _pixels_of_lower_ranks(classes)
             noise = gumbel_noise(positions, self.num_distributions, self.seed, self.num_updates)
             balanced = (sinkhorn(own_scores, classes, *options) + noise).t()
-        return max_over_middle(balanced[None])[1][0]
+        return balanced.argmax(dim=0)
 
     def _move_(self, sums: Tensor, counts: Tensor) -> None:
         """eq. 8 from the summed embeddings [K * N, Z], overwritten here, and counts [K * N]."""
@@ -248,3 +211,55 @@ class DistributionBank(MemoryBank):
         # embeddings that cancel have no direction; with momentum 0 they leave nothing of the row
         moves = (counts[:, None] > 0) & (length > 1e-6)
         rows.copy_(torch.where(moves, moved.div_(length), rows))
+
+    def watch(self) -> None:
+        """See the base class."""
+        super().watch()
+        shape = self.distributions.shape[:2]
+        # pixels of each distribution, and of all: right, left out
+        self._counts = torch.zeros(
+            shape.numel() + 2, dtype=torch.float64, device=self.distributions.device
+        )
+        self._seen = torch.zeros(shape[0], dtype=torch.bool, device=self.distributions.device)
+
+    def _count(self, classes: Tensor, own_scores: Tensor, correct: Tensor, left_out: Tensor):
+        """For :meth:`health`: which distribution of its class each pixel is nearest to."""
+        if self._watched is None:
+            return
+        num_rows = self.num_classes * self.num_distributions
+        counted = classes < self.num_classes
+        rows = classes * self.num_distributions + own_scores.argmax(dim=1)
+        # one row more for what doesn't count: no boolean mask, so no wait for the device
+        rows = torch.where(counted, rows, num_rows)
+        counts = self._counts.new_zeros(num_rows + 1)
+        counts.scatter_add_(0, rows, torch.ones_like(rows, dtype=counts.dtype))
+        right = (correct & counted).sum()
+        self._counts += torch.cat([counts[:-1], torch.stack([right, left_out.sum()])])
+
+    @torch.no_grad()
+    def health(self) -> Dict[str, float]:
+        """See the base class; from the labelled pixels of the interval and of all ranks.
+
+        Returns:
+            dict[str, float]: `bank_drift`; `bank_filled`, classes that have had a pixel since
+            :meth:`watch`; `bank_left_out`, pixels whose embedding wasn't finite. Where there were
+            pixels, each given to the nearest distribution of its class: `bank_entropy`, entropy of
+            the distributions' shares by ln N, mean over classes (1: evenly used); `bank_used`,
+            percentage of distributions of these classes that were given a pixel; `bank_accuracy`,
+            percentage of pixels whose nearest distribution of all is of their own class.
+        """
+        health = super().health()
+        counts = all_reduce_sum_(self._counts.clone())
+        self._counts.zero_()
+        right, left_out = counts[-2:].tolist()
+        counts = counts[:-2].view(self.distributions.shape[:2])
+        present = counts.sum(dim=1) > 0
+        self._seen |= present
+        health.update(bank_filled=int(self._seen.sum()), bank_left_out=left_out)
+        if present.any():
+            health.update(
+                bank_entropy=float(entropy_of_counts(counts[present]).mean()),
+                bank_used=float(100 * (counts[present] > 0).double().mean()),
+                bank_accuracy=100 * right / float(counts.sum()),
+            )
+        return health

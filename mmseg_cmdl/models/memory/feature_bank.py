@@ -73,28 +73,11 @@ class FeatureBank(MemoryBank):
         self.features.copy_(memory.centers[:, 0])
         self.filled.copy_(memory.filled[:, 0])
 
+    def filled_classes(self) -> Tensor:
+        """Bool [K], the classes that have been seen."""
+        return self.filled
+
     def update_(
-        self,
-        features: Tensor,
-        labels: Tensor,
-        momentum: Union[float, Tensor],
-        ignore_index: int = 255,
-    ) -> Optional[FeatureUpdate]:
-        """Moves the bank towards this batch (eq. 6 and 8 to 10), in place, over all ranks.
-
-        Args:
-            features (Tensor): [P, C].
-            labels (Tensor): [P].
-            momentum (float | Tensor): m in eq. 6, the weight of the new value, in [0, 1].
-            ignore_index (int): Label of pixels without a class. So is any label outside 0..K-1.
-
-        Returns:
-            FeatureUpdate | None: Counts; None while autograd recomputes a checkpointed forward
-            pass.
-        """
-        return self._update(class_sums, features, labels, momentum, ignore_index)
-
-    def update_at_label_size_(
         self,
         features: Tensor,
         labels: Tensor,
@@ -102,28 +85,29 @@ class FeatureBank(MemoryBank):
         ignore_index: int = 255,
         align_corners: bool = False,
     ) -> Optional[FeatureUpdate]:
-        """:meth:`update_` by the features bilinearly resized to the label maps, as in eq. 8.
-
-        The resized features are never formed; see :func:`upsampled_class_sums`.
+        """Moves the bank towards this batch (eq. 6 and 8 to 10), in place, over all ranks.
 
         Args:
-            features (Tensor): [B, C, h, w].
-            labels (Tensor): [B, H, W].
-            momentum, ignore_index: As for :meth:`update_`.
+            features (Tensor): [P, C]; or [B, C, h, w], which are taken bilinearly resized to the
+                label maps, as in eq. 8, without ever forming them so large.
+            labels (Tensor): [P]; or [B, H, W].
+            momentum (float | Tensor): m in eq. 6, the weight of the new value, in [0, 1].
+            ignore_index (int): Label of pixels without a class. So is any label outside 0..K-1.
             align_corners (bool): Of the resizing. Defaults to False.
-        """
-        return self._update(
-            upsampled_class_sums, features, labels, momentum, ignore_index, align_corners
-        )
 
-    def _update(self, sum_up, features, labels, momentum, ignore_index, *options):
+        Returns:
+            FeatureUpdate | None: Counts; None while autograd recomputes a checkpointed forward
+            pass.
+        """
         if not self.begin_update():
             return None
         with float32_island(features.device.type):
             memory = self.features.to(self._update_dtype)
-            sums = sum_up(
-                features.detach().to(memory.dtype), labels, memory, ignore_index, *options
-            )
+            features = features.detach().to(memory.dtype)
+            if features.dim() == 4:
+                sums = upsampled_class_sums(features, labels, memory, ignore_index, align_corners)
+            else:
+                sums = class_sums(features, labels, memory, ignore_index)
             all_reduce_sum_(sums.packed)
             self._move_(memory, sums, momentum)
             self.num_updates += 1

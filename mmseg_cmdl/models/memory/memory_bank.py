@@ -1,7 +1,7 @@
-"""What every memory bank of this package has in common: how it is read, shared and restored."""
+"""What every memory bank has in common: how it is read, moved, shared, restored and looked at."""
 
 import logging
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from numbers import Integral
 from typing import Dict, Optional
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ...utils import of_own_class
 from .initial_memory import InitialMemory
 
 
@@ -27,15 +28,20 @@ def float32_island(device_type: str):
         yield
 
 
-class MemoryBank(nn.Module):
+class MemoryBank(nn.Module, ABC):
     """Non-learnable class memory: buffers changed in place, equal on all ranks.
 
-    - All state is in registered buffers, so it is saved, restored and moved with the module.
-      Subclasses name the one that is read in `memory_name`.
-    - :meth:`read` gives what an iteration's forward pass sees; :meth:`begin_update` keeps it for
-      activation checkpointing, which recomputes the forward pass after the bank has moved on.
-    - :meth:`synchronize_` gives every rank the bank of rank 0, before its first use in training
-      and after a load. mmengine wraps models with `broadcast_buffers=False`, so nobody else does.
+    Heads, tools/init_memory.py, BankHealthHook and the analysis tools ask a bank for what is
+    defined here and know none by name, so a bank of your own works with all of them. It says
+
+    - `memory_name`, the buffer that is read: [K, C], or [K, N, C] with N vectors a class;
+    - :meth:`update_`, how a batch moves it;
+    - :meth:`_set_initial`, how it takes start values from a file;
+    - and, where the defaults don't fit, :meth:`filled_classes`, :meth:`watch` and :meth:`health`.
+
+    All state is in registered buffers, so it is saved, restored and moved with the module.
+    mmengine wraps models with `broadcast_buffers=False`; :meth:`synchronize_` gives every rank the
+    bank of rank 0, before its first use in training and after a load.
 
     Args:
         init (str, optional): Path of a file that tools/init_memory.py has written. It is read by
@@ -50,6 +56,91 @@ class MemoryBank(nn.Module):
         self.initial_path = init
         self._synchronized = False
         self._before_update = None
+        self._watched = None
+
+    # ---- what a bank of its own says ----
+
+    @abstractmethod
+    def update_(self, vectors: Tensor, labels: Tensor, *args, **kwargs):
+        """Moves the bank by a batch over all ranks, in place, if :meth:`begin_update` says so.
+
+        Args:
+            vectors (Tensor): [P, C], what the head gives of each pixel.
+            labels (Tensor): [P].
+
+        Returns:
+            Whatever was counted on the way; None if nothing moved.
+        """
+
+    @abstractmethod
+    def _set_initial(self, memory: InitialMemory) -> None:
+        """Checks the shape of `memory` and takes its vectors."""
+
+    # ---- what is asked of any bank ----
+
+    @property
+    def vectors(self) -> Tensor:
+        """The memory as [K, N, C], without gradient, in the space of what the head embeds."""
+        memory = getattr(self, self.memory_name).detach()
+        return memory if memory.dim() == 3 else memory[:, None]
+
+    def filled_classes(self) -> Tensor:
+        """Bool [K], whether a class has its vectors; here all of them from the start."""
+        vectors = self.vectors
+        return torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
+
+    def similarity(self, vectors: Tensor) -> Tensor:
+        """Dot product with every vector of the memory; of unit vectors the cosine.
+
+        Args:
+            vectors (Tensor): [..., C].
+
+        Returns:
+            Tensor: [..., K, N], in the type of `vectors`, whatever autocast says.
+        """
+        memory = self.read()
+        memory = memory if memory.dim() == 3 else memory[:, None]
+        with torch.autocast(vectors.device.type, enabled=False):
+            products = F.linear(vectors, memory.flatten(0, 1).to(vectors.dtype))
+        return products.unflatten(-1, memory.shape[:2])
+
+    def nearest(self, vectors: Tensor, classes: Tensor) -> Tensor:
+        """Which of the N vectors of its class each pixel is most similar to.
+
+        Args:
+            vectors (Tensor): [..., C].
+            classes (Tensor): int64 [...] in 0..K-1.
+
+        Returns:
+            Tensor: int64 [...] in 0..N-1.
+        """
+        similarity = self.similarity(vectors.flatten(0, -2))
+        return of_own_class(similarity, classes.flatten()).argmax(dim=1).view(classes.shape)
+
+    def watch(self) -> None:
+        """Begin to count what :meth:`health` tells."""
+        self._watched = self.vectors.clone()
+
+    def unwatch(self) -> None:
+        """Count no longer."""
+        self._watched = None
+
+    @torch.no_grad()
+    def health(self) -> Dict[str, float]:
+        """How the bank has fared since :meth:`watch` or the last call of this; begins anew.
+
+        Returns:
+            dict[str, float]: `bank_drift`, the mean angle in degrees between each vector and itself
+            then; `bank_filled`, the number of classes in memory.
+        """
+        before, self._watched = self._watched, self.vectors.clone()
+        chord = F.normalize(self._watched, dim=-1) - F.normalize(before, dim=-1)
+        # small angles, which the arc of the cosine can't tell from none
+        angles = torch.rad2deg(2 * torch.asin(chord.norm(dim=-1).div(2).clamp(max=1)))
+        # a vector that was just filled has nothing to have drifted from
+        had_one = before.norm(dim=-1) > 0
+        drift = torch.where(had_one, angles, 0).sum() / had_one.sum().clamp(min=1)
+        return dict(bank_drift=float(drift), bank_filled=int(self.filled_classes().sum()))
 
     def _check_counts(self, **counts: int) -> None:
         for name, count in counts.items():
@@ -58,13 +149,12 @@ class MemoryBank(nn.Module):
                     f'{type(self).__name__}: {name} must be an integer of at least 1, got {count!r}'
                 )
 
-    def read(self, copy: bool = True, name: Optional[str] = None) -> Tensor:
+    def read(self, name: Optional[str] = None) -> Tensor:
         """The memory, or the buffer `name`, as the current iteration sees it, without gradient.
 
         In training it is a copy, so that the in-place update doesn't reach into a graph that is
-        still to be differentiated; `copy=False` is for readers whose graph doesn't hold it. While
-        autograd recomputes a checkpointed forward pass, it is what it was before this iteration's
-        update.
+        still to be differentiated. While autograd recomputes a checkpointed forward pass, it is
+        what it was before this iteration's update.
         """
         name = name or self.memory_name
         buffer = getattr(self, name)
@@ -72,7 +162,7 @@ class MemoryBank(nn.Module):
             return buffer
         if self._before_update is not None and in_backward():
             return self._before_update[name]
-        return buffer.clone() if copy else buffer
+        return buffer.clone()
 
     def vote(self, weights: Tensor, kernel: Optional[Tensor] = None) -> Tensor:
         """Class weights times the memory: MDRL, eq. 9, and with one vector a class MCIBI, eq. 12.
@@ -101,14 +191,22 @@ class MemoryBank(nn.Module):
         """Keeps the memory that this iteration's forward pass has read.
 
         Returns:
-            bool: False while autograd recomputes a forward pass: it has had its update.
+            bool: False while autograd recomputes a forward pass that has had its update.
         """
-        if in_backward():
+        if in_backward() and self._before_update is not None:
             return False
         self._before_update = {
             name: buffer.clone() for name, buffer in self.named_buffers(recurse=False)
         }
         return True
+
+    def stand_still(self) -> None:
+        """This forward pass moves nothing: gradients are off.
+
+        Reentrant activation checkpointing runs its first pass so; what it recomputes in the
+        backward pass then has the update that this one hasn't.
+        """
+        self._before_update = None
 
     @torch.no_grad()
     def take_initial_(self) -> Dict[str, Tensor]:
@@ -128,10 +226,6 @@ class MemoryBank(nn.Module):
         self._set_initial(memory)
         self._synchronized = False
         return memory.embedding
-
-    @abstractmethod
-    def _set_initial(self, memory: InitialMemory) -> None:
-        """Checks the shape of `memory` and takes its vectors."""
 
     @torch.no_grad()
     def synchronize_(self) -> None:
@@ -186,5 +280,5 @@ class MemoryBank(nn.Module):
         )
 
     def __getstate__(self):
-        # the kept copy belongs to the iteration under way, not to a pickled or copied module
-        return {**self.__dict__, '_before_update': None}
+        # what is kept for the iteration under way isn't a pickled or copied module's
+        return {**self.__dict__, '_before_update': None, '_watched': None}

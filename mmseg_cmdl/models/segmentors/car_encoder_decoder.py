@@ -1,6 +1,6 @@
 """Segmentors with class-aware regularization (CAR) on whatever decode head they have."""
 
-from typing import List, Sequence
+from typing import List, Optional, Sequence
 
 import torch
 from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
@@ -8,8 +8,8 @@ from mmseg.registry import MODELS
 from mmseg.utils import SampleList, add_prefix
 from torch import Tensor, nn
 
-from ...utils import as_list, last_head
-from ..decode_heads.label_check import LabelCheck
+from ...utils import as_list, last_head, warn_without_effect
+from ..decode_heads.label_check import LABELS_ARE_CHECKED, batch_labels
 from .class_aware_regularization import DEFAULT_LOSSES, ClassAwareRegularization, classifier_of
 from .pointwise import as_spatial, make_pointwise_
 
@@ -40,8 +40,8 @@ class _CAR:
         max_channels: int = 512,
         pointwise: Sequence[str] = (),
         label_resize: str = 'nearest',
-        fuse_losses: bool = True,
-        check_labels: str = 'first',
+        fuse_losses: Optional[bool] = None,
+        check_labels: Optional[str] = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
@@ -55,9 +55,10 @@ class _CAR:
             for key, value in head.state_dict().items()
             if value.shape != self._spatial_sizes[key]
         ]
-        self.label_check = LabelCheck(check_labels, head.num_classes, head.ignore_index)
+        warn_without_effect(self, 'There is one form of the losses', fuse_losses=fuse_losses)
+        warn_without_effect(self, LABELS_ARE_CHECKED, check_labels=check_labels)
         self.car = ClassAwareRegularization(
-            head, as_list(losses), formulation, linear, max_channels, label_resize, fuse_losses
+            head, as_list(losses), formulation, linear, max_channels, label_resize
         )
 
     @property
@@ -72,8 +73,8 @@ class _CAR:
 
     def _decode_head_forward_train(self, inputs: List[Tensor], data_samples: SampleList) -> dict:
         """The head's losses, and those of CAR as `car.loss_*`."""
-        labels = self.label_check.stack(data_samples)
-        self.label_check(labels, data_samples)
+        head = self.regularized_head
+        labels = batch_labels(data_samples, head.num_classes, head.ignore_index)
         with self.car.capture():
             losses = super()._decode_head_forward_train(inputs, data_samples)
         losses.update(add_prefix(self.car.loss(labels), 'car'))
@@ -137,10 +138,6 @@ class CAREncoderDecoder(_CAR, EncoderDecoder):
             Defaults to ().
         label_resize (str): How labels are brought to feature size: 'nearest' or 'nearest-exact', as
             in `F.interpolate`. Defaults to 'nearest'.
-        fuse_losses (bool): Take the known losses together, the same numbers in fewer passes; see
-            :func:`mmseg_cmdl.models.losses.fused_class_aware`. Defaults to True.
-        check_labels (str): Look for labels outside 0..K-1 in the 'first' iterations, 'always', or
-            never ('off'). Defaults to 'first'.
         **kwargs: Options of :class:`mmseg.models.segmentors.EncoderDecoder`.
 
     Raises:

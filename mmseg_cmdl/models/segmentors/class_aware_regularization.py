@@ -12,8 +12,8 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ...utils import at_least_float32, labels_at_feature_size, registered_class
-from ..losses import can_fuse_class_aware, class_centers, fused_class_aware
+from ...utils import add_loss, at_least_float32, labels_at_feature_size, registered_class
+from ..losses import class_centers
 
 DEFAULT_LOSSES = (
     dict(type='IntraClassCenterToPixelLoss'),
@@ -54,7 +54,6 @@ class ClassAwareRegularization(BaseModule):
         linear (bool): Whether there is a conv.
         max_channels (int): Most channels that leave it.
         label_resize (str): 'nearest' or 'nearest-exact', as in `F.interpolate`.
-        fuse_losses (bool): Take the known losses together; same numbers, fewer passes.
     """
 
     def __init__(
@@ -65,7 +64,6 @@ class ClassAwareRegularization(BaseModule):
         linear: bool,
         max_channels: int,
         label_resize: str,
-        fuse_losses: bool,
     ):
         super().__init__()
         classifier = classifier_of(head)
@@ -76,7 +74,6 @@ class ClassAwareRegularization(BaseModule):
         self.num_classes, self.ignore_index = head.num_classes, head.ignore_index
         self.head_name = type(head).__name__
         self.label_resize = label_resize
-        self.fuse_losses = fuse_losses
         self.losses = nn.ModuleList(_build_loss(loss, formulation) for loss in losses)
         self.linear = None
         if linear:
@@ -147,17 +144,12 @@ class ClassAwareRegularization(BaseModule):
         features = features.permute(0, 2, 3, 1).flatten(0, 2)
         ignore_index = -1 if self.ignore_index is None else self.ignore_index
         with torch.autocast(features.device.type, enabled=False):
-            if self.fuse_losses and can_fuse_class_aware(self.losses):
-                return fused_class_aware(
-                    features, labels, self.num_classes, self.losses, ignore_index
-                )
             features = at_least_float32(features)
             centers, counts = class_centers(features, labels, self.num_classes, ignore_index)
             results = {}
             for loss in self.losses:
                 value = loss(features, labels, centers, counts, ignore_index=ignore_index)
-                name = loss.loss_name
-                results[name] = results[name] + value if name in results else value
+                add_loss(results, loss.loss_name, value)
         return results
 
     @torch.no_grad()

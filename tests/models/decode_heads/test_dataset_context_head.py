@@ -6,9 +6,11 @@ import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmseg.registry import MODELS
 
+from mmseg_cmdl.models.decode_heads.label_check import batch_labels
 from tests import stack
 from tests.models.decode_heads import tiny_head
 from tests.reference import golden, mdrl
+from tests.reference.dispatch import CountOps
 
 # Every kind of head: pyramid, dilated, attention (criss-cross, dual, non-local), several levels,
 # cascade, several outputs, separable, and some that carry losses or state of their own.
@@ -334,9 +336,8 @@ def _bad_labels(value):
 
 
 @pytest.mark.parametrize('value', [5, 77, 254, -1])
-@pytest.mark.parametrize('mode', ['first', 'always'])
-def test_bad_labels_are_named(value, mode):
-    head = tiny_head.build(check_labels=mode)
+def test_bad_labels_are_named(value):
+    head = tiny_head.build()
     before = head.bank.distributions.clone()
     with pytest.raises(ValueError, match='reduce_zero_label') as error:
         head.loss(
@@ -348,6 +349,17 @@ def test_bad_labels_are_named(value, mode):
         assert said in str(error.value)
     assert 'image_0.png' not in str(error.value)
     assert torch.equal(head.bank.distributions, before)
+
+
+def test_labels_are_checked_in_every_iteration_without_waiting():
+    labels = tiny_head.label_maps()
+    with CountOps() as ops:
+        batch_labels(tiny_head.samples(labels), 5, 255)
+    assert ops.total
+    assert not ops.synchronising
+    for _ in range(30):
+        with pytest.raises(ValueError, match=r'labels \[77\] of image_1.png'):
+            batch_labels(tiny_head.samples(_bad_labels(77)), 5, 255)
 
 
 def test_label_of_another_ignore_index():
@@ -363,24 +375,6 @@ def test_label_of_another_ignore_index():
     for key in expected:
         assert losses[key].item() == pytest.approx(expected[key].item(), rel=1e-12), key
     assert torch.equal(head.bank.distributions, same.bank.distributions)
-
-
-def test_check_labels_modes():
-    """'first' stops looking after the first iterations, 'always' never does, 'off' never looks."""
-    seen = {}
-    for mode in ('first', 'always', 'off'):
-        head = tiny_head.build(check_labels=mode)
-        calls = []
-        for iteration in range(30):
-            try:
-                head.label_check(_bad_labels(77), tiny_head.samples(_bad_labels(77)))
-            except ValueError:
-                calls.append(iteration)
-        seen[mode] = calls
-    assert seen['off'] == []
-    assert seen['always'] == list(range(30))
-    assert seen['first'] == list(range(len(seen['first'])))
-    assert 0 < len(seen['first']) < 30
 
 
 # ---- inference ----
@@ -457,7 +451,6 @@ def test_exports_with_dynamic_shapes_and_plain_operations():
     ('options', 'words'),
     [
         (dict(fusion='sum'), ('fusion', "'sum'")),
-        (dict(check_labels='sometimes'), ('check_labels', "'sometimes'")),
         (
             dict(in_channels=[8, 10], in_index=[2, 3], input_transform='multiple_select'),
             ('multiple_select',),
@@ -480,7 +473,7 @@ def test_exports_with_dynamic_shapes_and_plain_operations():
 )  # fmt: skip
 def test_refusals(options, words):
     with pytest.raises(
-        ValueError, match=r'MDRLHead|check_labels|out_channels|context|DistributionBank'
+        ValueError, match=r'MDRLHead|out_channels|context|DistributionBank'
     ) as error:
         tiny_head.build(**options)
     for word in words:

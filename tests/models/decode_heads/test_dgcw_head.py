@@ -218,8 +218,8 @@ def test_labels_out_of_range_are_named():
 
 
 def test_training_step_never_waits_for_the_device():
-    """Label check and accuracy aside, which the host does too."""
-    head = build(torch.float32, check_labels='off')
+    """Accuracy aside, which the host does too."""
+    head = build(torch.float32)
     inputs = features(dtype=torch.float32)
     with CountOps() as ops:
         head(inputs).sum().backward()
@@ -277,7 +277,6 @@ def test_takes_the_place_of_another_head():
             'OCRHead needs the prediction of a stage',
         ),
         (dict(context=dict(type='SegmenterMaskTransformerHead')), "can't be built"),
-        (dict(check_labels='sometimes'), 'check_labels'),
     ],
 )
 def test_refusals(options, message):

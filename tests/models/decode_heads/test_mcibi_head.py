@@ -503,9 +503,7 @@ def test_training_step_has_no_loop_and_no_host_synchronisation(update_size, monk
         monkeypatch.setattr(f'{module}.accuracy', lambda *args, **kwargs: torch.zeros(()))
     counts = []
     for num_classes in (4, 9):
-        head = tiny_head.build_mcibi(
-            num_classes=num_classes, check_labels='off', update_size=update_size
-        )
+        head = tiny_head.build_mcibi(num_classes=num_classes, update_size=update_size)
         inputs = tiny_head.features()
         samples = tiny_head.samples(tiny_head.label_maps(num_classes=num_classes))
         tiny_head.objective(head.loss(inputs, samples, None)).backward()  # grads exist

@@ -1,5 +1,4 @@
 import copy
-import importlib
 import math
 import pickle
 
@@ -9,7 +8,6 @@ from mmseg.registry import MODELS
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mmseg_cmdl.models.losses import fused_class_consistency
 from tests.models.decode_heads import tiny_head
 from tests.reference import mdrl
 from tests.reference.dispatch import CountOps
@@ -21,7 +19,9 @@ def _record_updates(head):
     """Keep what the bank is given, as it was given: embeddings, labels."""
     seen = []
     head.consistency.register_forward_pre_hook(
-        lambda module, args: seen.append([a.detach().clone() for a in args[:3]])
+        lambda module, args: seen.append(
+            [args[0][name].detach().clone() for name in ('embeddings', 'similarity', 'labels')]
+        )
     )
     return seen
 
@@ -46,14 +46,12 @@ def _unit_rows(bank):
 # ---- losses and update, against the naive forms ----
 
 
-@pytest.mark.parametrize('fuse', [True, False])
 @pytest.mark.parametrize('embedding', ['projection', 'pixel'])
 @pytest.mark.parametrize('formulation', FORMULATIONS)
-def test_losses_see_the_bank_of_before_and_then_it_moves(formulation, embedding, fuse):
+def test_losses_see_the_bank_of_before_and_then_it_moves(formulation, embedding):
     head = tiny_head.build(
         loss_consistency=FORMULATIONS[formulation](),
         embedding=embedding,
-        fuse_losses=fuse,
         act_cfg=dict(type='LeakyReLU'),
     )
     seen = _record_updates(head)
@@ -141,116 +139,6 @@ def test_embedding_of_another_length():
     assert all(grad is not None for grad in grads.values())
 
 
-# ---- the fused path is the plain one ----
-
-
-@pytest.mark.parametrize(
-    'formulation',
-    [
-        ('paper', 'paper'),
-        ('released', 'released'),
-        ('paper', 'released'),
-        ('released', 'paper'),
-        ('paper', None),
-        ('released', None),
-        (None, 'paper'),
-        (None, 'released'),
-    ],
-)
-@pytest.mark.parametrize(
-    'options',
-    [
-        dict(),
-        dict(bank=dict(type='DistributionBank', num_distributions=1, momentum=0.9)),
-        dict(embedding='pixel'),
-    ],
-    ids=['projection', 'n1', 'pixel'],
-)
-def test_fused_equals_plain(formulation, options):
-    """Losses, every parameter's gradient and the bank, over steps; class 2 is absent."""
-    local, contrast = formulation
-    losses = [dict(type='ClassLocalConsistencyLoss', formulation=local, loss_weight=0.3)] * bool(
-        local
-    )
-    losses += [
-        dict(type='ClassGlobalConsistencyLoss', formulation=contrast, loss_weight=0.7)
-    ] * bool(contrast)
-    heads = [
-        tiny_head.build(loss_consistency=losses, fuse_losses=fuse, **options)
-        for fuse in (True, False)
-    ]
-    for seed in range(2):
-        fused, plain = (tiny_head.step(head, seed) for head in heads)
-        assert fused[0].keys() == plain[0].keys()
-        for key in plain[0]:
-            assert fused[0][key].item() == pytest.approx(plain[0][key].item(), abs=1e-11), key
-        tiny_head.assert_same_grads(fused[1], plain[1])
-        torch.testing.assert_close(
-            heads[0].bank.distributions, heads[1].bank.distributions, rtol=0, atol=1e-11
-        )
-        assert fused[1]['bottleneck.conv.weight'].abs().max() > 1e-3
-
-
-def _fused_problem(batch, size, num_classes, num, channels, label_size, seed, ignored=0.2):
-    g = torch.Generator().manual_seed(seed)
-    embeddings = mdrl.unit(torch.randn(batch, *size, channels, generator=g, dtype=torch.float64))
-    bank = mdrl.unit(torch.randn(num_classes, num, channels, generator=g, dtype=torch.float64))
-    labels = torch.randint(num_classes, (batch, *label_size), generator=g)
-    labels[labels == 1] = 0  # class 1 is absent
-    labels[torch.rand(labels.shape, generator=g) < ignored] = 255
-    return embeddings, bank, labels
-
-
-@pytest.mark.parametrize('chunk', [1, 7, 16, 1000, None])
-@pytest.mark.parametrize('formulation', FORMULATIONS)
-@pytest.mark.parametrize(
-    'shape',
-    [
-        (2, (4, 5), 6, 3, 8, (9, 11), 0),
-        (1, (1, 1), 3, 2, 4, (2, 2), 1),
-        (3, (2, 7), 4, 1, 5, (4, 14), 2),
-        (1, (5, 3), 2, 9, 6, (5, 3), 3),
-    ],
-    ids=str,
-)
-def test_fused_function_equals_the_naive_forms(formulation, shape, chunk):
-    embeddings, bank, labels = _fused_problem(*shape)
-    losses = nn.ModuleList(
-        MODELS.build(dict(loss, num_classes=shape[2]) if 'Local' in loss['type'] else loss)
-        for loss in FORMULATIONS[formulation]()
-    )
-    losses.double()
-    if formulation == 'released':
-        nn.init.normal_(losses[0].norm.weight)
-        nn.init.normal_(losses[0].norm.bias)
-    leaves = [embeddings.requires_grad_(), *losses.parameters()]
-    fused = fused_class_consistency(embeddings, bank, labels, losses, chunk_size=chunk)
-    similarity = torch.einsum('bhwz,knz->bhwkn', embeddings, bank)
-    head = nn.Module()
-    head.consistency = nn.Module()
-    head.consistency.losses = losses
-    expected = _reference_losses(similarity, labels, formulation, head)
-    for got, want in zip(fused.losses.values(), expected):
-        assert got.item() == pytest.approx(want.item(), rel=1e-10, abs=1e-12)
-    for got, want in zip(
-        torch.autograd.grad(3 * sum(fused.losses.values()), leaves),
-        torch.autograd.grad(3 * sum(expected), leaves),
-    ):
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
-
-
-def test_fused_gradient_in_single_precision():
-    embeddings, bank, labels = _fused_problem(2, (4, 5), 6, 3, 8, (9, 11), 4)
-    for formulation in FORMULATIONS.values():
-        grads = []
-        for dtype in (torch.float64, torch.float32):
-            losses = [MODELS.build(loss) for loss in formulation()]
-            leaf = embeddings.detach().to(dtype).requires_grad_()
-            fused = fused_class_consistency(leaf, bank.to(dtype), labels, losses, chunk_size=8)
-            grads.append(torch.autograd.grad(sum(fused.losses.values()), leaf)[0].double())
-        assert (grads[0] - grads[1]).abs().max() < 1e-4 * grads[0].abs().max()
-
-
 @pytest.mark.parametrize('formulation', ['paper', 'released'])
 def test_the_first_of_equally_near_distributions_is_moved_to(formulation):
     """cos is 0.6 to both distributions of the own class and 0 to those of the other one."""
@@ -260,29 +148,15 @@ def test_the_first_of_equally_near_distributions_is_moved_to(formulation):
     )
     labels = torch.zeros(1, 1, 1, dtype=torch.long)
     loss = MODELS.build(dict(type='ClassLocalConsistencyLoss', formulation=formulation)).double()
-    grads = []
-    for fused in (True, False):
-        embedding = torch.tensor([1.0, 0.0, 0.0]).double().view(1, 1, 1, 3).requires_grad_()
-        if fused:
-            value = fused_class_consistency(embedding, bank, labels, [loss]).losses['loss_clcl']
-        else:
-            value = loss(torch.einsum('bhwz,knz->bhwkn', embedding, bank), labels)
-        grads.append(torch.autograd.grad(value, embedding)[0].flatten())
-    torch.testing.assert_close(*grads, rtol=0, atol=1e-12)
-    if formulation == 'paper':
-        wrong = 1 / (1 + math.exp(0.6))  # probability of the other class
-        expected = wrong * (bank[1, 0] - bank[0, 0])
-        torch.testing.assert_close(grads[0], expected, rtol=0, atol=1e-12)
-
-
-def test_fused_gradients_cannot_be_taken_apart_silently():
-    """Weighting the two losses unevenly after the fact must raise, not give wrong numbers."""
-    embeddings, bank, labels = _fused_problem(2, (4, 5), 6, 3, 8, (9, 11), 5)
-    losses = [MODELS.build(loss) for loss in tiny_head.paper()]
-    fused = fused_class_consistency(embeddings.requires_grad_(), bank, labels, losses)
-    local, contrast = fused.losses.values()
-    with pytest.raises(RuntimeError, match='fuse_losses=False'):
-        torch.autograd.grad(local + 2 * contrast, embeddings)
+    embedding = torch.tensor([1.0, 0.0, 0.0]).double().view(1, 1, 1, 3).requires_grad_()
+    value = loss(torch.einsum('bhwz,knz->bhwkn', embedding, bank), labels)
+    (grad,) = torch.autograd.grad(value, embedding)
+    # LayerNorm of (0.6, 0) is (1, -1) up to its epsilon: a steeper slope, of the same direction
+    norm = 0.3**2 + 1e-5
+    scores, slope = (0.6, 1) if formulation == 'paper' else (0.6 / norm**0.5, 1e-5 / norm**1.5)
+    wrong = 1 / (1 + math.exp(scores))  # probability of the other class
+    expected = slope * wrong * (bank[1, 0] - bank[0, 0])
+    torch.testing.assert_close(grad.flatten(), expected, rtol=0, atol=1e-12)
 
 
 @MODELS.register_module()
@@ -307,7 +181,7 @@ class TestOwnLoss(nn.Module):
 
 def test_a_users_own_loss_works_unchanged():
     head = tiny_head.build(loss_consistency=[*tiny_head.paper(), dict(type='TestOwnLoss')])
-    alone = tiny_head.build(fuse_losses=False)
+    alone = tiny_head.build()
     seen = _record_updates(head)
     bank = head.bank.distributions.clone()
     (losses, grads), (plain, _) = tiny_head.step(head), tiny_head.step(alone)
@@ -324,10 +198,9 @@ def test_a_users_own_loss_works_unchanged():
 # ---- what must not count ----
 
 
-@pytest.mark.parametrize('fuse', [True, False])
 @pytest.mark.parametrize('formulation', FORMULATIONS)
-def test_gradient_at_ignored_pixels_is_exactly_zero(formulation, fuse):
-    head = tiny_head.build(loss_consistency=FORMULATIONS[formulation](), fuse_losses=fuse)
+def test_gradient_at_ignored_pixels_is_exactly_zero(formulation):
+    head = tiny_head.build(loss_consistency=FORMULATIONS[formulation]())
     labels = tiny_head.label_maps(ignored=0.0)
     labels[:, 8:] = 255
     labels[1] = 255
@@ -348,10 +221,9 @@ def test_gradient_at_ignored_pixels_is_exactly_zero(formulation, fuse):
     assert not touched[1].any()
 
 
-@pytest.mark.parametrize('fuse', [True, False])
 @pytest.mark.parametrize('formulation', FORMULATIONS)
-def test_all_ignored_batch(formulation, fuse):
-    head = tiny_head.build(loss_consistency=FORMULATIONS[formulation](), fuse_losses=fuse)
+def test_all_ignored_batch(formulation):
+    head = tiny_head.build(loss_consistency=FORMULATIONS[formulation]())
     before = head.bank.distributions.clone()
     losses, grads = tiny_head.step(head, ignored=2.0)
     for key, value in losses.items():
@@ -367,11 +239,10 @@ def test_all_ignored_batch(formulation, fuse):
     assert losses['stat_left_out_pixels'] == 0
 
 
-@pytest.mark.parametrize('fuse', [True, False])
 @pytest.mark.parametrize('bad', [math.nan, math.inf])
-def test_non_finite_embeddings_never_reach_the_bank(bad, fuse):
+def test_non_finite_embeddings_never_reach_the_bank(bad):
     """Two labelled pixels and an ignored one go bad; the first two are counted."""
-    head = tiny_head.build(fuse_losses=fuse)
+    head = tiny_head.build()
     labels = tiny_head.label_maps(ignored=0.0)
     labels[0, :8] = 255  # feature rows 0 and 1
 
@@ -421,10 +292,9 @@ def test_a_single_pixel():
     assert not changed[[0, 1, 2, 4]].any()
 
 
-@pytest.mark.parametrize('fuse', [True, False])
-def test_class_255_is_a_class_where_another_label_is_ignored(fuse):
+def test_class_255_is_a_class_where_another_label_is_ignored():
     """More than 255 classes: only `ignore_index` itself is left out, not the usual 255."""
-    head = tiny_head.build(num_classes=260, ignore_index=1000, fuse_losses=fuse, bank=BANK_FAR)
+    head = tiny_head.build(num_classes=260, ignore_index=1000, bank=BANK_FAR)
     labels = torch.full((2, *tiny_head.LABEL_SIZE), 255)
     labels[0, :10] = 1000
     before = head.bank.distributions.clone()
@@ -460,13 +330,31 @@ def test_bank_moves_in_training_only():
     assert not unmoved()
 
 
-@pytest.mark.parametrize('fuse', [True, False])
+@pytest.mark.parametrize('build', [tiny_head.build, tiny_head.build_mcibi])
+def test_a_frozen_memory_stands_still(build):
+    """A teacher in training mode: whatever it is shown, its bank stays. So under no_grad."""
+    for frozen in ('head', 'gradients off'):
+        head = build()
+        tiny_head.step(head)
+        before = copy.deepcopy(head.bank.state_dict())
+        head.requires_grad_(frozen != 'head')
+        with torch.set_grad_enabled(frozen == 'head'):
+            losses = head.loss(
+                tiny_head.features(1), tiny_head.samples(tiny_head.label_maps(1)), None
+            )
+        assert 'stat_left_out_pixels' not in losses
+        for key, value in head.bank.state_dict().items():
+            assert torch.equal(value, before[key]), (frozen, key)
+        # one layer that learns is enough
+        head.conv_seg.requires_grad_(True)
+        head.loss(tiny_head.features(1), tiny_head.samples(tiny_head.label_maps(1)), None)
+        assert head.bank.num_updates == before['num_updates'] + 1
+
+
 @pytest.mark.parametrize('formulation', FORMULATIONS)
-def test_gradients_are_those_of_a_bank_that_does_not_move(formulation, fuse):
+def test_gradients_are_those_of_a_bank_that_does_not_move(formulation):
     """The update happens between forward and backward; momentum 0 moves the bank far."""
-    options = dict(
-        loss_consistency=FORMULATIONS[formulation](), fuse_losses=fuse, bank=dict(BANK_FAR)
-    )
+    options = dict(loss_consistency=FORMULATIONS[formulation](), bank=dict(BANK_FAR))
     moving, still = tiny_head.build(**options), tiny_head.build(**options)
     still.consistency._forward_hooks.clear()
     before = moving.bank.distributions.clone()
@@ -481,12 +369,9 @@ BANK_FAR = dict(type='DistributionBank', num_distributions=3, momentum=0.0, upda
 
 @pytest.mark.parametrize('reentrant', [True, False])
 @pytest.mark.parametrize('what', ['forward', 'loss'])
-@pytest.mark.parametrize('fuse', [True, False])
-def test_activation_checkpointing(what, reentrant, fuse):
+def test_activation_checkpointing(what, reentrant):
     """Recomputed in backward, after the bank has moved: same gradients, no second update."""
-    heads = [
-        tiny_head.freeze_norms(tiny_head.build(bank=BANK_FAR, fuse_losses=fuse)) for _ in range(2)
-    ]
+    heads = [tiny_head.freeze_norms(tiny_head.build(bank=BANK_FAR)) for _ in range(2)]
     labels = tiny_head.label_maps()
 
     def run(head, through):
@@ -635,12 +520,10 @@ def test_autocast_keeps_bank_and_losses_in_full_precision():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
 
 
-@pytest.mark.usefixtures('each_way')
-@pytest.mark.parametrize('fuse', [True, False])
 @pytest.mark.parametrize('formulation', FORMULATIONS)
 @pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
 def test_training_step_has_no_loop_and_no_host_synchronisation(
-    formulation, fuse, assignment, monkeypatch
+    formulation, assignment, monkeypatch
 ):
     """The host's own accuracy indexes with a mask, so it is taken out first."""
     for module in (
@@ -648,15 +531,10 @@ def test_training_step_has_no_loop_and_no_host_synchronisation(
         'mmseg_cmdl.models.decode_heads.dataset_context_head',
     ):
         monkeypatch.setattr(f'{module}.accuracy', lambda *args, **kwargs: torch.zeros(()))
-    # as on a GPU, where a look at the scalar would wait
-    fused = importlib.import_module('mmseg_cmdl.models.losses.fused_class_consistency')
-    monkeypatch.setattr(fused, '_known_to_be_one', lambda scalar: False)
     counts = []
     for num_classes, num in [(4, 2), (9, 5)]:
         head = tiny_head.build(
             num_classes=num_classes,
-            check_labels='off',
-            fuse_losses=fuse,
             loss_consistency=FORMULATIONS[formulation](),
             bank=dict(type='DistributionBank', num_distributions=num, assignment=assignment),
         )
@@ -671,6 +549,15 @@ def test_training_step_has_no_loop_and_no_host_synchronisation(
 
 
 # ---- options ----
+
+
+@pytest.mark.parametrize('option', [dict(fuse_losses=False), dict(check_labels='always')])
+def test_options_without_effect_are_taken_and_told(option):
+    (name,) = option
+    with pytest.warns(DeprecationWarning, match=f'MDRLHead: {name}=.* has no effect'):
+        head = tiny_head.build(**option)
+    plain = tiny_head.build()
+    assert tiny_head.step(head)[0]['loss_cgcl'] == tiny_head.step(plain)[0]['loss_cgcl']
 
 
 def test_defaults_are_the_papers():
@@ -745,10 +632,9 @@ def test_refusals(options, words):
 
 
 @pytest.mark.parametrize('losses', [tiny_head.paper, tiny_head.released])
-@pytest.mark.parametrize('fuse_losses', [True, False])
-def test_trains_in_bfloat16_throughout(losses, fuse_losses):
+def test_trains_in_bfloat16_throughout(losses):
     """All weights in bfloat16, as after `model.to(torch.bfloat16)`; not autocast."""
-    options = dict(loss_consistency=losses(), fuse_losses=fuse_losses)
+    options = dict(loss_consistency=losses())
     expected, _ = tiny_head.step(tiny_head.build(torch.float32, **options))
     head = tiny_head.build(torch.bfloat16, **options)
     found, grads = tiny_head.step(head)

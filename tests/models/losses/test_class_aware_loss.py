@@ -6,9 +6,7 @@ from mmseg_cmdl.models.losses import (
     InterClassCenterToCenterLoss,
     InterClassCenterToPixelLoss,
     IntraClassCenterToPixelLoss,
-    can_fuse_class_aware,
     class_centers,
-    fused_class_aware,
 )
 from tests.reference import car, golden
 from tests.reference.dispatch import CountOps
@@ -20,25 +18,13 @@ INTRA, C2C, C2P = (
 )
 ALL = [INTRA, C2C, C2P]
 FORMULATIONS = ['paper', 'released']
-PATHS = ['plain', 'fused', 'fused_in_chunks']
 
 every_loss = pytest.mark.parametrize('cls', ALL)
 every_formulation = pytest.mark.parametrize('formulation', FORMULATIONS)
-every_path = pytest.mark.parametrize('path', PATHS)
 
 
-def values(losses, features, labels, num_classes, path, ignore_index=255):
-    """Losses by name, by each loss itself or fused."""
-    if path != 'plain':
-        assert can_fuse_class_aware(losses)
-        return fused_class_aware(
-            features,
-            labels,
-            num_classes,
-            losses,
-            ignore_index,
-            chunk_size=7 if path == 'fused_in_chunks' else None,
-        )
+def values(losses, features, labels, num_classes, ignore_index=255):
+    """Losses by name."""
     centers, counts = class_centers(features, labels, num_classes, ignore_index)
     return {
         loss.loss_name: loss(features, labels, centers, counts, ignore_index=ignore_index)
@@ -46,8 +32,8 @@ def values(losses, features, labels, num_classes, path, ignore_index=255):
     }
 
 
-def one(loss, features, labels, num_classes, path, ignore_index=255):
-    (value,) = values([loss], features, labels, num_classes, path, ignore_index).values()
+def one(loss, features, labels, num_classes, ignore_index=255):
+    (value,) = values([loss], features, labels, num_classes, ignore_index).values()
     return value
 
 
@@ -111,11 +97,10 @@ GOLDEN = {
 }
 
 
-@every_path
 @pytest.mark.parametrize('key', GOLDEN)
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 @pytest.mark.parametrize('name', golden.names('car_*'))
-def test_golden(name, dtype, key, path):
+def test_golden(name, dtype, key):
     data = golden.load(name, dtype)
     loss = GOLDEN[key](data['inter_c2c_threshold'], data['inter_c2p_threshold'])
     x = data['features'].requires_grad_()
@@ -124,7 +109,6 @@ def test_golden(name, dtype, key, path):
         x.flatten(0, 2),
         data['labels'].flatten(),
         data['num_classes'],
-        path,
         data['ignore_index'],
     )
     assert (value.shape, value.dtype) == ((), dtype)
@@ -273,11 +257,10 @@ def test_equals_the_naive_form(cls, options, formulation, shape):
     loss = cls(formulation=formulation, loss_weight=0.7, **options)
     expected = 0.7 * naive(loss, features, labels, num_classes, ignore_index) + 0 * features.sum()
     (want,) = torch.autograd.grad(expected, features)
-    for path in PATHS:
-        value = one(loss, features, labels, num_classes, path, ignore_index)
-        assert value.item() == pytest.approx(expected.item(), rel=1e-10, abs=1e-13), path
-        (got,) = torch.autograd.grad(value, features)
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+    value = one(loss, features, labels, num_classes, ignore_index)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-10, abs=1e-13)
+    (got,) = torch.autograd.grad(value, features)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
 def test_the_thresholds_bite():
@@ -293,22 +276,17 @@ def _with_centers(seed, num_classes=5, **options):
 
 
 @every_formulation
-@pytest.mark.parametrize('path', ['plain', 'fused_in_chunks'])
 @every_loss
-def test_gradcheck(cls, formulation, path):
+def test_gradcheck(cls, formulation):
     """Numerically, through the centres as well; what is held constant is fed in from outside."""
     features, labels = problem(5, pixels=9, channels=3, num_classes=3)
     loss = cls(formulation=formulation)
     centers, counts = class_centers(features.detach(), labels, 3)
     if cls is C2C:
         loss.both_sides = True
-        assert torch.autograd.gradcheck(lambda x: one(loss, x, labels, 3, path), features)
-    elif path == 'plain':
+        assert torch.autograd.gradcheck(lambda x: one(loss, x, labels, 3), features)
+    else:
         assert torch.autograd.gradcheck(lambda x: loss(x, labels, centers, counts), features)
-    else:  # at a step so small that the centres hardly move it
-        (got,) = torch.autograd.grad(one(loss, features, labels, 3, path), features)
-        (want,) = torch.autograd.grad(loss(features, labels, centers, counts), features)
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
 def test_gradcheck_of_the_centers():
@@ -317,12 +295,11 @@ def test_gradcheck_of_the_centers():
 
 
 @every_formulation
-@every_path
-def test_three_together_with_weights_of_their_own(formulation, path):
+def test_three_together_with_weights_of_their_own(formulation):
     """Any upstream weights: the three are differentiated apart and together."""
     features, labels = problem(7, pixels=40)
     losses = [cls(formulation=formulation, loss_weight=w) for cls, w in zip(ALL, (0.5, 2.0, 3.0))]
-    got = values(losses, features, labels, 5, path)
+    got = values(losses, features, labels, 5)
     assert list(got) == ['loss_intra_c2p', 'loss_inter_c2c', 'loss_inter_c2p']
     each = [w * naive(loss, features, labels, 5) for loss, w in zip(losses, (0.5, 2.0, 3.0))]
     for upstream in [(1.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.3, -2.0, 0.7)]:
@@ -343,14 +320,13 @@ def test_three_together_with_weights_of_their_own(formulation, path):
 # ---- what must not count ----
 
 
-@every_path
 @every_formulation
 @every_loss
-def test_gradient_at_ignored_pixels_is_exactly_zero(cls, formulation, path):
+def test_gradient_at_ignored_pixels_is_exactly_zero(cls, formulation):
     features, labels = problem(8, pixels=80, ignored=0.4)
     low = {} if cls is INTRA else dict(threshold=0.01)
     (grad,) = torch.autograd.grad(
-        one(cls(formulation=formulation, **low), features, labels, 5, path), features
+        one(cls(formulation=formulation, **low), features, labels, 5), features
     )
     reached = grad.abs().amax(1) > 0
     if (cls, formulation) == (C2P, 'released'):
@@ -359,10 +335,9 @@ def test_gradient_at_ignored_pixels_is_exactly_zero(cls, formulation, path):
         assert torch.equal(reached, labels != 255)
 
 
-@every_path
 @every_formulation
 @every_loss
-def test_ignored_pixels_may_hold_anything(cls, formulation, path):
+def test_ignored_pixels_may_hold_anything(cls, formulation):
     if (cls, formulation) == (C2P, 'released'):
         pytest.skip('ignored pixels count there')
     features, labels = problem(9, dtype=torch.float32)
@@ -370,21 +345,20 @@ def test_ignored_pixels_may_hold_anything(cls, formulation, path):
     wild[labels == 255] = 1e30
     results = []
     for x in (features, wild.requires_grad_()):
-        value = one(cls(formulation=formulation), x, labels, 5, path)
+        value = one(cls(formulation=formulation), x, labels, 5)
         results.append((value, torch.autograd.grad(value, x)[0]))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
 
 
-@every_path
 @every_formulation
 @every_loss
 @pytest.mark.parametrize('classes', ['all', 'present'])
-def test_all_ignored_has_a_graph_and_no_gradient(cls, formulation, path, classes):
+def test_all_ignored_has_a_graph_and_no_gradient(cls, formulation, classes):
     features, labels = problem(10)
     options = {} if cls is INTRA else dict(classes=classes)
     loss = cls(formulation=formulation, **options)
-    value = one(loss, features, torch.full_like(labels, 255), 5, path)
+    value = one(loss, features, torch.full_like(labels, 255), 5)
     assert value.isfinite()
     assert value.requires_grad
     if formulation == 'paper' and cls is not C2C:
@@ -393,50 +367,46 @@ def test_all_ignored_has_a_graph_and_no_gradient(cls, formulation, path, classes
     assert torch.equal(grad, torch.zeros_like(grad))
 
 
-@every_path
-def test_no_pixel_at_all(path):
+def test_no_pixel_at_all():
     """What a rank without images contributes."""
     features = torch.zeros(0, 4, dtype=torch.float64, requires_grad=True)
-    got = values([cls() for cls in ALL], features, torch.zeros(0, dtype=torch.long), 3, path)
+    got = values([cls() for cls in ALL], features, torch.zeros(0, dtype=torch.long), 3)
     assert all(value.isfinite() for value in got.values())
     (grad,) = torch.autograd.grad(sum(got.values()), features)
     assert grad.shape == (0, 4)
 
 
-@every_path
 @every_formulation
 @every_loss
 @pytest.mark.parametrize('scale', [1e2, 1e4, 1e6])
-def test_large_features_stay_finite(cls, formulation, path, scale):
+def test_large_features_stay_finite(cls, formulation, scale):
     features, labels = problem(11, scale=scale, dtype=torch.float32)
-    value = one(cls(formulation=formulation), features, labels, 5, path)
+    value = one(cls(formulation=formulation), features, labels, 5)
     (grad,) = torch.autograd.grad(value, features)
     assert value.isfinite()
     assert grad.isfinite().all()
 
 
-@every_path
 @every_formulation
 @every_loss
-def test_half_precision_is_summed_in_float32_under_autocast(cls, formulation, path):
+def test_half_precision_is_summed_in_float32_under_autocast(cls, formulation):
     features, labels = problem(12, pixels=500, dtype=torch.bfloat16)
     loss = cls(formulation=formulation)
-    exact = one(loss, features.float(), labels, 5, path)
+    exact = one(loss, features.float(), labels, 5)
     with torch.autocast('cpu', torch.bfloat16):
-        half = one(loss, features, labels, 5, path)
+        half = one(loss, features, labels, 5)
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(exact.item(), rel=1e-5)
     (grad,) = torch.autograd.grad(half, features)
     assert grad.dtype == torch.bfloat16
 
 
-@every_path
-def test_integer_label_types(path):
+def test_integer_label_types():
     features, labels = problem(13)
     losses = [cls() for cls in ALL]
-    expected = values(losses, features, labels, 5, path)
+    expected = values(losses, features, labels, 5)
     for dtype in (torch.uint8, torch.int32):
-        got = values(losses, features, labels.to(dtype), 5, path)
+        got = values(losses, features, labels.to(dtype), 5)
         assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
@@ -478,7 +448,6 @@ def test_refusals_name_option_and_value(cls, option, value):
     'call',
     [
         lambda x, y: class_centers(x, y, 3),
-        lambda x, y: fused_class_aware(x, y, 3, [INTRA()]),
         lambda x, y: INTRA()(x, y, torch.zeros(3, 4), torch.zeros(3)),
         lambda x, y: C2P()(x, y, torch.zeros(3, 4), torch.zeros(3)),
     ],
@@ -488,23 +457,12 @@ def test_maps_are_refused_with_what_to_do(call):
         call(torch.zeros(2, 4, 3, 3), torch.zeros(2, 3, 3, dtype=torch.long))
 
 
-def test_what_can_be_fused():
-    class Mine(IntraClassCenterToPixelLoss):
-        pass
-
-    assert can_fuse_class_aware([C2P(), INTRA()])
-    assert not can_fuse_class_aware([])
-    assert not can_fuse_class_aware([INTRA(), INTRA()])
-    assert not can_fuse_class_aware([Mine()])
-
-
 # ---- cost ----
 
 
 @every_formulation
-@every_path
 @pytest.mark.parametrize('classes', ['all', 'present'])
-def test_no_loop_and_no_host_synchronisation(formulation, path, classes):
+def test_no_loop_and_no_host_synchronisation(formulation, classes):
     counts = []
     for num_classes in (3, 12):
         features, labels = problem(14, pixels=21, num_classes=num_classes)
@@ -516,7 +474,7 @@ def test_no_loop_and_no_host_synchronisation(formulation, path, classes):
             ),
         ]
         with CountOps() as ops:
-            sum(values(losses, features, labels, num_classes, path).values()).backward()
+            sum(values(losses, features, labels, num_classes).values()).backward()
         assert not ops.synchronising
         counts.append(ops.total)
     assert counts[0] == counts[1]

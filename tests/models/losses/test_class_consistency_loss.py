@@ -6,12 +6,7 @@ import torch
 import torch.nn.functional as F
 from mmseg.registry import MODELS
 
-from mmseg_cmdl.models.losses import (
-    ClassGlobalConsistencyLoss,
-    ClassLocalConsistencyLoss,
-    can_fuse,
-    fused_class_consistency,
-)
+from mmseg_cmdl.models.losses import ClassGlobalConsistencyLoss, ClassLocalConsistencyLoss
 from mmseg_cmdl.utils import BilinearTaps
 from tests.reference import golden, mdrl
 from tests.reference.dispatch import CountOps
@@ -102,33 +97,19 @@ def _check_value(value, expected, dtype):
     assert value.item() == pytest.approx(expected, **within)
 
 
-def _golden_fused(data, losses, chunk_size=None):
-    """Values of losses in the order given, from all of them taken together."""
-    assert can_fuse(losses)
-    embeddings = data['embeddings'].unflatten(0, data['batch_height_width'].tolist())
-    fused = fused_class_consistency(
-        embeddings, data['bank'], data['labels'], losses, data['ignore_index'], chunk_size
-    )
-    return [fused.losses[loss.loss_name] for loss in losses]
-
-
-@pytest.mark.parametrize('path', ['plain', 'fused'])
 @pytest.mark.parametrize('name', golden.names('mdrl_losses_*'))
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 @pytest.mark.parametrize(('key', 'build'), GOLDEN, ids=[key for key, _ in GOLDEN])
-def test_golden(name, dtype, key, build, path):
+def test_golden(name, dtype, key, build):
     data = golden.load(name, dtype)
     loss = build(data).to(dtype)
     leaves = {'': data['embeddings'].requires_grad_()}
     if key == 'released_loss_ce':
         leaves.update(_ln_weight=loss.norm.weight, _ln_bias=loss.norm.bias)
-    if path == 'plain':
-        leaves['_bank'] = data['bank'].requires_grad_()
-        similarity = torch.einsum('pz,knz->pkn', data['embeddings'], data['bank'])
-        similarity = similarity.unflatten(0, data['batch_height_width'].tolist())
-        value = loss(similarity, data['labels'], ignore_index=data['ignore_index'])
-    else:  # forms no gradient for the bank, which isn't trained
-        (value,) = _golden_fused(data, [loss])
+    leaves['_bank'] = data['bank'].requires_grad_()
+    similarity = torch.einsum('pz,knz->pkn', data['embeddings'], data['bank'])
+    similarity = similarity.unflatten(0, data['batch_height_width'].tolist())
+    value = loss(similarity, data['labels'], ignore_index=data['ignore_index'])
     _check_value(value, data[key], dtype)
     recorded = {suffix: data.get(f'{key}_grad{suffix}') for suffix in leaves}
     recorded = {suffix: grad for suffix, grad in recorded.items() if grad is not None}
@@ -139,28 +120,6 @@ def test_golden(name, dtype, key, build, path):
             torch.testing.assert_close(grad, expected, rtol=0, atol=_tolerance(dtype, expected))
 
 
-@pytest.mark.parametrize('chunk_size', [7, None])
-@pytest.mark.parametrize('formulation', FORMULATIONS)
-@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
-@pytest.mark.parametrize('name', golden.names('mdrl_losses_*'))
-def test_golden_fused_together(name, dtype, formulation, chunk_size):
-    """As the head takes them: both losses from one product, with the gradient of their sum."""
-    data = golden.load(name, dtype)
-    data['embeddings'].requires_grad_()
-    if formulation == 'paper':
-        keys = ('paper_clcl', 'paper_cgcl')
-        losses = [ClassLocalConsistencyLoss(), ClassGlobalConsistencyLoss(data['tau'])]
-    else:
-        keys = ('released_loss_ce', 'released_loss_ppc')
-        losses = [_released_local(data), ClassGlobalConsistencyLoss(formulation='released')]
-    values = _golden_fused(data, losses, chunk_size)
-    for value, key in zip(values, keys):
-        _check_value(value, data[key], dtype)
-    (grad,) = torch.autograd.grad(sum(values), data['embeddings'])
-    parts = [data[f'{key}_grad'] for key in keys]
-    torch.testing.assert_close(grad, sum(parts), rtol=0, atol=_tolerance(dtype, *parts))
-
-
 def test_golden_scores_on_the_way():
     """The recorded intermediate: nearest distribution of each class, at feature size."""
     data = golden.load('mdrl_losses_a')
@@ -169,10 +128,9 @@ def test_golden_scores_on_the_way():
     torch.testing.assert_close(similarity.amax(-1), data['class_scores'])
 
 
-@pytest.mark.parametrize('in_bands', [False, True])
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 @pytest.mark.parametrize('name', golden.names('mdrl_losses_*'))
-def test_golden_released_scores_on_the_way(name, dtype, in_bands, monkeypatch):
+def test_golden_released_scores_on_the_way(name, dtype, monkeypatch):
     """What the released local loss itself normalises, and what it takes the cross entropy of."""
     data = golden.load(name, dtype)
     loss = _released_local(data)
@@ -181,10 +139,6 @@ def test_golden_released_scores_on_the_way(name, dtype, in_bands, monkeypatch):
     def recorded_norm(*args, **kwargs):
         normalised.append(layer_norm(*args, **kwargs).permute(0, 3, 1, 2))
         return normalised[0].permute(0, 2, 3, 1)
-
-    def plain(scores, *args, **kwargs):
-        resized.append(scores)
-        return cross_entropy(scores, *args, **kwargs)
 
     def by_bands(scores, classes, align_corners):
         # no map of scores at label size is ever there: what its two matrices make of these
@@ -196,17 +150,12 @@ def test_golden_released_scores_on_the_way(name, dtype, in_bands, monkeypatch):
         return banded(scores, classes, align_corners=align_corners)
 
     module = importlib.import_module('mmseg_cmdl.models.losses.class_consistency_loss')
-    layer_norm, cross_entropy = F.layer_norm, F.cross_entropy
+    layer_norm = F.layer_norm
     banded = module.resized_cross_entropy
     monkeypatch.setattr(F, 'layer_norm', recorded_norm)
-    monkeypatch.setattr(F, 'cross_entropy', plain)
     monkeypatch.setattr(module, 'resized_cross_entropy', by_bands)
-    value = loss.from_class_scores(
-        data['class_scores'].unflatten(0, data['batch_height_width'].tolist()),
-        data['labels'],
-        data['ignore_index'],
-        in_bands,
-    )
+    similarity = data['class_scores'].unflatten(0, data['batch_height_width'].tolist())[..., None]
+    value = loss(similarity, data['labels'], data['ignore_index'])
     _check_value(value, data['released_loss_ce'], dtype)
     for (got,), key in (
         (normalised, 'class_scores_layernorm'),
@@ -318,7 +267,9 @@ def test_gradcheck(cls, formulation):
     similarity.requires_grad_()
     loss = _build(cls, formulation, 3)
     parameters = list(loss.parameters())
-    assert torch.autograd.gradcheck(lambda s, *_: loss(s, labels), (similarity, *parameters))
+    inputs = (similarity, *parameters)
+    assert torch.autograd.gradcheck(lambda s, *_: loss(s, labels), inputs)
+    assert torch.autograd.gradgradcheck(lambda s, *_: loss(s, labels), inputs)
 
 
 # ---- what must not count ----

@@ -507,7 +507,6 @@ def test_gumbel_noise_is_added_to_the_soft_assignment():
 # ---- cost ----
 
 
-@pytest.mark.usefixtures('each_way')
 def test_no_loop_and_no_host_synchronisation():
     """The same operations whatever K and N are, and none that waits for the device."""
     counts = []

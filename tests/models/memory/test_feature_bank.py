@@ -64,7 +64,7 @@ def test_golden_update(name, dtype, form):
             features = features.permute(0, 2, 3, 1).flatten(0, 2)
             bank.update_(features, labels.flatten(), momentum, data['ignore_index'])
         else:
-            bank.update_at_label_size_(features, labels, momentum.item(), data['ignore_index'])
+            bank.update_(features, labels, momentum.item(), data['ignore_index'])
         torch.testing.assert_close(bank.features, after.squeeze(1), rtol=0, atol=TOLERANCE[dtype])
     assert (bank.features - memory).abs().max() > 0.01
     unseen = set(data['empty_classes'].tolist()) & set(data['absent_classes'].tolist())
@@ -119,7 +119,7 @@ def test_update_at_label_size_equals_resizing_first(size, label_size, strategy, 
     filled = torch.tensor([True, True, True, False])
     memory[3] = 0
     bank = _bank(memory, filled, strategy=strategy)
-    counts = bank.update_at_label_size_(features, labels, 0.4, align_corners=align_corners)
+    counts = bank.update_(features, labels, 0.4, align_corners=align_corners)
     resized = mcibi.resize(features, label_size, align_corners)
     torch.testing.assert_close(
         resized, F.interpolate(features, label_size, mode='bilinear', align_corners=align_corners)
@@ -136,7 +136,7 @@ def test_update_at_label_size_equals_resizing_first(size, label_size, strategy, 
 def test_sizes_of_the_update_differ():
     memory, features, labels = _maps(3, (4, 5), (16, 20))
     banks = [_bank(memory) for _ in range(2)]
-    banks[0].update_at_label_size_(features, labels, 0.5)
+    banks[0].update_(features, labels, 0.5)
     banks[1].update_(features.permute(0, 2, 3, 1).flatten(0, 2), labels[:, ::4, ::4].flatten(), 0.5)
     assert not torch.allclose(banks[0].features, banks[1].features, atol=1e-3)
 
@@ -175,9 +175,7 @@ def test_pixels_parallel_to_the_memory_give_their_plain_mean(dtype, form):
     if form == 'pixels':
         bank.update_(features, labels, 0.5)
     else:
-        bank.update_at_label_size_(
-            features.view(1, 12, 10, 64).permute(0, 3, 1, 2), labels.view(1, 12, 10), 0.5
-        )
+        bank.update_(features.view(1, 12, 10, 64).permute(0, 3, 1, 2), labels.view(1, 12, 10), 0.5)
     for c in range(3):
         expected = 0.5 * memory[c] + 0.5 * features[labels == c].mean(0)
         torch.testing.assert_close(bank.features[c], expected, rtol=0, atol=TOLERANCE[dtype])
@@ -207,7 +205,7 @@ def test_neighbours_that_cancel():
     """Interpolated to length 0 in the middle: the weights stay finite and in their range."""
     features = torch.tensor([1.0, -1.0]).view(1, 1, 1, 2).expand(1, 8, 1, 2).contiguous()
     bank = _bank(torch.ones(1, 8))
-    bank.update_at_label_size_(features, torch.zeros(1, 3, 9, dtype=torch.long), 0.5)
+    bank.update_(features, torch.zeros(1, 3, 9, dtype=torch.long), 0.5)
     assert bank.features.isfinite().all()
     assert bank.features.abs().max() <= 1
 
@@ -257,18 +255,18 @@ def test_ignored_label_pixels_count_nowhere():
     wild = features.clone()
     wild[0] = math.nan
     bank, alone = _bank(memory), _bank(memory)
-    counts = bank.update_at_label_size_(wild, labels, 0.5)
-    alone.update_at_label_size_(features[1:], labels[1:], 0.5)
+    counts = bank.update_(wild, labels, 0.5)
+    alone.update_(features[1:], labels[1:], 0.5)
     torch.testing.assert_close(bank.features, alone.features, rtol=0, atol=1e-14)
     assert counts.left_out == 0
-    bank.update_at_label_size_(features, torch.full_like(labels, 255), 0.5)
+    bank.update_(features, torch.full_like(labels, 255), 0.5)
     torch.testing.assert_close(bank.features, alone.features, rtol=0, atol=0)
 
 
 def test_no_pixels_leave_the_bank():
     bank = FeatureBank(3, 4)
     bank.update_(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), 0.9)
-    bank.update_at_label_size_(torch.zeros(0, 4, 2, 2), torch.zeros(0, 8, 8, dtype=torch.long), 0.9)
+    bank.update_(torch.zeros(0, 4, 2, 2), torch.zeros(0, 8, 8, dtype=torch.long), 0.9)
     assert not bank.features.any()
     assert not bank.filled.any()
 
@@ -293,7 +291,7 @@ def test_label_pixels_with_a_share_of_a_non_finite_cell_are_left_out(bad, align_
     memory, features, labels = _maps(8, (4, 5), (12, 15))
     features[1, 2, 1, 3] = bad
     bank = _bank(memory)
-    counts = bank.update_at_label_size_(features, labels, 0.5, align_corners=align_corners)
+    counts = bank.update_(features, labels, 0.5, align_corners=align_corners)
     resized = mcibi.resize(features, (12, 15), align_corners).permute(0, 2, 3, 1).flatten(0, 2)
     expected, _ = mcibi.update(memory, bank.filled, resized, labels.flatten(), 0.5)
     torch.testing.assert_close(bank.features, expected, rtol=0, atol=1e-12)
@@ -308,7 +306,7 @@ def test_features_too_large_to_square_never_reach_the_bank():
         bank = _bank(memory)
         bank.update_(features * scale, labels, 0.5)
         assert bank.features.isfinite().all()
-        bank.update_at_label_size_(
+        bank.update_(
             (features * scale).view(1, 9, 10, 8).permute(0, 3, 1, 2), labels.view(1, 9, 10), 0.5
         )
         assert bank.features.isfinite().all()
@@ -398,14 +396,12 @@ def test_resumed_equals_uninterrupted():
 
 def test_update_is_in_full_precision_under_autocast():
     memory, _, features, labels = _problem(14, dtype=torch.float32)
-    for update in ('update_', 'update_at_label_size_'):
+    maps = features.reshape(1, 9, 10, 8).permute(0, 3, 1, 2), labels.reshape(1, 9, 10)
+    for batch in ((features, labels), maps):
         inside, outside = _bank(memory), _bank(memory)
-        if update != 'update_':
-            features = features.reshape(1, 9, 10, 8).permute(0, 3, 1, 2)
-            labels = labels.reshape(1, 9, 10)
         with torch.autocast('cpu', torch.bfloat16):
-            getattr(inside, update)(features, labels, 0.5)
-        getattr(outside, update)(features, labels, 0.5)
+            inside.update_(*batch, 0.5)
+        outside.update_(*batch, 0.5)
         assert torch.equal(inside.features, outside.features)
 
 
@@ -429,7 +425,7 @@ def test_no_loop_and_no_host_synchronisation(strategy):
         memory, features, labels = _maps(16, size, (2 * size[0], 3 * size[1]), num_classes)
         bank = _bank(memory, strategy=strategy)
         with CountOps() as ops:
-            bank.update_at_label_size_(features, labels, 0.5)
+            bank.update_(features, labels, 0.5)
             bank.update_(
                 features.permute(0, 2, 3, 1).flatten(0, 2), labels[:, ::2, ::3].flatten(), 0.5
             )
@@ -452,7 +448,7 @@ def test_no_feature_is_formed_at_label_size():
             return out
 
     with Sizes():
-        _bank(memory).update_at_label_size_(features, labels, 0.5)
+        _bank(memory).update_(features, labels, 0.5)
     assert largest[0] <= 64 * 128 * 128 // 4
 
 
