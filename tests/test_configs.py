@@ -731,8 +731,11 @@ def test_documented_options_merge_and_build(name, options):
                 assert not len(head.consistency.losses)
             elif option == 'memory_loss_start':
                 assert head.consistency.start == value
-            elif option in ('momentum', 'momentum_power'):
-                assert getattr(head.momentum, dict(momentum='start').get(option, 'power')) == value
+            elif option in ('memory_momentum', 'momentum_power'):
+                assert (
+                    getattr(head.momentum, dict(memory_momentum='start').get(option, 'power'))
+                    == value
+                )
             elif option in ('init', 'strategy'):
                 assert getattr(head.bank, dict(init='initial_path').get(option, option)) == value
             else:

@@ -118,7 +118,7 @@ def test_documented_options_build(options):
         *_, part, attribute = key.split('.')
         if attribute == 'type':
             assert type(head.layer).__name__ == value
-        elif attribute == 'concat_input':
+        elif attribute == 'concat_features':
             assert head.fusion.in_channels == 2048 + 128
         else:
             assert getattr(head.layer if part == 'layer' else head, attribute) == value
@@ -169,7 +169,7 @@ def test_settings_are_the_papers(name):
     head = cfg.model.decode_head
     assert head.layer == dict(type='ChannelWeighting')
     assert head.downsample == 4
-    assert head.get('concat_input', False) == ('r101' not in name)
+    assert head.get('concat_features', False) == ('r101' not in name)
     assert cfg.model.auxiliary_head.in_index == head.in_index - 1
     assert cfg.model.auxiliary_head.loss_decode.loss_weight == 0.4
     crop = cfg.model.data_preprocessor.size

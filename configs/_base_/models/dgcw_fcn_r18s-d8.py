@@ -10,7 +10,7 @@ model = dict(
         layer=dict(type='ChannelWeighting'),
         downsample=4,
         # small crops leave a few pixels at a quarter of the size: too few to classify alone
-        concat_input=True,
+        concat_features=True,
         dropout_ratio=0.1,
         num_classes=19,
         norm_cfg=norm_cfg,

@@ -120,6 +120,8 @@ class DatasetContextHead(BaseDecodeHead):
         **kwargs,
     ):
         name = type(self).__name__
+        if isinstance(fusion, bool):  # that of APCHead or DMHead, in whose place this one stands
+            kwargs['fusion'], fusion = fusion, 'concat'
         kwargs, context = place_leftovers(name, kwargs, context)
         in_channels, kwargs, context = place_inputs(name, in_channels, kwargs, context)
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
@@ -170,13 +172,6 @@ class DatasetContextHead(BaseDecodeHead):
 
         self.loss_coarse = nn.ModuleList(MODELS.build(loss) for loss in as_list(loss_coarse))
 
-    def _build_consistency(self, losses: Sequence[nn.Module], prefix: str = '') -> MemoryLosses:
-        """The losses that train the memory, with the hook that moves the bank."""
-        consistency = MemoryLosses(losses, prefix)
-        # a bound method: copies of the head (EMA) get a hook to their own bank
-        consistency.register_forward_hook(self._move_bank)
-        return consistency
-
     def _build_bank(self, cfg: dict, kind: Type[MemoryBank], **defaults) -> MemoryBank:
         """The memory that `cfg` describes, of this `kind`; `defaults` are what it leaves out."""
         fits = isinstance(cfg, dict)
@@ -191,6 +186,13 @@ class DatasetContextHead(BaseDecodeHead):
                 f"dict(type='{kind.__name__}'), got {cfg!r}"
             )
         return MODELS.build(options)
+
+    def _build_consistency(self, losses: Sequence[nn.Module], prefix: str = '') -> MemoryLosses:
+        """The losses that train the memory, with the hook that moves the bank."""
+        consistency = MemoryLosses(losses, prefix)
+        # a bound method: copies of the head (EMA) get a hook to their own bank
+        consistency.register_forward_hook(self._move_bank)
+        return consistency
 
     def init_weights(self) -> None:
         """See the base class. A bank that starts from a file brings the layers that made it.
@@ -213,75 +215,24 @@ class DatasetContextHead(BaseDecodeHead):
                     'tools/init_memory.py and the config of this model'
                 )
 
-    def embedding_state(self) -> Dict[str, Tensor]:
-        """State of the layers that make, from feature maps, what the memory stores."""
-        return {
-            key: value.detach().cpu().clone()
-            for key, value in self.state_dict().items()
-            if key.split('.')[0] in self.embedding_layers
-        }
+    # ---- the forward pass ----
 
-    def embed(self, pixels: Tensor) -> Tensor:
-        """R [B, C, h, w] to what the memory stores of it, [B, h, w, C]."""
-        return pixels.permute(0, 2, 3, 1)
+    def forward(self, inputs: List[Tensor]) -> Tensor:
+        """Feature maps of the backbone to logits [B, K, h, w]."""
+        return self.cls_seg(self.forward_features(inputs)[-1])
 
-    def memory_vectors(self, inputs: List[Tensor]) -> Tensor:
-        """What the memory stores of each pixel, [B, h, w, C or Z], from the backbone's maps."""
-        self._needs_memory('say what its memory stores')
-        return self.embed(self.bottleneck(self._transform_inputs(inputs)))
-
-    @torch.no_grad()
-    def distribution_map(self, inputs: List[Tensor]) -> Tuple[Tensor, Tensor]:
-        """Which of its class's vectors each pixel belongs to: the nearest of its predicted class.
-
+    def forward_features(self, inputs: List[Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+        """
         Args:
             inputs (list[Tensor]): Feature maps of the backbone.
 
         Returns:
-            tuple[Tensor]: Predicted class in 0..K-1 and index of the vector in 0..N-1, both int64
-            [B, h, w], at feature size.
+            tuple[Tensor]: R [B, C, h, w], coarse logits [B, K, h, w], R_aug [B, C, h, w].
         """
-        self._needs_memory('say which distribution a pixel belongs to')
-        pixels, _, augmented = self.forward_features(inputs)
-        classes = self.cls_seg(augmented).argmax(dim=1)
-        return classes, self.bank.nearest(self.embed(pixels), classes)
-
-    @abstractmethod
-    def read_memory(self, weights: Tensor) -> Tensor:
-        """Memory context R_m [B, C, h, w] from class weights [B, K, h, w]."""
-
-    @abstractmethod
-    def memory_losses(self, pixels: Tensor, labels: Tensor) -> Dict[str, Tensor]:
-        """Calls `consistency`: the losses that train the memory, and then the update by its hook.
-
-        Args:
-            pixels (Tensor): R [B, C, h, w].
-            labels (Tensor): [B, H, W].
-
-        Returns:
-            dict[str, Tensor]: Losses, and scalars to log under names without 'loss'.
-        """
-
-    @abstractmethod
-    def update_bank(self, **batch: Any) -> Dict[str, Tensor]:
-        """Moves the bank by what :meth:`memory_losses` has handed to `consistency` as `batch`.
-
-        Returns:
-            dict[str, Tensor]: Scalars to log, under names without 'loss'.
-        """
-
-    def _move_bank(
-        self, consistency: nn.Module, inputs: tuple, losses: Dict[str, Tensor]
-    ) -> Optional[Dict[str, Tensor]]:
-        """Forward hook of `consistency`: what moves the bank, the only one, after the losses."""
-        if not self.training:
-            return None
-        if not torch.is_grad_enabled():
-            self.bank.stand_still()
-            return None
-        if not any(parameter.requires_grad for parameter in self.parameters()):
-            return None
-        return {**losses, **self.update_bank(**inputs[0])}
+        pixels = self.bottleneck(self._transform_inputs(inputs))
+        coarse_logits = self.coarse_classifier(pixels)
+        context = None if self.context is None else self.context(inputs, coarse_logits)
+        return pixels, coarse_logits, self.aggregate(pixels, coarse_logits, context)
 
     def class_weights(self, coarse_logits: Tensor) -> Tensor:
         """Class weights [B, K, h, w] with which each pixel reads the memory."""
@@ -320,58 +271,15 @@ class DatasetContextHead(BaseDecodeHead):
             augmented = self.fuse_context(torch.cat([related, augmented], dim=1))
         return augmented
 
-    @torch.no_grad()
-    def fold_memory(self) -> nn.Module:
-        """What :meth:`read_memory` is at inference: a 1x1 conv with the weight [C, K, 1, 1].
-
-        Holds for a :meth:`read_memory` that is linear in the weights and looks at no neighbours.
-        """
-        one_class = torch.eye(self.num_classes).to(self.conv_seg.weight)[None, :, :, None]
-        kernel = self.read_memory(one_class)[0].clone()  # [C, K, 1]
-        conv = nn.Conv2d(self.num_classes, len(kernel), 1, bias=False).to(kernel)
-        conv.weight.copy_(kernel[..., None])
-        return conv
-
-    def fold_(self) -> 'DatasetContextHead':
-        """Turns this into a head for inference only, which predicts the same.
-
-        The memory becomes the weight of a 1x1 conv, and what only training needs is taken off. For
-        deployment: there is no way back, and the state dict is another.
-        """
-        if self.folded_memory is None:
-            self.eval()
-            self.folded_memory = self.fold_memory()
-            for name in self.training_parts:
-                setattr(self, name, None)
-        return self
-
-    def _needs_memory(self, what: str) -> None:
-        if self.folded_memory is not None:
-            raise RuntimeError(
-                f'{type(self).__name__} has been folded for inference, so it can not {what} any '
-                'more; load the checkpoint into a new model'
-            )
+    @abstractmethod
+    def read_memory(self, weights: Tensor) -> Tensor:
+        """Memory context R_m [B, C, h, w] from class weights [B, K, h, w]."""
 
     def cls_seg(self, feat: Tensor) -> Tensor:
         """1x1 conv, dropout, classifier (eq. 5): [B, C, h, w] to logits [B, K, h, w]."""
         return super().cls_seg(self.final_conv(feat))
 
-    def forward_features(self, inputs: List[Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
-        """
-        Args:
-            inputs (list[Tensor]): Feature maps of the backbone.
-
-        Returns:
-            tuple[Tensor]: R [B, C, h, w], coarse logits [B, K, h, w], R_aug [B, C, h, w].
-        """
-        pixels = self.bottleneck(self._transform_inputs(inputs))
-        coarse_logits = self.coarse_classifier(pixels)
-        context = None if self.context is None else self.context(inputs, coarse_logits)
-        return pixels, coarse_logits, self.aggregate(pixels, coarse_logits, context)
-
-    def forward(self, inputs: List[Tensor]) -> Tensor:
-        """Feature maps of the backbone to logits [B, K, h, w]."""
-        return self.cls_seg(self.forward_features(inputs)[-1])
+    # ---- a training step ----
 
     def loss(
         self, inputs: List[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
@@ -412,3 +320,105 @@ class DatasetContextHead(BaseDecodeHead):
             add_loss(losses, f'coarse_{loss.loss_name}', value)
         losses['coarse_acc_seg'] = accuracy(logits, labels, ignore_index=self.ignore_index)
         return losses
+
+    @abstractmethod
+    def memory_losses(self, pixels: Tensor, labels: Tensor) -> Dict[str, Tensor]:
+        """Calls `consistency`: the losses that train the memory, and then the update by its hook.
+
+        Args:
+            pixels (Tensor): R [B, C, h, w].
+            labels (Tensor): [B, H, W].
+
+        Returns:
+            dict[str, Tensor]: Losses, and scalars to log under names without 'loss'.
+        """
+
+    def _move_bank(
+        self, consistency: nn.Module, inputs: tuple, losses: Dict[str, Tensor]
+    ) -> Optional[Dict[str, Tensor]]:
+        """Forward hook of `consistency`: what moves the bank, the only one, after the losses."""
+        if not self.training:
+            return None
+        if not torch.is_grad_enabled():
+            self.bank.stand_still()
+            return None
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            return None
+        return {**losses, **self.update_bank(**inputs[0])}
+
+    @abstractmethod
+    def update_bank(self, **batch: Any) -> Dict[str, Tensor]:
+        """Moves the bank by what :meth:`memory_losses` has handed to `consistency` as `batch`.
+
+        Returns:
+            dict[str, Tensor]: Scalars to log, under names without 'loss'.
+        """
+
+    # ---- what the memory stores ----
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """R [B, C, h, w] to what the memory stores of it, [B, h, w, C]."""
+        return pixels.permute(0, 2, 3, 1)
+
+    def memory_vectors(self, inputs: List[Tensor]) -> Tensor:
+        """What the memory stores of each pixel, [B, h, w, C or Z], from the backbone's maps."""
+        self._needs_memory('say what its memory stores')
+        return self.embed(self.bottleneck(self._transform_inputs(inputs)))
+
+    def embedding_state(self) -> Dict[str, Tensor]:
+        """State of the layers that make, from feature maps, what the memory stores."""
+        return {
+            key: value.detach().cpu().clone()
+            for key, value in self.state_dict().items()
+            if key.split('.')[0] in self.embedding_layers
+        }
+
+    @torch.no_grad()
+    def distribution_map(self, inputs: List[Tensor]) -> Tuple[Tensor, Tensor]:
+        """Which of its class's vectors each pixel belongs to: the nearest of its predicted class.
+
+        Args:
+            inputs (list[Tensor]): Feature maps of the backbone.
+
+        Returns:
+            tuple[Tensor]: Predicted class in 0..K-1 and index of the vector in 0..N-1, both int64
+            [B, h, w], at feature size.
+        """
+        self._needs_memory('say which distribution a pixel belongs to')
+        pixels, _, augmented = self.forward_features(inputs)
+        classes = self.cls_seg(augmented).argmax(dim=1)
+        return classes, self.bank.nearest(self.embed(pixels), classes)
+
+    # ---- inference only ----
+
+    @torch.no_grad()
+    def fold_memory(self) -> nn.Module:
+        """What :meth:`read_memory` is at inference: a 1x1 conv with the weight [C, K, 1, 1].
+
+        Holds for a :meth:`read_memory` that is linear in the weights and looks at no neighbours.
+        """
+        one_class = torch.eye(self.num_classes).to(self.conv_seg.weight)[None, :, :, None]
+        kernel = self.read_memory(one_class)[0].clone()  # [C, K, 1]
+        conv = nn.Conv2d(self.num_classes, len(kernel), 1, bias=False).to(kernel)
+        conv.weight.copy_(kernel[..., None])
+        return conv
+
+    def fold_(self) -> 'DatasetContextHead':
+        """Turns this into a head for inference only, which predicts the same.
+
+        The memory becomes the weight of a 1x1 conv, and what only training needs is taken off. For
+        deployment: there is no way back, and the state dict is another.
+        """
+        if self.folded_memory is None:
+            self.eval()
+            self.folded_memory = self.fold_memory()
+            for name in self.training_parts:
+                setattr(self, name, None)
+        return self
+
+    def _needs_memory(self, what: str) -> None:
+        if self.folded_memory is not None:
+            raise RuntimeError(
+                f'{type(self).__name__} has been folded for inference, so it can not {what} any '
+                'more; load the checkpoint into a new model'
+            )

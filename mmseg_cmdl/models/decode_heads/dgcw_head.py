@@ -60,7 +60,7 @@ class DGCWHead(BaseDecodeHead):
             cascade, without its classifier; X is its last feature map. `dict(type='PSPHead')` for
             PPM, `dict(type='ASPPHead', dilations=(1, 12, 24, 36))` for ASPP. It inherits what this
             head has and it doesn't set, `channels` aside, which defaults to 512.
-        concat_input (bool): Upsample the related map to X, concatenate the two, 3x3 conv, and
+        concat_features (bool): Upsample the related map to X, concatenate the two, 3x3 conv, and
             classify that, at full resolution. The paper's text reads as False, the default.
         **kwargs: Options of :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`.
 
@@ -77,7 +77,7 @@ class DGCWHead(BaseDecodeHead):
         layer: dict = dict(type='ChannelWeighting'),
         downsample: int = 4,
         context: Optional[dict] = None,
-        concat_input: bool = False,
+        concat_features: bool = False,
         check_labels: Optional[str] = None,
         **kwargs,
     ):
@@ -106,7 +106,7 @@ class DGCWHead(BaseDecodeHead):
         self.reduction = ConvModule(width, self.channels, 1, **conv_options)
         self.layer = _build_layer(layer, self.channels)
         self.fusion = None
-        if concat_input:
+        if concat_features:
             self.fusion = ConvModule(
                 width + self.channels, self.channels, 3, padding=1, **conv_options
             )
@@ -119,7 +119,7 @@ class DGCWHead(BaseDecodeHead):
 
         Returns:
             Tensor: [B, C, h', w'], `downsample` times smaller than X; [B, C, h, w] with
-            `concat_input`.
+            `concat_features`.
         """
         if self.context is None:
             x = self._transform_inputs(inputs)

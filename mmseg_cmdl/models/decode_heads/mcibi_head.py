@@ -29,7 +29,7 @@ class AnnealedMomentum:
     def __init__(self, start: float, power: float):
         if not 0 <= start <= 1:
             raise ValueError(
-                'MCIBIHead: momentum is the weight of the new features and must be in '
+                'MCIBIHead: memory_momentum is the weight of the new features and must be in '
                 f'[0, 1], got {start}'
             )
         if power < 0:
@@ -77,7 +77,7 @@ class MCIBIHead(DatasetContextHead):
             weight 1.
         memory_loss_start (int): Number of training iterations before `loss_memory` begins.
             Defaults to 0.
-        momentum (float): m_0, weight of the new features in the memory. Defaults to 0.9.
+        memory_momentum (float): m_0, weight of the new features in the memory. Defaults to 0.9.
         momentum_power (float): p in eq. 7; 0 keeps the momentum constant. Defaults to 0.9.
         update_size (str): 'label' updates the memory from the features at the size of the labels
             (eq. 8); 'feature' from the labels at the size of the features. Defaults to 'label'.
@@ -101,7 +101,7 @@ class MCIBIHead(DatasetContextHead):
             type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0
         ),
         memory_loss_start: int = 0,
-        momentum: float = 0.9,
+        memory_momentum: float = 0.9,
         momentum_power: float = 0.9,
         update_size: str = 'label',
         **kwargs,
@@ -116,7 +116,7 @@ class MCIBIHead(DatasetContextHead):
                 f'MCIBIHead: memory_loss_start is a number of iterations, got {memory_loss_start}'
             )
         self.update_size = update_size
-        self.momentum = AnnealedMomentum(momentum, momentum_power)
+        self.momentum = AnnealedMomentum(memory_momentum, momentum_power)
         self.bank = self._build_bank(bank, FeatureBank, channels=self.channels)
         if self.bank.channels != self.channels:
             raise ValueError(

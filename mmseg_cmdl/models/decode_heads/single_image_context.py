@@ -27,7 +27,7 @@ _INHERITED = (
     'align_corners',
 )
 
-# What only FCNHead has: the convolutions that this head has its own of.
+# What FCNHead and its like have and our heads don't need: the convolutions before the classifier.
 _FCN_OPTIONS = ('num_convs', 'kernel_size', 'concat_input', 'dilation')
 
 
@@ -55,7 +55,21 @@ def _check_context(name: str, context: Optional[dict]) -> None:
 def place_leftovers(name: str, options: dict, context: Optional[dict]) -> Tuple[dict, dict]:
     """Options of the head whose `type` was changed to ours: to the context, or left out.
 
-    A config inherits them from its base, so one changed line can't remove them.
+    A config inherits them from its base, so one changed line can't remove them. What is left out is
+    named in the log. No option of ours has the name of one that such a head has, but for `fusion`,
+    which the values tell apart, so none is taken for the other.
+
+    Args:
+        name (str): The head's, for messages.
+        options (dict): What it has been given and doesn't know itself.
+        context (dict, optional): Config of its context.
+
+    Returns:
+        tuple[dict]: Options of the base class, config of the context.
+
+    Raises:
+        ValueError: The context isn't the config of a head.
+        TypeError: An option that nobody has.
     """
     _check_context(name, context)
     own = inspect.signature(BaseDecodeHead.__init__).parameters
@@ -72,6 +86,14 @@ def place_leftovers(name: str, options: dict, context: Optional[dict]) -> Tuple[
             else f'Neither has its context, {context["type"]}: remove it'
         )
         raise TypeError(f'{name} has no option {sorted(unknown)}. {remedy}')
+    left_out = {key: options[key] for key in _FCN_OPTIONS if key in options and key not in moved}
+    if left_out:
+        given = ', '.join(f'{key}={value!r}' for key, value in left_out.items())
+        print_log(
+            f'{name}: left out {given}: options of the convolutions of FCNHead and its like, which '
+            'this head has not; a config that changes the type of such a head inherits them',
+            'current',
+        )
     return kept, ({**moved, **context} if moved else context)
 
 

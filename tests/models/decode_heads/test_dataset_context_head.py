@@ -1,9 +1,11 @@
 import copy
+import inspect
 
 import pytest
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 
 from mmseg_cmdl.models.decode_heads.label_check import batch_labels
@@ -527,3 +529,70 @@ def test_inputs_resized_and_joined():
     losses, grads = tiny_head.step(head)
     assert all(value.isfinite().all() for value in losses.values())
     assert all(grad is not None for grad in grads.values())
+
+
+# ---- in the place of another head ----
+
+FOREIGN = [
+    cls
+    for cls in MODELS.module_dict.values()
+    if isinstance(cls, type)
+    and issubclass(cls, BaseDecodeHead)
+    and not cls.__module__.startswith(('mmseg_cmdl', 'tests'))
+]
+HOLDERS = ['MDRLHead', 'MCIBIHead', 'DGCWHead']
+
+
+def _own_options(cls):
+    """Names of the arguments that a head has beside those of the base class."""
+    mine = cls.__mro__[: cls.__mro__.index(BaseDecodeHead)]
+    names = {name for c in mine for name in inspect.signature(c.__init__).parameters}
+    return names - set(inspect.signature(BaseDecodeHead.__init__).parameters) - {'args'}
+
+
+@pytest.mark.parametrize('name', HOLDERS)
+def test_no_option_has_the_name_of_one_that_another_head_brings(name):
+    """A config inherits options of the head that was there; none may be taken for one of ours."""
+    assert len(FOREIGN) > 30
+    own = _own_options(MODELS.get(name))
+    shared = {option for cls in FOREIGN for option in own & _own_options(cls)}
+    assert shared <= {'fusion'}  # a bool there, a word here
+
+
+def test_options_of_the_old_head_go_to_the_context():
+    ema = dict(ema_channels=8, num_bases=4, num_stages=2, momentum=0.1, concat_input=True)
+    head = tiny_head.build_mcibi(context=dict(type='EMAHead'), **ema)
+    assert head.context.head.ema_module.momentum == 0.1
+    assert head.momentum.start == 0.9
+    apc = dict(type='APCHead')
+    for fusion, ours in ((True, 'concat'), ('add', 'add')):
+        head = tiny_head.build(context=apc, pool_scales=(1, 2), fusion=fusion)
+        assert head.fusion == ours
+        assert head.context.head.fusion is True
+    with pytest.raises(TypeError, match=r"no option \['fusion', 'pool_scales'\]"):
+        tiny_head.build(pool_scales=(1, 2), fusion=True)
+    with pytest.raises(TypeError, match=r"no option \['momentum'\]"):
+        tiny_head.build_mcibi(momentum=0.1)
+
+
+@pytest.mark.parametrize('context', [None, dict(type='PSPHead'), dict(type='NLHead')])
+@pytest.mark.parametrize('name', HOLDERS)
+def test_what_is_left_out_is_named_once(name, context, monkeypatch):
+    """Options that nobody here takes; the context NLHead, a kind of FCNHead, takes them."""
+    lines = []
+    monkeypatch.setattr(
+        'mmseg_cmdl.models.decode_heads.single_image_context.print_log',
+        lambda text, *args: lines.append(text),
+    )
+    options = dict(in_channels=8, channels=8, num_classes=3, context=context)
+    MODELS.build(dict(type=name, **options))
+    assert not lines
+    given = dict(num_convs=2, kernel_size=3, dilation=1, concat_input=True)
+    MODELS.build(dict(type=name, **options, **given))
+    if context and context['type'] == 'NLHead':
+        assert not lines
+        return
+    (line,) = lines
+    assert line.startswith(f'{name}: left out ')
+    for key, value in given.items():
+        assert f'{key}={value}' in line

@@ -65,8 +65,8 @@ def test_forward_is_reduction_downsampling_layer_and_classifier():
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
 
 
-def test_concat_input_joins_the_features_of_full_resolution():
-    head, inputs = build(concat_input=True).eval(), features()
+def test_concat_features_joins_the_features_of_full_resolution():
+    head, inputs = build(concat_features=True).eval(), features()
     related = dgcw.update(
         head.layer,
         F.interpolate(head.reduction(inputs[3]), size=(3, 4), mode='bilinear', align_corners=False),
@@ -96,9 +96,9 @@ def test_any_size(size, downsample):
 
 
 @pytest.mark.parametrize('context', CONTEXTS)
-@pytest.mark.parametrize('concat_input', [False, True])
-def test_trains_every_parameter_and_predicts(context, concat_input):
-    head = build(context=CONTEXTS[context], concat_input=concat_input)
+@pytest.mark.parametrize('concat_features', [False, True])
+def test_trains_every_parameter_and_predicts(context, concat_features):
+    head = build(context=CONTEXTS[context], concat_features=concat_features)
     losses = head.loss(features(), tiny_head.samples(tiny_head.label_maps()), None)
     assert set(losses) == {'loss_ce', 'acc_seg'}
     tiny_head.objective(losses).backward()
@@ -228,7 +228,9 @@ def test_training_step_never_waits_for_the_device():
 
 
 @stack.needs_export
-@pytest.mark.parametrize('options', [dict(), dict(concat_input=True), dict(context=ASPP)], ids=str)
+@pytest.mark.parametrize(
+    'options', [dict(), dict(concat_features=True), dict(context=ASPP)], ids=str
+)
 def test_exports_with_dynamic_shapes_and_plain_operations(options):
     head = build(torch.float32, in_index=0, **options).eval()
 

@@ -170,7 +170,7 @@ def test_losses_see_the_memory_of_before_and_then_it_moves(update_size, strategy
     head = tiny_head.build_mcibi(
         update_size=update_size,
         bank=dict(type='FeatureBank', strategy=strategy),
-        momentum=0.3,
+        memory_momentum=0.3,
         align_corners=align_corners,
     )
     seen = _record_pixels(head)
@@ -372,7 +372,7 @@ def test_non_finite_features_never_reach_the_memory(bad, update_size):
 
 
 def test_momentum_is_eq_7():
-    head = tiny_head.build_mcibi(momentum=0.8, momentum_power=0.5)
+    head = tiny_head.build_mcibi(memory_momentum=0.8, momentum_power=0.5)
     for iteration in (0, 1, 500, 999, 1000, 1500):
         with runner_at(iteration, 1000):
             expected = mcibi.momentum(min(iteration, 1000), 1000, 0.8, 0.5)
@@ -632,7 +632,7 @@ def test_wrong_files_are_named(tmp_path):
     ('options', 'words'),
     [
         (dict(update_size='image'), ('update_size', "'image'")),
-        (dict(momentum=1.5), ('momentum', '1.5')),
+        (dict(memory_momentum=1.5), ('memory_momentum', '1.5')),
         (dict(momentum_power=-1), ('momentum_power', '-1')),
         (dict(memory_loss_start=-3), ('memory_loss_start', '-3')),
         (dict(bank=dict(type='FeatureBank', channels=5)), ('channels=5', 'channels=8')),
