@@ -730,7 +730,7 @@ def test_documented_options_merge_and_build(name, options):
             elif option == 'loss_memory':
                 assert not len(head.consistency.losses)
             elif option == 'memory_loss_start':
-                assert head.consistency.start == value
+                assert head.memory_loss_start == value
             elif option in ('memory_momentum', 'momentum_power'):
                 assert (
                     getattr(head.momentum, dict(memory_momentum='start').get(option, 'power'))
