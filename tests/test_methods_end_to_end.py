@@ -107,7 +107,7 @@ def test_a_head_starts_from_camvids_own_pixels(strategy, method, centers, camvid
     assert memory.centers.isfinite().all()
 
     # small steps from the start, so that it is still seen after two iterations
-    slow = ['model.decode_head.momentum=0.01'] if method == 'mcibi' else []
+    slow = ['model.decode_head.memory_momentum=0.01'] if method == 'mcibi' else []
     val = [f'{split}_dataloader.dataset.data_root={camvid_root}' for split in ('val', 'test')]
     through_mim(
         'train', name, '--work-dir', 'work', '--cfg-options', 'randomness.seed=0', *root, *val,

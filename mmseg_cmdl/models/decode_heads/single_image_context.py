@@ -29,6 +29,8 @@ _INHERITED = (
 
 # What FCNHead and its like have and our heads don't need: the convolutions before the classifier.
 _FCN_OPTIONS = ('num_convs', 'kernel_size', 'concat_input', 'dilation')
+# Of its kinds, these set the number of convolutions themselves and don't take it.
+_OF_TWO_CONVS = {'CCHead', 'GCHead', 'NLHead'}
 
 
 def _options_of(cls: type) -> Set[str]:
@@ -41,6 +43,8 @@ def _options_of(cls: type) -> Set[str]:
         names.update(p.name for p in parameters)
         if all(p.kind is not p.VAR_KEYWORD for p in parameters):
             break
+    if _OF_TWO_CONVS & {parent.__name__ for parent in cls.__mro__}:
+        names.discard('num_convs')
     return names
 
 
