@@ -1,71 +1,57 @@
-"""Data that can't be used ends a job with a message that names it.
+"""Data that can't be used ends a job before its first step, with a message that names it.
 
 - A split without images: mmengine's dataset ends in an error of NumPy that names nothing, or with
   `serialize_data=False` its InfiniteSampler looks for an index for ever. An empty split for
   validation shows only when the first interval has been trained.
-- A file that can't be read: decoders say what is wrong with it, but mostly not which file it is.
+- A file that is missing or can't be read: decoders say what is wrong with it, but mostly not which
+  file it is.
+- A config that was written for other data: its number of classes, `reduce_zero_label`, suffix of
+  the annotations, names of classes, sizes of test-time augmentation. Much of it trains without a
+  word.
+- A label that is no class: see :mod:`mmseg_cmdl.sample_guard`.
 """
 
+import copy
+import os
 import os.path as osp
 from collections import Counter
-from typing import Iterator, Optional
+from functools import partial
+from typing import Iterator, List, Optional, Sequence, Tuple
 
+import mmcv
+import numpy as np
 from mmengine import fileio
 from mmengine.dataset import BaseDataset, Compose
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import FUNCTIONS
 from mmengine.runner import Runner
-from mmseg.registry import DATASETS
+from mmseg.datasets import BaseSegDataset
+from mmseg.datasets.transforms import LoadAnnotations
+from mmseg.registry import DATASETS, TRANSFORMS
+from torch import nn
 
+from .sample_guard import DataError, FileNamingCompose, SampleCheck, is_local, missing_annotation
 
-class FileNamingCompose(Compose):
-    """A pipeline whose errors name the image and the annotation.
-
-    Args:
-        pipeline (Compose): What it does.
-    """
-
-    def __init__(self, pipeline: Compose):
-        super().__init__(pipeline.transforms)
-
-    def __call__(self, data: dict) -> Optional[dict]:
-        """See the base class.
-
-        Raises:
-            ValueError: Whatever goes wrong in it.
-        """
-        image, annotation = data.get('img_path'), data.get('seg_map_path')
-        for transform in self.transforms:
-            try:
-                data = transform(data)
-            except Exception as error:
-                name = getattr(type(transform), '__name__', 'a transform')
-                remedy = (
-                    'Fetch or convert the file that is meant again, or take it out of the split'
-                    if name.startswith('Load')
-                    else 'Look at the options of the transform, and whether image and annotation '
-                    'belong together'
-                )
-                files = image if annotation is None else f'{image} (annotation {annotation})'
-                raise ValueError(
-                    f'{files} can not be used: {name}: {type(error).__name__}: {error}. {remedy}'
-                ) from error
-            if data is None:
-                return None
-        return data
+# Annotations that are looked through, where the first ones leave a doubt.
+_MOST_ANNOTATIONS = 2000
 
 
 def guard_data(runner: Runner, *splits: str) -> None:
-    """Builds the datasets of a runner, refuses empty ones and has their errors name files.
+    """Builds the datasets of a runner, refuses what can't be meant, and watches over the samples.
 
-    Datasets inside a wrapper (RepeatDataset, ConcatDataset, MultiImageMixDataset) are looked at one
-    by one. Call it before `runner.train()` or `runner.test()`; tools/train.py and tools/test.py do.
+    Refused are splits without images, images without annotations, a number of classes that is not
+    that of the model, and what is named in the module's first lines. From then on each sample is
+    checked where it is made, and errors of the pipeline name their files. Datasets inside a wrapper
+    (RepeatDataset, ConcatDataset, MultiImageMixDataset) are looked at one by one. No random number
+    is drawn. Call it before `runner.train()` or `runner.test()`; tools/train.py and tools/test.py
+    do.
 
     Args:
         runner (Runner): Whose data loaders haven't been built yet; those that have are left alone.
         *splits (str): Of 'train', 'val' and 'test'. One that the runner doesn't have is left out.
 
     Raises:
-        SystemExit: If a split is empty; names its folders and split file, what lies there, and what
-            to do.
+        DataError: Names the split, its folders or files, and what to do.
     """
     for split in splits:
         # the public property would build the loop
@@ -77,6 +63,283 @@ def guard_data(runner: Runner, *splits: str) -> None:
             _refuse_if_empty(leaf, split)
             if type(getattr(leaf, 'pipeline', None)) is Compose:
                 leaf.pipeline = FileNamingCompose(leaf.pipeline)
+        check_dataset(runner, dataset, split)
+        loader['collate_fn'] = sample_check(runner, split, _collate(loader))
+    if 'train' in splits and not any(type(h).__name__ == 'DataGuardHook' for h in runner.hooks):
+        from .engine import DataGuardHook
+
+        runner.register_hook(DataGuardHook())
+
+
+def _collate(loader: dict):
+    """The function that a data loader's config names, as mmengine builds it."""
+    config = loader.get('collate_fn') or dict(type='pseudo_collate')
+    if not isinstance(config, dict):
+        return config
+    options = dict(config)
+    kind = options.pop('type')
+    return partial(FUNCTIONS.get(kind) if isinstance(kind, str) else kind, **options)
+
+
+def sample_check(runner: Runner, split: str, collate=None) -> SampleCheck:
+    """The check of the samples of a split for the model and the metrics of a runner."""
+    model = segmentor(runner.model)
+    heads = [head for _, head in class_heads(model)]
+    if split == 'train':
+        classes = {(num_labels(head), getattr(head, 'ignore_index', None)) for head in heads}
+    else:  # what the metric looks at
+        ignored = _ignored(runner, split)
+        classes = {(num_labels(head), index) for head in heads[:1] for index in ignored}
+    mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
+    channels = None if mean is None or mean.numel() == 1 else mean.numel()
+    classes = sorted(classes, key=str)
+    return SampleCheck(collate, classes, channels, sizes=split == 'train')
+
+
+# ---- the model ----
+
+
+def segmentor(model: nn.Module) -> nn.Module:
+    """A model without the wrappers of several ranks and of test-time augmentation."""
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+def class_heads(model: nn.Module) -> List[Tuple[str, nn.Module]]:
+    """Heads that learn from the class labels, by their keys in the config.
+
+    The one that predicts comes first.
+    """
+    found = []
+    for key in ('decode_head', 'auxiliary_head'):
+        heads = getattr(model, key, None)
+        if isinstance(heads, (list, tuple, nn.ModuleList)):
+            named = [(f'model.{key}.{index}', head) for index, head in enumerate(heads)]
+            named = named[::-1] if key == 'decode_head' else named
+        else:
+            named = [(f'model.{key}', heads)]
+        found += [(name, head) for name, head in named if num_labels(head)]
+    # one that is trained on edges, as STDC's, has one or two classes where the others have more
+    return [
+        (name, head) for name, head in found if head is found[0][1] or num_labels(head) > 2
+        or num_labels(found[0][1]) <= 2
+    ]  # fmt: skip
+
+
+def num_labels(head: Optional[nn.Module]) -> int:
+    """How many labels a head learns to tell; a single channel tells two."""
+    classes = getattr(head, 'num_classes', None)
+    if not isinstance(classes, int):
+        return 0
+    return max(classes, 2) if getattr(head, 'out_channels', None) == 1 else classes
+
+
+def _ignored(runner: Runner, split: str) -> List[Optional[int]]:
+    """`ignore_index` of each metric of a split that compares label maps."""
+    metrics = getattr(runner, f'_{split}_evaluator', None)
+    metrics = getattr(metrics, 'metrics', metrics)
+    found = []
+    for metric in metrics if isinstance(metrics, (list, tuple)) else [metrics]:
+        is_config = isinstance(metric, dict)
+        if 'IoUMetric' in str(metric.get('type') if is_config else type(metric)):
+            found.append(
+                metric.get('ignore_index', 255) if is_config else metric.ignore_index
+            )  # fmt: skip
+    return found
+
+
+# ---- the datasets ----
+
+
+def check_dataset(runner: Runner, dataset, split: str) -> None:
+    """Refuses a dataset that doesn't fit the model, the metrics or the files.
+
+    Args:
+        runner (Runner): Whose model and metrics are meant.
+        dataset: A dataset, or a wrapper of some.
+        split (str): 'train', 'val' or 'test'.
+
+    Raises:
+        DataError: As :func:`guard_data` says.
+    """
+    heads = class_heads(segmentor(runner.model))
+    for leaf in _leaves(dataset):
+        if not isinstance(leaf, BaseSegDataset):
+            continue
+        infos = [leaf.get_data_info(index) for index in range(len(leaf))]
+        if not infos or 'seg_map_path' not in infos[0]:
+            continue
+        _check_classes(leaf, split, heads, bool(_ignored(runner, split)))
+        loader = _find(leaf.pipeline, LoadAnnotations)
+        if loader is None:
+            continue
+        _refuse_missing(infos)
+        if type(loader) is LoadAnnotations:
+            _check_values(leaf, split, infos, loader)
+        if split == 'test' and isinstance(runner.model, BaseTTAModel):
+            _check_views(runner, leaf)
+
+
+def _find(pipeline, kind: type):
+    """The first transform of a kind, looked for inside transforms that hold others as well."""
+    for transform in getattr(pipeline, 'transforms', ()):
+        if isinstance(transform, kind):
+            return transform
+        for inner in getattr(transform, 'subroutines', ()):
+            found = _find(inner, kind)
+            if found is not None:
+                return found
+    return None
+
+
+def _check_classes(dataset: BaseSegDataset, split: str, heads: list, has_metrics: bool) -> None:
+    """Names of classes are there where a metric asks for them, as many as the model has."""
+    key = f'{split}_dataloader.dataset.metainfo'
+    classes = dataset.metainfo.get('classes')
+    if classes is None:
+        if split != 'train' and has_metrics:
+            raise DataError(
+                f'the {split} split has no names of classes, which its metric asks for: set {key}='
+                f"dict(classes=('...', ...), palette=[[R, G, B], ...]); {type(dataset).__name__} "
+                'has none of its own'
+            )
+        return
+    for name, head in heads:
+        count = num_labels(head)
+        fits = {1, 2} if getattr(head, 'out_channels', None) == 1 and count == 2 else {count}
+        if len(classes) not in fits:
+            others = [f'{other}.num_classes={len(classes)}' for other, _ in heads]
+            raise DataError(
+                f'{name}.num_classes is {head.num_classes}, but the {split} split has '
+                f'{len(classes)} classes ({_some(classes)}). Set {", ".join(others)}, or name '
+                f'{count} classes in {key}'
+            )
+
+
+def _some(names, most: int = 10) -> str:
+    """The first of some names."""
+    rest = len(names) - most
+    return ', '.join(map(str, names[:most])) + (f' and {rest} more' if rest > 0 else '')
+
+
+def _refuse_missing(infos: List[dict]) -> None:
+    """All images and annotations are there; each folder is listed once."""
+    there = {}
+    for info in infos:
+        for path in (info['img_path'], info['seg_map_path']):
+            if not is_local(path):
+                continue
+            folder, name = osp.split(path)
+            if folder not in there:
+                there[folder] = set(os.listdir(folder)) if osp.isdir(folder) else set()
+            if name in there[folder] or osp.exists(path):
+                continue
+            if path == info['seg_map_path']:
+                raise DataError(missing_annotation(info.get('img_path'), path))
+            raise DataError(
+                f'{path} is not there. Set data_root, data_prefix.img_path or img_suffix of the '
+                'dataset, or take it out of the split file'
+            )
+
+
+def _check_values(dataset: BaseSegDataset, split: str, infos: list, loader) -> None:
+    """What MMSegmentation's LoadAnnotations would make of the annotations without a word."""
+    first = infos[0]['seg_map_path']
+    values = _annotation(first, loader)
+    if values.size and values.max() > 255:
+        raise DataError(
+            f"{first} has labels up to {values.max()}, but MMSegmentation's LoadAnnotations keeps "
+            '8 bits and would take 256 for 0. Write the labels as 0..254 and 255 (ignored), or '
+            'load them by a transform of your own'
+        )
+    classes = dataset.metainfo.get('classes')
+    if split != 'train' or not dataset.reduce_zero_label or dataset.label_map or not classes:
+        return
+    # 0 is unlabelled, and classes are 1..K: where K never comes and 0..K-1 do, 0 is a class
+    count, seen = len(classes), np.zeros(256, bool)
+    order = np.random.default_rng(0).permutation(len(infos))[:_MOST_ANNOTATIONS]
+    for index in order:
+        values = _annotation(infos[index]['seg_map_path'], loader).astype(np.uint8)
+        seen |= np.bincount(values.ravel(), minlength=256) > 0
+        if count > 254 or seen[count]:
+            return
+    if seen[:count].all():
+        raise DataError(
+            f'reduce_zero_label=True takes 0 for unlabelled and 1..{count} for {count} classes, '
+            f'but {len(order)} annotations in {osp.dirname(first)} hold 0..{count - 1} and no '
+            f'{count}: 0 is one of the classes. Set reduce_zero_label=False in '
+            f'{split}_dataloader.dataset, in the other splits too. If 0 is unlabelled, the last '
+            f'class ({classes[-1]}) never comes: leave it out of metainfo and num_classes'
+        )
+
+
+def _annotation(path: str, loader: LoadAnnotations) -> np.ndarray:
+    """An annotation as it is in its file; an error of the decoder is left to the pipeline."""
+    try:
+        content = fileio.get(path, backend_args=loader.backend_args)
+        values = mmcv.imfrombytes(content, flag='unchanged', backend=loader.imdecode_backend)
+    except Exception:
+        values = None
+    return np.zeros(0, np.uint8) if values is None else values
+
+
+def _check_views(runner: Runner, dataset: BaseSegDataset) -> None:
+    """Warns where test-time augmentation looks at images of other sizes than the test without."""
+    pipeline = runner.cfg.get('test_pipeline')
+    if pipeline is None:
+        single = runner.cfg.get('val_dataloader') or {}
+        pipeline = (single.get('dataset') or {}).get('pipeline')
+    if not pipeline:
+        return
+    alone = Compose([TRANSFORMS.build(each) if isinstance(each, dict) else each
+                     for each in pipeline])  # fmt: skip
+    info = dataset.get_data_info(0)
+    try:
+        ((height, width),) = _shapes(alone(copy.deepcopy(info)))
+        views = _shapes(dataset.pipeline(info))
+    except Exception:
+        return  # the test itself says what is wrong
+    if any(abs(h - height) <= 0.02 * height + 1 for h, _ in views):
+        return
+    sizes = sorted({f'{h}x{w}' for h, w in views}, key=lambda size: int(size.split('x')[0]))
+    runner.logger.warning(
+        f'--tta looks at the first image at {", ".join(sizes)} and the test without it at '
+        f'{height}x{width}: none of the views is of that size. tta_pipeline is perhaps the one of '
+        'a base config; write one for these images into the config'
+    )
+
+
+def _shapes(packed: dict) -> List[Tuple[int, int]]:
+    """Height and width of each image that a pipeline made of one."""
+    samples = packed['data_samples']
+    samples = samples if isinstance(samples, (list, tuple)) else [samples]
+    return [tuple(sample.metainfo['img_shape'][:2]) for sample in samples]
+
+
+def never_seen(absent: Sequence[int], metainfo: dict, where: str) -> str:
+    """What to say of classes without a labelled pixel.
+
+    Args:
+        absent (Sequence[int]): The classes.
+        metainfo (dict): Of the dataset.
+        where (str): What was looked at.
+
+    Returns:
+        str: Names them, and the commonest causes.
+    """
+    classes = metainfo.get('classes')
+    names = [f'{classes[c]} ({c})' if classes and c < len(classes) else str(c) for c in absent]
+    reduce_zero_label = metainfo.get('reduce_zero_label', False)
+    return (
+        f'no pixel of {where} is labelled as {_some(names)}: nothing is learnt of these. '
+        'If it is not just rare, the commonest causes are masks painted in 0 and 255 (255 is '
+        f'ignored: write 0 and 1), reduce_zero_label (it is {reduce_zero_label}), which takes 0 '
+        'for unlabelled, and annotations whose numbers are not the order of the classes in metainfo'
+    )
+
+
+# ---- splits without images ----
 
 
 def _built(config: dict, split: str):
@@ -116,7 +379,7 @@ def _refuse_if_empty(dataset, split: str) -> None:
         return  # its own affair
     dataset.full_init()
     if len(dataset) == 0:
-        raise SystemExit(f'error: {_message(split, dataset)}')
+        raise DataError(_message(split, dataset))
 
 
 def _message(split: str, dataset: BaseDataset) -> str:

@@ -1,6 +1,8 @@
 """Mistakes in labels and data end before training damage, in a message that can be acted upon."""
 
 import importlib.util
+import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +10,15 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmengine.structures import PixelData
+from mmseg.models import SegTTAModel
+from mmseg.structures import SegDataSample
 from PIL import Image
 
+from mmseg_cmdl import data_guard
 from mmseg_cmdl.data_guard import guard_data
+from mmseg_cmdl.engine import DataGuardHook
+from mmseg_cmdl.sample_guard import DataError, SampleCheck, missing_annotation
 from tests import tiny
 from tests.guarantees import cases, jobs
 from tests.paths import TOOLS
@@ -83,10 +91,32 @@ def test_label_out_of_range(name, data, tmp_path):
 
 
 @METHODS
-def test_num_classes_too_small(name, data, tmp_path):
-    error, moved = failure(runner_of(name, data, tmp_path, num_classes=2))
-    check(error, 'labels [2]', str(data / 'annotations' / 'train'), 'num_classes=2')
-    assert not moved
+@pytest.mark.parametrize('num_classes', [2, 11])
+def test_num_classes_of_other_data(name, num_classes, data, tmp_path):
+    """Too many classes train without a word otherwise, and are left over from a base config."""
+    runner = runner_of(name, data, tmp_path, num_classes=num_classes)
+    with pytest.raises(DataError) as error:
+        guard_data(runner, 'train', 'val')
+    check(
+        error.value, f'model.decode_head.num_classes is {num_classes}', 'the train split has 3',
+        ', '.join(tiny.CLASSES), 'Set model.decode_head.num_classes=3',
+        'train_dataloader.dataset.metainfo',
+    )  # fmt: skip
+
+
+def test_num_classes_of_the_auxiliary_head(data, tmp_path):
+    runner = runner_of('mdrl', data, tmp_path)
+    runner.model._modules.pop('auxiliary_head', None)
+    runner.model.auxiliary_head = SimpleNamespace(num_classes=19, out_channels=19)
+    with pytest.raises(DataError) as error:
+        guard_data(runner, 'train')
+    check(error.value, 'model.auxiliary_head.num_classes is 19', 'Set model.decode_head.num_cl')
+
+
+@pytest.mark.parametrize(('num_classes', 'out_channels'), [(2, 1), (1, 1), (2, 2)])
+def test_two_classes_in_one_channel_or_two(num_classes, out_channels):
+    head = SimpleNamespace(num_classes=num_classes, out_channels=out_channels)
+    assert data_guard.num_labels(head) == 2
 
 
 @METHODS
@@ -144,6 +174,213 @@ def test_truncated_file(name, kind, cut, data, tmp_path):
     assert not moved
 
 
+def test_label_out_of_range_at_any_iteration_in_a_worker(data, tmp_path):
+    """One image of many has a wrong label; the sentence comes out of the worker as it is."""
+    path = sorted((data / 'annotations' / 'train').glob('*.png'))[3]
+    label = np.array(Image.open(path))
+    label[5, 7] = 77
+    Image.fromarray(label).save(path)
+    runner = runner_of('mdrl', data, tmp_path, pipeline=[
+        dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')
+    ])  # fmt: skip
+    guard_data(runner, 'train')
+    loader = dict(runner._train_dataloader, num_workers=1)
+    loader['sampler'] = dict(type='DefaultSampler', shuffle=False)
+    batches = iter(Runner.build_dataloader(loader))
+    assert len(next(batches)['inputs']) == 2
+    with pytest.raises(DataError) as error:
+        next(batches)
+    assert str(error.value).startswith(f'labels [77] of {path} (image ')
+    check(error.value, 'ignore_index=255', 'num_classes=3', 'reduce_zero_label=False')
+
+
+def test_label_out_of_range_in_validation(data, tmp_path):
+    """A metric counts such a pixel in the union of what was predicted there, and nowhere else."""
+    for path in (data / 'annotations' / 'val').glob('*.png'):
+        Image.fromarray(np.full((32, 32), 9, np.uint8)).save(path)
+    runner = runner_of('mdrl', data, tmp_path)
+    guard_data(runner, 'val')
+    with pytest.raises(DataError, match=r'labels \[9\] of .*val.*outside 0\.\.2'):
+        next(iter(Runner.build_dataloader(runner._val_dataloader)))
+
+
+def test_labels_that_pass():
+    """Every class, and the ignored label of each head and no other."""
+    sample = SegDataSample(metainfo=dict(img_path='a.png', img_shape=(1, 4)))
+    for ignore_index, label in ((255, 255), (-100, -100), (0, 1), (254, 254)):
+        values = torch.tensor([[[0, 1, 2, label]]])
+        sample.gt_sem_seg = PixelData(data=values)
+        look = SampleCheck(list, [(3, ignore_index)])
+        look([dict(data_samples=sample)])
+        look = SampleCheck(list, [(3, ignore_index), (3, 7)])
+        if label != 1:
+            with pytest.raises(DataError, match=rf'labels \[{label}\].*ignore_index=7'):
+                look([dict(data_samples=sample)])
+
+
+def test_without_the_guard_the_hook_checks_each_batch(data, tmp_path):
+    """Somebody's own script: the same errors, from the shipped configs' hook."""
+    write_labels(data, lambda label: np.where(label == 2, 7, label).astype(np.uint8))
+    runner = runner_of('mdrl', data, tmp_path)
+    start = StateAtTheStart()
+    runner.register_hook(start)
+    runner.register_hook(DataGuardHook())
+    with pytest.raises(DataError, match=r'labels \[7\] of .*png'):
+        runner.train()
+    (tmp_path / 'other').mkdir()
+    runner = runner_of('mdrl', data, tmp_path / 'other', num_classes=11)
+    runner.register_hook(DataGuardHook())
+    with pytest.raises(DataError, match='num_classes is 11'):
+        runner.train()
+
+
+def test_reduce_zero_label_where_zero_is_a_class(data, tmp_path):
+    runner = runner_of('mdrl', data, tmp_path, reduce_zero_label=True)
+    with pytest.raises(DataError) as error:
+        guard_data(runner, 'train')
+    check(
+        error.value, '4 annotations', str(data / 'annotations' / 'train'), 'hold 0..2 and no 3',
+        'Set reduce_zero_label=False in train_dataloader.dataset', tiny.CLASSES[-1],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize('shown', [1, 2])
+def test_reduce_zero_label_that_is_meant(shown, data, tmp_path):
+    """Classes from 1 on; or a few images of which nobody can tell."""
+    write_labels(data, lambda label: np.where(label == 255, 0, label + shown).astype(np.uint8))
+    guard_data(runner_of('mdrl', data, tmp_path, reduce_zero_label=True), 'train')
+
+
+def test_no_names_of_classes(data, tmp_path):
+    """A KeyError of the metric at the first validation otherwise."""
+    runner = runner_of('mdrl', data, tmp_path)
+    runner._val_dataloader['dataset'].pop('metainfo')
+    with pytest.raises(DataError) as error:
+        guard_data(runner, 'train', 'val')
+    check(error.value, 'the val split has no names of classes', 'val_dataloader.dataset.metainfo=')
+
+
+@pytest.mark.parametrize(
+    ('image', 'annotation', 'given', 'answer'),
+    [('a.png', 'a.tif', 'a.png', "'.tif' (it is '.png')"),
+     ('10.png', '10_mask.png', '10.png', "'_mask.png' (it is '.png')"),
+     ('x_image.png', 'x_label.png', 'x_mask.png', "'_label.png' (it is '_mask.png')"),
+     ('a.png', 'b.png', 'a.png', "holds 1 files, such as b.png. Set seg_map_suffix (it is '.png')"),
+     ('a.png', None, 'a.png', 'there is no folder')],
+)  # fmt: skip
+def test_annotations_with_another_suffix(image, annotation, given, answer, tmp_path):
+    folder = tmp_path / 'masks'
+    if annotation:
+        folder.mkdir()
+        (folder / annotation).touch()
+    message = missing_annotation(str(tmp_path / image), str(folder / given))
+    check(message, str(folder / given), str(tmp_path / image), answer)
+
+
+def test_annotations_with_another_suffix_are_found_before_the_first_step(data, tmp_path):
+    for path in (data / 'annotations' / 'train').glob('*.png'):
+        path.rename(path.with_suffix('.tif'))
+    with pytest.raises(DataError, match=r"set the dataset's seg_map_suffix to '\.tif'"):
+        guard_data(runner_of('mdrl', data, tmp_path), 'train')
+
+
+def test_a_missing_image_of_a_split_file(data, tmp_path):
+    (data / 'train.txt').write_text('0\nnot_there\n')
+    with pytest.raises(DataError, match=r'not_there\.png is not there. Set data_root'):
+        guard_data(runner_of('mdrl', data, tmp_path, ann_file=str(data / 'train.txt')), 'train')
+
+
+def test_labels_of_16_bits(data, tmp_path):
+    """MMSegmentation makes 8 bits of them: 256 becomes 0."""
+    write_labels(data, lambda label: label.astype(np.uint16) + 256)
+    with pytest.raises(DataError, match=r'has labels up to 511.* keeps 8 bits'):
+        guard_data(runner_of('mdrl', data, tmp_path), 'train')
+
+
+def test_images_of_other_channels_than_the_model(data, tmp_path):
+    pipeline = [dict(type='LoadImageFromFile', color_type='grayscale'),
+                dict(type='LoadAnnotations'), dict(type='PackSegInputs')]  # fmt: skip
+    runner = runner_of('mdrl', data, tmp_path, pipeline=pipeline)
+    guard_data(runner, 'train')
+    with pytest.raises(DataError, match=r'png has 1 channels, and model\..*mean 3\. Set mean'):
+        next(iter(Runner.build_dataloader(runner._train_dataloader)))
+
+
+@pytest.fixture
+def log(caplog):
+    """What a runner logs as warnings, as text."""
+
+    def listen(runner):
+        runner.logger.addHandler(caplog.handler)
+        return caplog
+
+    with caplog.at_level(logging.WARNING):
+        yield listen
+
+
+def test_classes_that_never_come(data, tmp_path, log):
+    """Masks painted in 0 and 255: the foreground is what is ignored."""
+    write_labels(data, lambda label: np.where(label == 0, 0, 255).astype(np.uint8))
+    runner = runner_of('mdrl', data, tmp_path)
+    said = log(runner)
+    guard_data(runner, 'train')
+    runner.train()  # 4 iterations of 2 images
+    check(
+        said.text, 'no pixel of 8 images (4 iterations) is labelled as box (1), bar (2)',
+        '0 and 255', 'reduce_zero_label (it is False)', 'order of the classes',
+    )  # fmt: skip
+    assert said.text.count('no pixel of') == 1
+
+
+def test_classes_that_come_late(data, tmp_path, log):
+    """It is said once, after the iterations asked for; nothing is said where all classes came."""
+    write_labels(data, lambda label: np.where(label == 2, 1, label).astype(np.uint8))
+    runner = runner_of('mdrl', data, tmp_path)
+    said = log(runner)
+    runner.register_hook(DataGuardHook(iterations=3))
+    guard_data(runner, 'train')
+    runner.train()
+    assert said.text.count('no pixel of') == 1
+    check(said.text, 'no pixel of 6 images (3 iterations) is labelled as bar (2)')
+
+
+def test_nothing_is_said_where_all_classes_come(data, tmp_path, log):
+    runner = runner_of('mdrl', data, tmp_path)
+    said = log(runner)
+    guard_data(runner, 'train')
+    runner.train()
+    assert 'no pixel of' not in said.text
+
+
+@pytest.mark.parametrize(('scales', 'warns'), [([(32, 32), (48, 48)], False),
+                                               ([(720, 960), (960, 720)], True)])  # fmt: skip
+def test_views_of_a_base_config(scales, warns, data, tmp_path, log):
+    """`--tta` with the sizes of other images than the ones that are tested."""
+    runner = runner_of('mdrl', data, tmp_path)
+    said = log(runner)
+    dataset = runner._test_dataloader['dataset']
+    dataset['pipeline'] = [
+        dict(type='LoadImageFromFile'),
+        dict(type='TestTimeAug', transforms=[
+            [dict(type='Resize', scale=scale, keep_ratio=True) for scale in scales],
+            [dict(type='LoadAnnotations')], [dict(type='PackSegInputs')],
+        ]),
+    ]  # fmt: skip
+    runner.model = SegTTAModel(runner.model)
+    guard_data(runner, 'test')
+    assert ('tta_pipeline is perhaps' in said.text) == warns
+    if warns:
+        check(said.text, 'at 720x720 and', 'without it at 32x32')
+
+
+def test_the_guard_draws_no_random_number(data, tmp_path):
+    runner = runner_of('mdrl', data, tmp_path, reduce_zero_label=False)
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()
+    guard_data(runner, 'train', 'val')
+    np.testing.assert_array_equal(np.random.get_state()[1], before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
 def test_transform_that_fails(data, tmp_path):
     """A file that can be read and an option that can't be: the message says which transform."""
     pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),
@@ -182,7 +419,7 @@ def test_empty_split(split, wrapped, serialize, data, tmp_path, train):
         loader.dataset = dict(type='ConcatDataset', datasets=[inside, inside])
     cfg.visualizer.name = f'{split}{wrapped}{serialize}'
     jobs.dump(cfg, path)
-    with pytest.raises(SystemExit) as error:
+    with pytest.raises((DataError, SystemExit)) as error:
         train([str(path), '--work-dir', str(tmp_path / 'work')])
     count = 4 if split == 'train' else 2
     check(
@@ -196,7 +433,7 @@ def test_empty_split(split, wrapped, serialize, data, tmp_path, train):
 def test_empty_split_file(data, tmp_path, train):
     (data / 'train.txt').write_text('')
     path = tiny.write_config(tmp_path / 'tiny.py', data)
-    with pytest.raises(SystemExit) as error:
+    with pytest.raises((DataError, SystemExit)) as error:
         train([str(path), '--work-dir', str(tmp_path / 'work'), '--cfg-options',
                'train_dataloader.dataset.ann_file=train.txt',
                'visualizer.name=split_file'])  # fmt: skip
@@ -205,7 +442,7 @@ def test_empty_split_file(data, tmp_path, train):
 
 def test_nothing_left_of_a_split(data, tmp_path, train):
     path = tiny.write_config(tmp_path / 'tiny.py', data)
-    with pytest.raises(SystemExit) as error:
+    with pytest.raises((DataError, SystemExit)) as error:
         train([str(path), '--work-dir', str(tmp_path / 'work'), '--cfg-options',
                'train_dataloader.dataset.indices=0', 'visualizer.name=indices'])  # fmt: skip
     check(error.value, 'the train split is empty', str(data / 'images' / 'train'), 'indices')

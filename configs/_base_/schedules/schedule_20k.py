@@ -17,7 +17,9 @@ default_hooks = dict(
     checkpoint=dict(
         type='CheckpointHook', by_epoch=False, interval=2000, max_keep_ckpts=2, save_best='mIoU'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    # a resumed job draws the dropout of one that was never stopped; here and not in custom_hooks,
-    # which a config of one's own replaces
+    # labels and classes; see docs/guarantees.md
+    data_guard=dict(type='DataGuardHook'),
+    # a resumed job draws the dropout of one that was never stopped; these two here and not
+    # in custom_hooks, which a config of one's own replaces
     iteration_seed=dict(type='SeedPerIterationHook'),
     visualization=dict(type='SegVisualizationHook'))

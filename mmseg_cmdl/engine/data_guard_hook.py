@@ -1,0 +1,115 @@
+"""Hook that says which classes never come, and looks at labels that nobody has looked at."""
+
+from typing import Iterator
+
+import mmengine.dist as dist
+import torch
+from mmengine.hooks import Hook
+from mmseg.registry import HOOKS
+
+from ..data_guard import (
+    check_dataset,
+    class_heads,
+    never_seen,
+    num_labels,
+    sample_check,
+    segmentor,
+)
+from ..sample_guard import SampleCheck
+
+
+@HOOKS.register_module()
+class DataGuardHook(Hook):
+    """Watches over the data of a training.
+
+    - One warning in the log names the classes that had no labelled pixel in the first iterations,
+      all ranks together, and the commonest causes.
+    - Where :func:`mmseg_cmdl.data_guard.guard_data` was called first, as tools/train.py does, each
+      sample has been checked in its worker. Elsewhere this hook checks the datasets before the
+      first step, and the labels of each batch before it goes to the device.
+
+    The shipped configs have it among their `default_hooks`. It draws no random number, and sends
+    one message between ranks in all.
+
+    Args:
+        iterations (int): The first iterations of a job, resumed or not. Defaults to 200.
+
+    Raises:
+        ValueError: `iterations` is below 1.
+    """
+
+    # before hooks that move a batch
+    priority = 'VERY_HIGH'
+
+    def __init__(self, iterations: int = 200):
+        if iterations < 1:
+            raise ValueError(f'DataGuardHook: iterations must be at least 1, got {iterations}')
+        self.iterations = iterations
+
+    def before_train(self, runner) -> None:
+        """Checks what hasn't been, and starts counting.
+
+        Raises:
+            DataError: See :func:`mmseg_cmdl.data_guard.guard_data`.
+        """
+        self._check = None
+        if not isinstance(getattr(runner.train_dataloader, 'collate_fn', None), SampleCheck):
+            check_dataset(runner, runner.train_dataloader.dataset, 'train')
+            if runner.val_loop is not None:
+                check_dataset(runner, runner.val_dataloader.dataset, 'val')
+            self._check = sample_check(runner, 'train')
+        heads = class_heads(segmentor(runner.model))
+        num_classes = num_labels(heads[0][1]) if heads else 0
+        self._pixels = torch.zeros(num_classes, dtype=torch.int64)
+        self._iterations = self._images = 0
+        self._done = not heads
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Counts the pixels of each class.
+
+        Raises:
+            DataError: A label is no class.
+        """
+        if self._check is not None:
+            for sample in _samples(data_batch):
+                self._check.look(None, sample)
+        if self._done:
+            return
+        for sample in _samples(data_batch):
+            labels = sample.gt_sem_seg.data
+            if not labels.is_cpu:  # counting would wait for the device
+                self._done = True
+                return
+            known = labels[(labels >= 0) & (labels < len(self._pixels))]
+            self._pixels += torch.bincount(known, minlength=len(self._pixels))
+            self._images += 1
+        self._iterations += 1
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Says what never came."""
+        if not self._done and self._iterations == self.iterations:
+            self._report(runner)
+
+    def after_train(self, runner) -> None:
+        """Says it, where the training was shorter."""
+        if not self._done and self._iterations:
+            self._report(runner)
+
+    def _report(self, runner) -> None:
+        self._done = True
+        counts = torch.cat([self._pixels, torch.tensor([self._images])])
+        dist.all_reduce(counts)
+        pixels, images = counts[:-1], int(counts[-1])
+        absent = (pixels == 0).nonzero()[:, 0].tolist()
+        if not absent:
+            return
+        meta = getattr(runner.train_dataloader.dataset, 'metainfo', {})
+        runner.logger.warning(never_seen(absent, meta, f'{images} images ({self._iterations} '
+                                         'iterations)'))  # fmt: skip
+
+
+def _samples(batch) -> Iterator:
+    """SegDataSamples of a batch that have labels."""
+    for sample in (batch or {}).get('data_samples') or []:
+        if 'gt_sem_seg' in sample:
+            yield sample
