@@ -9,9 +9,10 @@ import os.path as osp
 from typing import Callable, Iterator, List, Optional, Sequence
 
 from mmengine.dataset import Compose
+from mmseg.structures import SegDataSample
 
 from .errors import InputError
-from .models.decode_heads.label_check import LabelCheck
+from .models.decode_heads.label_check import batch_labels
 
 
 class DataError(InputError):
@@ -88,7 +89,7 @@ class SampleCheck:
         sizes: bool = True,
     ):
         self.collate = collate
-        self.checks = [LabelCheck('always', *each) for each in classes]
+        self.classes = list(classes)
         self.channels = channels
         self.sizes = sizes
 
@@ -125,10 +126,12 @@ class SampleCheck:
             )
         if 'gt_sem_seg' not in (sample or ()):
             return
+        if not self.sizes:
+            kept = {key: meta[key] for key in meta if key not in ('img_shape', 'pad_shape')}
+            sample = SegDataSample(metainfo=kept, gt_sem_seg=sample.gt_sem_seg)
         try:
-            for check in self.checks:
-                labels = check.stack([sample]) if self.sizes else sample.gt_sem_seg.data
-                check(labels, [sample])
+            for num_classes, ignore_index in self.classes:
+                batch_labels([sample], num_classes, ignore_index)
         except ValueError as error:
             raise DataError(str(error)) from error
 
