@@ -40,7 +40,7 @@ UNDER_TEST := MMSEG_CMDL_TEST_INSTALLED=1 MMSEG_CMDL_TEST_FAMILY=$(FAMILY)
 PYTEST = $(CLEAN_ENV) $(UNDER_TEST) OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-onedl test-guarantees lint format clean
+.PHONY: help install demo test test-onedl test-guarantees docs lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
@@ -73,6 +73,10 @@ test-onedl:  ## run the tests on the maintained fork of MMSegmentation, in .venv
 test-guarantees: install  ## run the long tests of docs/guarantees.md too, an hour or more
 	$(PYTEST) -o addopts=--import-mode=importlib tests/guarantees tests/deployment $(PYTEST_ARGS)
 
+docs: $(STAMP)  ## build the site into docs/_build/html; warnings and dead links are errors
+	@$(PIP_INSTALL) --quiet -r requirements/docs.txt
+	$(CLEAN_ENV) $(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -82,5 +86,5 @@ format: $(STAMP)  ## mend what ruff can mend
 	$(BIN)/ruff format .
 
 clean:  ## remove the environments, builds and caches
-	rm -rf $(VENV) .venv-onedl build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-onedl docs/_build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

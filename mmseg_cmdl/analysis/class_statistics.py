@@ -90,8 +90,8 @@ class ClassStatistics:
 
     @property
     def channel_variance(self) -> np.ndarray:
-        """Variance of the class average features among the classes, per channel [C]: class-wise
-        variance V (DGCW, after eq. 8).
+        """Class-wise variance V (DGCW, after eq. 8), that of the class average features among the
+        classes, per channel [C].
         """
         return self.centers[self.present].var(axis=0)
 

@@ -1,0 +1,97 @@
+"""The site: `make docs`. Pages are Markdown (MyST), the API reference comes from the docstrings."""
+
+import importlib
+import pkgutil
+import pydoc
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent / '_ext')]
+
+import mmseg_cmdl  # noqa: E402
+
+project = 'mmseg_cmdl'
+author = 'the authors of mmseg_cmdl'
+version = release = mmseg_cmdl.__version__
+
+extensions = [
+    'myst_parser',
+    'sphinx.ext.autodoc',
+    'sphinx.ext.napoleon',
+    'sphinx_copybutton',
+    'site_directives',
+]
+html_theme = 'furo'
+html_title = f'mmseg_cmdl {release}'
+# nothing is fetched by a reader's browser, so that the site works without a connection
+html_theme_options = {'footer_icons': []}
+exclude_patterns = ['_build']
+
+myst_heading_anchors = 4
+myst_enable_extensions = ['colon_fence', 'dollarmath']
+copybutton_exclude = '.linenos, .gp, .go'
+
+# Single backticks in docstrings are code, as in Markdown.
+default_role = 'code'
+autodoc_default_options = {'members': True, 'show-inheritance': True}
+autodoc_member_order = 'bysource'
+# Types and shapes stand in the docstrings, in words.
+autodoc_typehints = 'none'
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_param = False
+napoleon_use_rtype = False
+
+PUBLIC = {
+    name
+    for package in pkgutil.walk_packages(mmseg_cmdl.__path__, 'mmseg_cmdl.')
+    if package.ispkg
+    for name in getattr(importlib.import_module(package.name), '__all__', ())
+}
+
+# A reference that leads nowhere is an error; those to other packages aren't looked up, which would
+# need a connection.
+nitpicky = True
+OTHER_PACKAGES = r'(torch|numpy|mmcv|mmengine|mmseg|typing|collections|argparse|pathlib|abc)\b.*'
+# A word without a dot is a type as docstrings name it ('Tensor, optional'); see resolve_references.
+nitpick_ignore_regex = [(r'py:.*', OTHER_PACKAGES), (r'py:class', r'[^.]+')]
+
+
+def resolve_references(app, what, name, obj, options, lines):
+    """`:class:`X`` means X of this package, wherever it is; what isn't public is shown as code."""
+    module = sys.modules.get(getattr(obj, '__module__', None))
+    owner = obj if isinstance(obj, type) else pydoc.locate(name.rpartition('.')[0])
+
+    def resolved(match):
+        role, target = match.groups()
+        if '.' in target:
+            return match[0]
+        if role in ('meth', 'attr'):
+            if target in vars(owner) and not target.startswith('_'):
+                return match[0]
+            known = hasattr(owner, target)
+        elif target in PUBLIC:
+            return f':{role}:`.{target}`'
+        else:
+            known = hasattr(module, target)
+        return f'`{target}`' if known else f':{role}:`mmseg_cmdl.{target}`'
+
+    for index, line in enumerate(lines):
+        lines[index] = re.sub(r':(class|func|meth|attr|data):`([^`]+)`', resolved, line)
+
+
+def leave_out_private_bases(app, name, obj, options, bases):
+    bases[:] = [
+        base
+        for base in bases
+        if not base.__module__.startswith('mmseg_cmdl.') or base.__name__ in PUBLIC
+    ]
+
+
+def setup(app):
+    app.connect('autodoc-process-docstring', resolve_references)
+    app.connect('autodoc-process-bases', leave_out_private_bases)
