@@ -68,14 +68,14 @@ def resolve_references(app, what, name, obj, options, lines):
 
     def resolved(match):
         role, target = match.groups()
+        if target.partition('.')[0] in PUBLIC:
+            return f':{role}:`.{target}`'
         if '.' in target:
             return match[0]
         if role in ('meth', 'attr'):
             if target in vars(owner) and not target.startswith('_'):
                 return match[0]
             known = hasattr(owner, target)
-        elif target in PUBLIC:
-            return f':{role}:`.{target}`'
         else:
             known = hasattr(module, target)
         return f'`{target}`' if known else f':{role}:`mmseg_cmdl.{target}`'
