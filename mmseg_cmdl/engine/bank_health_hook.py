@@ -9,6 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmseg.registry import HOOKS
 
 from ..models.memory.memory_bank import MemoryBank
+from ..utils import check_finite
 
 
 @HOOKS.register_module()
@@ -40,6 +41,7 @@ class BankHealthHook(Hook):
     priority = 'NORMAL'
 
     def __init__(self, interval: int = 50, draw: bool = True, images: Sequence[int] = (0,)):
+        check_finite(self, interval=interval)
         if interval < 1:
             raise ValueError(f'BankHealthHook: interval must be at least 1, got {interval}')
         self.interval = interval

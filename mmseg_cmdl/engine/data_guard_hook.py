@@ -16,6 +16,7 @@ from ..data_guard import (
     segmentor,
 )
 from ..sample_guard import SampleCheck
+from ..utils import check_finite
 
 
 @HOOKS.register_module()
@@ -42,6 +43,7 @@ class DataGuardHook(Hook):
     priority = 'VERY_HIGH'
 
     def __init__(self, iterations: int = 200):
+        check_finite(self, iterations=iterations)
         if iterations < 1:
             raise ValueError(f'DataGuardHook: iterations must be at least 1, got {iterations}')
         self.iterations = iterations

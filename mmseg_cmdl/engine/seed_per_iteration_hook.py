@@ -7,6 +7,8 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmseg.registry import HOOKS
 
+from ..utils import check_finite
+
 
 @HOOKS.register_module()
 class SeedPerIterationHook(Hook):
@@ -28,6 +30,7 @@ class SeedPerIterationHook(Hook):
     priority = 'VERY_HIGH'
 
     def __init__(self, seed: Optional[int] = None):
+        check_finite(self, seed=seed)
         self.seed = seed
 
     def before_train(self, runner) -> None:

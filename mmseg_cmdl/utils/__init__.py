@@ -1,6 +1,6 @@
 from .bilinear_taps import BilinearTaps
 from .class_labels import class_rows, has_class, of_own_class
-from .configs import add_loss, as_list, registered_class, warn_without_effect
+from .configs import add_loss, as_list, check_finite, registered_class, warn_without_effect
 from .distributed import all_reduce_sum_, all_reduce_together, global_mean, global_sum
 from .entropy import entropy_of_counts
 from .label_resizing import labels_at_feature_size
@@ -15,6 +15,7 @@ __all__ = [
     'all_reduce_together',
     'as_list',
     'at_least_float32',
+    'check_finite',
     'class_rows',
     'entropy_of_counts',
     'global_mean',

@@ -1,6 +1,8 @@
 """What configs of parts may be, made one."""
 
+import math
 import warnings
+from numbers import Real
 from typing import Any, Dict, List, Optional, Sequence, Union
 
 from mmseg.registry import MODELS
@@ -23,6 +25,24 @@ def registered_class(cfg: dict) -> Optional[type]:
 def add_loss(losses: Dict[str, Tensor], name: str, value: Tensor) -> None:
     """Enters a loss under its name; losses of one name are summed, as MMSegmentation does."""
     losses[name] = losses[name] + value if name in losses else value
+
+
+def check_finite(owner: object, **options: Optional[float]) -> None:
+    """Refuses options that aren't finite numbers; NaN passes any comparison such as `x <= 0`.
+
+    Args:
+        owner (object): Whose options they are.
+        **options: Name and value; None for one that is left to its default.
+
+    Raises:
+        ValueError: Names the option.
+    """
+    for name, value in options.items():
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if value is not None and not (is_number and math.isfinite(value)):
+            raise ValueError(
+                f'{type(owner).__name__}: {name} must be a finite number, got {value!r}'
+            )
 
 
 def warn_without_effect(owner: object, remedy: str, **options: Any) -> None:

@@ -13,7 +13,7 @@ from mmseg.registry import MODELS
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor
 
-from ...utils import warn_without_effect
+from ...utils import check_finite, warn_without_effect
 from ..layers.channelized_axial_attention import ChannelizedAxialAttention
 from .label_check import LABELS_ARE_CHECKED, batch_labels
 
@@ -46,6 +46,7 @@ class CAAHead(BaseDecodeHead):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        check_finite(self, dropout_ratio=self.dropout_ratio)
         warn_without_effect(self, LABELS_ARE_CHECKED, check_labels=check_labels)
         options = dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
         self.reduction = ConvModule(self.in_channels, attention_channels, 3, padding=1, **options)

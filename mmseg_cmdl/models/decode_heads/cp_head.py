@@ -14,7 +14,7 @@ from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-from ...utils import labels_at_feature_size, warn_without_effect
+from ...utils import check_finite, labels_at_feature_size, warn_without_effect
 from .label_check import LABELS_ARE_CHECKED, batch_labels
 
 
@@ -81,6 +81,7 @@ class CPHead(BaseDecodeHead):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        check_finite(self, kernel_size=kernel_size, dropout_ratio=self.dropout_ratio)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f'CPHead: kernel_size must be odd, got {kernel_size}')
         self.prior_size = tuple(_pair(prior_size))

@@ -17,7 +17,7 @@ from mmseg.registry import MODELS
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
-from ...utils import add_loss, as_list, registered_class, warn_without_effect
+from ...utils import add_loss, as_list, check_finite, registered_class, warn_without_effect
 from ..layers import RelationAttention
 from ..memory import MemoryBank
 from .label_check import LABELS_ARE_CHECKED, batch_labels
@@ -125,6 +125,7 @@ class DatasetContextHead(BaseDecodeHead):
         kwargs, context = place_leftovers(name, kwargs, context)
         in_channels, kwargs, context = place_inputs(name, in_channels, kwargs, context)
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
+        check_finite(self, dropout_ratio=self.dropout_ratio)
         if self.out_channels != num_classes:
             raise ValueError(
                 f'{name}: one logit per class is needed to read the memory, got '

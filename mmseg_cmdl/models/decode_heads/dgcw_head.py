@@ -12,7 +12,7 @@ from mmseg.registry import MODELS
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
-from ...utils import registered_class, warn_without_effect
+from ...utils import check_finite, registered_class, warn_without_effect
 from .label_check import LABELS_ARE_CHECKED, batch_labels
 from .single_image_context import (
     SingleImageContext,
@@ -85,6 +85,7 @@ class DGCWHead(BaseDecodeHead):
         kwargs, context = place_leftovers(name, kwargs, context)
         in_channels, kwargs, context = place_inputs(name, in_channels, kwargs, context)
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
+        check_finite(self, dropout_ratio=self.dropout_ratio)
         if isinstance(downsample, bool) or not isinstance(downsample, int) or downsample < 1:
             raise ValueError(
                 f'{name}: downsample must be an integer of at least 1, got {downsample!r}'

@@ -9,7 +9,7 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...utils import as_list, labels_at_feature_size
+from ...utils import as_list, check_finite, labels_at_feature_size
 from ..memory import FeatureBank
 from .dataset_context_head import DatasetContextHead
 
@@ -107,6 +107,12 @@ class MCIBIHead(DatasetContextHead):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        check_finite(
+            self,
+            memory_momentum=memory_momentum,
+            momentum_power=momentum_power,
+            memory_loss_start=memory_loss_start,
+        )
         if update_size not in ('label', 'feature'):
             raise ValueError(
                 f"MCIBIHead: update_size must be 'label' or 'feature', got {update_size!r}"

@@ -18,6 +18,8 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ...utils import check_finite
+
 NORMS = ('sum', 'softmax', 'tanh')
 
 # Below this sum of squared differences two pixels count as equal, and their weights go to zero.
@@ -234,6 +236,7 @@ class ChannelWeighting(BaseModule):
         super().__init__(init_cfg)
         if norm not in NORMS:
             raise ValueError(f'ChannelWeighting: norm must be one of {NORMS}, got {norm!r}')
+        check_finite(self, chunk_size=chunk_size)
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(
                 f'ChannelWeighting: chunk_size must be at least 1 (or None for what '

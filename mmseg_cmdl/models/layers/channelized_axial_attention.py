@@ -10,6 +10,8 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ...utils import check_finite
+
 
 class _ChannelWeights(nn.Module):
     """Mean features [..., C] to a weight in (0, 1) for each channel."""
@@ -60,6 +62,7 @@ class ChannelizedAxialAttention(BaseModule):
         init_cfg: Optional[dict] = None,
     ):
         super().__init__(init_cfg)
+        check_finite(self, hidden_ratio=hidden_ratio, num_hidden=num_hidden)
         options = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg)
         self.column_query, self.row_query = (
             ConvModule(channels, query_channels, 1, **options) for _ in range(2)

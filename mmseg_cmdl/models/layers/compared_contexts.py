@@ -11,6 +11,8 @@ from mmseg.models.utils import SELayer
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ...utils import check_finite
+
 
 @MODELS.register_module()
 class GlobalPoolingContext(BaseModule):
@@ -45,6 +47,7 @@ class SqueezeExcitation(SELayer):
     """
 
     def __init__(self, channels: int, ratio: int = 1):
+        check_finite(self, ratio=ratio)
         super().__init__(channels, ratio, act_cfg=(dict(type='ReLU'), dict(type='Sigmoid')))
 
 

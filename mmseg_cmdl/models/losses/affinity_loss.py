@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ...utils import at_least_float32, global_mean
+from ...utils import at_least_float32, check_finite, global_mean
 
 # Sums of probabilities are held above this before their logarithm.
 _SMALLEST_SUM = 1e-12
@@ -45,6 +45,9 @@ class AffinityLoss(nn.Module):
         loss_name: str = 'loss_prior',
     ):
         super().__init__()
+        check_finite(
+            self, unary_weight=unary_weight, global_weight=global_weight, loss_weight=loss_weight
+        )
         if 'loss' not in loss_name:
             raise ValueError(
                 'AffinityLoss: loss_name must contain "loss" to be added to the objective, '

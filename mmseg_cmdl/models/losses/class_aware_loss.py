@@ -11,7 +11,7 @@ import torch
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from ...utils import at_least_float32, class_rows, global_mean, global_sum, row_sums
+from ...utils import at_least_float32, check_finite, class_rows, global_mean, global_sum, row_sums
 from .class_consistency_loss import ClassConsistencyLoss
 
 # The released code holds what it squares or averages inside these.
@@ -124,6 +124,7 @@ class InterClassLoss(ClassConsistencyLoss):
     def __init__(self, threshold: float, classes: str, threshold_classes: str, *args):
         super().__init__(*args)
         name = type(self).__name__
+        check_finite(self, threshold=threshold)
         if not 0 <= threshold <= 1:
             raise ValueError(f'{name}: threshold must be in [0, 1], got {threshold}')
         for option, value in (('classes', classes), ('threshold_classes', threshold_classes)):

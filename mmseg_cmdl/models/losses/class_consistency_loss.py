@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...utils import (
     all_reduce_sum_,
     at_least_float32,
+    check_finite,
     class_rows,
     global_mean,
     global_sum,
@@ -29,6 +30,7 @@ class ClassConsistencyLoss(nn.Module):
 
     def __init__(self, formulation: str, loss_weight: float, loss_name: str):
         super().__init__()
+        check_finite(self, loss_weight=loss_weight)
         if formulation not in ('paper', 'released'):
             raise ValueError(
                 f"{type(self).__name__}: formulation must be 'paper' or 'released', "
@@ -177,6 +179,7 @@ class ClassGlobalConsistencyLoss(ClassConsistencyLoss):
         loss_name: str = 'loss_cgcl',
     ):
         super().__init__(formulation, loss_weight, loss_name)
+        check_finite(self, temperature=temperature)
         if temperature <= 0:
             raise ValueError(
                 f'ClassGlobalConsistencyLoss: temperature must be positive, got {temperature}'

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...utils import (
     all_reduce_sum_,
     all_reduce_together,
+    check_finite,
     class_rows,
     entropy_of_counts,
     of_own_class,
@@ -99,6 +100,7 @@ class DistributionBank(MemoryBank):
             channels=channels,
             iterations=iterations,
         )
+        check_finite(self, momentum=momentum, epsilon=epsilon, seed=seed)
         if not 0 <= momentum <= 1:
             raise ValueError(
                 'DistributionBank: momentum is the weight of the old vector and must '

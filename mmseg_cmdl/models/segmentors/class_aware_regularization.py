@@ -12,7 +12,13 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ...utils import add_loss, at_least_float32, labels_at_feature_size, registered_class
+from ...utils import (
+    add_loss,
+    at_least_float32,
+    check_finite,
+    labels_at_feature_size,
+    registered_class,
+)
 from ..losses import class_centers
 
 DEFAULT_LOSSES = (
@@ -69,6 +75,7 @@ class ClassAwareRegularization(BaseModule):
         classifier = classifier_of(head)
         if label_resize not in LABEL_RESIZING:
             raise ValueError(f'label_resize must be one of {LABEL_RESIZING}, got {label_resize!r}')
+        check_finite(self, max_channels=max_channels)
         if max_channels < 1:
             raise ValueError(f'max_channels must be at least 1, got {max_channels}')
         self.num_classes, self.ignore_index = head.num_classes, head.ignore_index
