@@ -263,6 +263,40 @@ def test_registering_again_changes_nothing():
     assert MODELS.module_dict == before
 
 
+NOTEBOOK = """
+import importlib, sys
+try:
+    from mmseg.apis import init_model  # the first cell, which fails without compiled ops
+except ModuleNotFoundError:
+    pass
+import mmseg_cmdl
+from mmseg.apis import init_model
+importlib.reload(mmseg_cmdl)
+for name in sorted(name for name in sys.modules if name.startswith('mmseg_cmdl.')):
+    importlib.reload(sys.modules[name])
+for name in [name for name in sys.modules if name.split('.')[0] == 'mmseg_cmdl']:
+    del sys.modules[name]
+import mmseg_cmdl
+from mmseg.registry import MODELS
+from mmseg_cmdl.models import MDRLHead
+assert MODELS.get('MDRLHead') is MDRLHead
+from mmseg_cmdl import registry
+try:
+    @registry.MODELS.register_module()
+    class FCNHead:
+        pass
+except KeyError as error:
+    print(error)
+"""
+
+
+def test_cells_of_a_notebook_run_again():
+    """Import order, reload, and import after the modules were thrown away; others' names stay."""
+    done = python('-c', NOTEBOOK)
+    assert done.returncode == 0, done.stderr
+    assert 'FCNHead is already registered' in done.stdout
+
+
 # ------------------------------------------------------------------ where it can't work
 
 GOOD = {'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmseg': '1.2.2'}

@@ -7,8 +7,9 @@ from typing import Optional
 import numpy as np
 from mmengine import fileio
 from mmseg.datasets import BaseSegDataset
-from mmseg.registry import DATASETS
 from PIL import Image
+
+from ..registry import DATASETS
 
 VOID = 11
 IGNORED = 255

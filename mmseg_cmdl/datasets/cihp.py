@@ -1,7 +1,8 @@
 """CIHP: several people in an image, labelled with the parts of LIP."""
 
 from mmseg.datasets import LIPDataset
-from mmseg.registry import DATASETS
+
+from ..registry import DATASETS
 
 
 @DATASETS.register_module()

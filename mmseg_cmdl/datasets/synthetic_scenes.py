@@ -9,8 +9,8 @@ from mmcv.transforms import BaseTransform
 from mmengine import fileio
 from mmengine.fileio.backends import BaseStorageBackend
 from mmseg.datasets import BaseSegDataset
-from mmseg.registry import DATASETS, TRANSFORMS
 
+from ..registry import DATASETS, TRANSFORMS
 from .scene_appearances import APPEARANCES, CLASSES, PALETTE
 from .scene_renderer import Scene, render_scene
 
@@ -74,7 +74,7 @@ class SyntheticScenesBackend(BaseStorageBackend):
         raise NotImplementedError(f'{filepath} is an image')
 
 
-fileio.register_backend(SCHEME, SyntheticScenesBackend, prefixes=SCHEME)
+fileio.register_backend(SCHEME, SyntheticScenesBackend, force=True, prefixes=SCHEME)
 
 
 @DATASETS.register_module()

@@ -6,9 +6,9 @@ import mmengine.dist as dist
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmseg.registry import HOOKS
 
 from ..models.memory.memory_bank import MemoryBank
+from ..registry import HOOKS
 from ..utils import check_finite
 
 

@@ -5,7 +5,6 @@ from typing import Iterator
 import mmengine.dist as dist
 import torch
 from mmengine.hooks import Hook
-from mmseg.registry import HOOKS
 
 from ..data_guard import (
     check_dataset,
@@ -15,6 +14,7 @@ from ..data_guard import (
     sample_check,
     segmentor,
 )
+from ..registry import HOOKS
 from ..sample_guard import SampleCheck
 from ..utils import check_finite
 

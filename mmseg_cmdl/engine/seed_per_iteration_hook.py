@@ -5,8 +5,8 @@ from typing import Optional
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmseg.registry import HOOKS
 
+from ..registry import HOOKS
 from ..utils import check_finite
 
 

@@ -26,8 +26,8 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmseg.evaluation import IoUMetric
-from mmseg.registry import HOOKS, METRICS
 
+from ..registry import HOOKS, METRICS
 from ..version import __version__
 from .plan import write_json
 

@@ -9,10 +9,10 @@ from typing import Dict, List, Optional
 import torch
 from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.registry import MODELS
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor
 
+from ...registry import MODELS
 from ...utils import check_finite, warn_without_effect
 from ..layers.channelized_axial_attention import ChannelizedAxialAttention
 from .label_check import LABELS_ARE_CHECKED, batch_labels

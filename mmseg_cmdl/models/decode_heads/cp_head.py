@@ -9,11 +9,11 @@ from typing import Dict, List, Optional, Tuple, Union
 import torch
 from mmcv.cnn import ConvModule, build_norm_layer
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-from mmseg.registry import MODELS
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from ...registry import MODELS
 from ...utils import check_finite, labels_at_feature_size, warn_without_effect
 from .label_check import LABELS_ARE_CHECKED, batch_labels
 

@@ -8,10 +8,10 @@ from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.utils import resize
-from mmseg.registry import MODELS
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
+from ...registry import MODELS
 from ...utils import check_finite, registered_class, warn_without_effect
 from .label_check import LABELS_ARE_CHECKED, batch_labels
 from .single_image_context import (

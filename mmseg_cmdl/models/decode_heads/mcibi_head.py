@@ -5,10 +5,10 @@ from typing import Dict, List, Union
 
 import torch
 from mmengine.logging import MessageHub
-from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...registry import MODELS
 from ...utils import as_list, check_finite, labels_at_feature_size
 from ..memory import FeatureBank
 from .dataset_context_head import DatasetContextHead

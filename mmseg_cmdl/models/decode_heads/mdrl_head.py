@@ -6,9 +6,9 @@ from typing import Dict, List, Optional, Union
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
-from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ...registry import MODELS
 from ...utils import (
     as_list,
     at_least_float32,

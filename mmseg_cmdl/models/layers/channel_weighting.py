@@ -14,10 +14,10 @@ from typing import Callable, Iterator, List, Optional, Tuple
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule
-from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ...registry import MODELS
 from ...utils import check_finite
 
 NORMS = ('sum', 'softmax', 'tanh')

@@ -7,9 +7,9 @@ from typing import Optional
 
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
-from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ...registry import MODELS
 from ...utils import check_finite
 
 

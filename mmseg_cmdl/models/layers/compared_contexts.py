@@ -8,9 +8,9 @@ from typing import Optional
 
 from mmengine.model import BaseModule
 from mmseg.models.utils import SELayer
-from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ...registry import MODELS
 from ...utils import check_finite
 
 

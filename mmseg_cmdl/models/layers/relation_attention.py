@@ -4,8 +4,9 @@ from typing import Optional
 
 import torch.nn.functional as F
 from mmseg.models.utils import SelfAttentionBlock
-from mmseg.registry import MODELS
 from torch import Tensor
+
+from ...registry import MODELS
 
 
 @MODELS.register_module()

@@ -5,9 +5,9 @@ Source: Yu et al., Context Prior for Scene Segmentation, CVPR 2020, section 3.1,
 
 import torch
 import torch.nn.functional as F
-from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ...registry import MODELS
 from ...utils import at_least_float32, check_finite, global_mean
 
 # Sums of probabilities are held above this before their logarithm.

@@ -8,9 +8,9 @@ import math
 from typing import Optional, Tuple, Union
 
 import torch
-from mmseg.registry import MODELS
 from torch import Tensor
 
+from ...registry import MODELS
 from ...utils import at_least_float32, check_finite, class_rows, global_mean, global_sum, row_sums
 from .class_consistency_loss import ClassConsistencyLoss
 

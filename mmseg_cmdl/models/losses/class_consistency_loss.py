@@ -8,9 +8,9 @@ from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
-from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ...registry import MODELS
 from ...utils import (
     all_reduce_sum_,
     at_least_float32,

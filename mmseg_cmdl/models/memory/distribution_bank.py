@@ -8,9 +8,9 @@ from typing import Dict, NamedTuple, Optional, Union
 import mmengine.dist as dist
 import torch
 import torch.nn.functional as F
-from mmseg.registry import MODELS
 from torch import Tensor
 
+from ...registry import MODELS
 from ...utils import (
     all_reduce_sum_,
     all_reduce_together,

@@ -6,9 +6,9 @@ Source: MCIBI, section 3.2, eq. 6 to 10.
 from typing import NamedTuple, Optional, Union
 
 import torch
-from mmseg.registry import MODELS
 from torch import Tensor
 
+from ...registry import MODELS
 from ...utils import all_reduce_sum_
 from .class_sums import ClassSums, class_sums, upsampled_class_sums
 from .initial_memory import InitialMemory

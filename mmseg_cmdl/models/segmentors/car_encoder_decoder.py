@@ -4,10 +4,10 @@ from typing import List, Optional, Sequence
 
 import torch
 from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
-from mmseg.registry import MODELS
 from mmseg.utils import SampleList, add_prefix
 from torch import Tensor, nn
 
+from ...registry import MODELS
 from ...utils import as_list, last_head, warn_without_effect
 from ..decode_heads.label_check import LABELS_ARE_CHECKED, batch_labels
 from .class_aware_regularization import DEFAULT_LOSSES, ClassAwareRegularization, classifier_of
