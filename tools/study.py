@@ -44,6 +44,14 @@ def parse_args(argv=None):
     parser.add_argument(
         '--arm', action='append', default=[], metavar='ARM', help='see above; may be given again'
     )
+    parser.add_argument(
+        '--controls',
+        nargs='*',
+        metavar='ARM',
+        help='add two controls to these arms (none named: to all with a memory), which have the '
+        'same modules and no memory: in ARM~pixels the relation attends to the pixels themselves, '
+        'in ARM~learned to class vectors learned by gradient',
+    )
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], metavar='SEED')
     parser.add_argument('--jobs', type=int, default=1, help='at a time (default: %(default)s)')
     parser.add_argument(
@@ -181,6 +189,7 @@ def main(argv=None):
             args.iters,
             args.work_dir / 'results',
             args.precise_bn,
+            args.controls,
         )
         words = sys.argv[1:] if argv is None else argv
         command = plan.command_line(['python', 'tools/study.py', *map(str, words)])

@@ -1,5 +1,6 @@
 """The plan of a study: its arms, each a whole config, and what a folder may be gone on with."""
 
+import copy
 import hashlib
 import inspect
 import json
@@ -12,14 +13,18 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import mmengine
 from mmengine.config import Config, DictAction
+from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
+
+from ..models.decode_heads.dataset_context_head import DatasetContextHead
+from . import controls as _controls  # noqa: F401  registers them
 
 #: What the method 'car' makes of a segmentor.
 SEGMENTORS = {
     'EncoderDecoder': 'CAREncoderDecoder',
     'CascadeEncoderDecoder': 'CARCascadeEncoderDecoder',
 }
-RECORDER = 'mmseg_cmdl.study.recorder'
+RECORDER, CONTROLS = 'mmseg_cmdl.study.recorder', 'mmseg_cmdl.study.controls'
 #: Keys, at whatever depth, that may differ between machines without another study coming of it.
 OF_THE_MACHINE = frozenset(
     (
@@ -32,7 +37,7 @@ OF_THE_MACHINE = frozenset(
 _COUNTS = ('begin', 'end', 'T_max', 'step_size', 'total_iters', 'total_steps', 'milestones')
 #: What only FCNHead has: a head that takes its place has layers of its own.
 _FCN_OPTIONS = ('num_convs', 'kernel_size', 'concat_input', 'dilation')
-_NAME = re.compile(r'[A-Za-z0-9][\w.+@-]*')
+_NAME = re.compile(r'[A-Za-z0-9][\w.+@~-]*')
 
 
 class Arm(NamedTuple):
@@ -41,6 +46,7 @@ class Arm(NamedTuple):
     name: str
     config: Config  # whole, but for the seed
     fingerprint: str
+    control_of: Optional[str] = None
 
 
 class StudyError(ValueError):
@@ -212,6 +218,7 @@ def resolve(
     iters: Optional[int] = None,
     results='results',
     precise_bn: int = 0,
+    controls: Optional[Sequence[str]] = None,
 ) -> List[Arm]:
     """All arms, the baseline first.
 
@@ -223,6 +230,8 @@ def resolve(
         iters (int, optional): Iterations of all arms; None for those of the config.
         results (str | Path): Folder of the result files.
         precise_bn (int): See :class:`~mmseg_cmdl.study.recorder.StudyRecorder`.
+        controls (Sequence[str], optional): Arms to add controls of, see :func:`as_control`; none
+            named: all whose head has a memory. None adds none.
 
     Raises:
         StudyError: Two arms have one name, or one of them can't be built.
@@ -232,11 +241,12 @@ def resolve(
     wanted = [(baseline, None, [])]
     wanted += [(method, method, []) for method in methods if method not in names]
     wanted += [parse_arm(text) for text in arms]
-    out = []
+    configs: Dict[str, Config] = {}
+    control_of: Dict[str, str] = {}
     for name, base, words in wanted:
         if not _NAME.fullmatch(name):
-            raise StudyError(f'arm {name!r}: a name is of letters, digits and . _ + @ -')
-        if name.lower() in {arm.name.lower() for arm in out}:
+            raise StudyError(f'arm {name!r}: a name is of letters, digits and . _ + @ ~ -')
+        if name.lower() in map(str.lower, configs):
             raise StudyError(f'two arms are called {name!r}')
         if base is not None and base.endswith('.py'):
             cfg = load(base, options, iters)
@@ -246,10 +256,75 @@ def resolve(
                 apply_method(cfg, base)
         if words:
             cfg.merge_from_dict(parse_options(words))
+        configs[name] = cfg
+    for name in with_controls(configs, controls):
+        for kind in ('pixels', 'learned'):
+            control_of[f'{name}~{kind}'] = name
+            configs[f'{name}~{kind}'] = as_control(configs[name], kind)
+    out = []
+    for name, cfg in configs.items():
         fingerprint = fingerprint_of(cfg, precise_bn)
         add_recorder(cfg, name, results, fingerprint, precise_bn)
-        out.append(Arm(name, cfg, fingerprint))
+        out.append(Arm(name, cfg, fingerprint, control_of.get(name)))
     return out
+
+
+def with_controls(configs: Dict[str, Config], wanted: Optional[Sequence[str]]) -> List[str]:
+    """Arms that controls are to be made of.
+
+    Raises:
+        StudyError: An arm that is named isn't there or has no memory.
+    """
+    if wanted is None:
+        return []
+    memory = [name for name, cfg in configs.items() if _has_memory(head_of(cfg).type)]
+    for name in wanted:
+        if name not in memory:
+            raise StudyError(
+                f'--controls {name}: no arm of that name has a memory; those that have one: '
+                f'{", ".join(memory) or "none"}'
+            )
+    return list(wanted) or memory
+
+
+def _has_memory(kind) -> bool:
+    cls = class_of(str(kind).rsplit('.', 1)[-1])
+    return cls is not None and issubclass(cls, DatasetContextHead)
+
+
+def as_control(cfg: Config, kind: str) -> Config:
+    """The same config with a memory head's modules, and without its memory.
+
+    Args:
+        cfg (Config): Of the arm.
+        kind (str): 'pixels': the relation attends to the pixels themselves; 'learned': class
+            vectors learned by gradient, of the bank's shape, stand in the place of the memory.
+    """
+    cfg = Config(copy.deepcopy(cfg.to_dict()))
+    init_default_scope('mmseg')
+    head = head_of(cfg)
+    built = MODELS.build(head)
+    # what the memory head adds to what all of them have: its bank and the losses that train it
+    for parent in type(built).__mro__:
+        if parent is DatasetContextHead:
+            break
+        if '__init__' in vars(parent):
+            for option in inspect.signature(parent.__init__).parameters:
+                if option not in inspect.signature(DatasetContextHead.__init__).parameters:
+                    head.pop(option, None)
+    if kind == 'pixels':
+        head.type = 'PixelControlHead'
+    else:
+        memory = getattr(built.bank, built.bank.memory_name)
+        head.type = 'LearnedControlHead'
+        head.vectors = (1, memory.shape[1]) if memory.dim() == 2 else tuple(memory.shape[1:])
+        head.fuse = hasattr(built, 'fuse_memory')
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    imports = [imports] if isinstance(imports, str) else list(imports)
+    cfg.custom_imports = dict(
+        imports=[*imports, 'mmseg_cmdl', CONTROLS], allow_failed_imports=False
+    )
+    return cfg
 
 
 def add_recorder(cfg: Config, arm: str, results, fingerprint: str, precise_bn: int = 0) -> None:
@@ -348,6 +423,7 @@ def _settings(arms: Sequence[Arm], precise_bn: int) -> dict:
             part[:] = [item for item in part if item.get('type') not in _OURS]
         out['arms'][arm.name] = dict(
             fingerprint=arm.fingerprint,
+            control_of=arm.control_of,
             changes={key: new for key, (_, new) in differences(base, mine).items()},
         )
     out['config'] = base
@@ -397,7 +473,7 @@ def save(
                 found = differences(old['arms'][name]['changes'], arm['changes'])
                 _refuse(found, f'{folder} has another arm called {name!r}')
         new['arms'] = {**old['arms'], **new['arms']}
-        new['commands'] = [c for c in old['commands'] if c != command] + new['commands']
+        new['commands'] = [c for c in old.get('commands', []) if c != command] + new['commands']
     (folder / 'configs').mkdir(parents=True, exist_ok=True)
     for arm in arms:
         arm.config.dump(str(folder / 'configs' / f'{arm.name}.py'))

@@ -1,0 +1,93 @@
+"""Controls: a memory head's modules without its memory, since a gain may be that of more layers.
+
+Registered for the jobs by `custom_imports`, as the recorder is.
+"""
+
+from typing import Dict, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+from ..models.decode_heads.dataset_context_head import DatasetContextHead
+from ..models.layers import RelationAttention
+
+
+class NoMemory(nn.Module):
+    """Stands where the base class asks for a bank."""
+
+    def take_initial_(self) -> Dict[str, Tensor]:
+        """Nothing to start from."""
+        return {}
+
+    def synchronize_(self) -> None:
+        """Nothing to share."""
+
+
+class _Control(DatasetContextHead):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.bank = NoMemory()
+
+    def memory_losses(self, pixels: Tensor, labels: Tensor) -> Dict[str, Tensor]:
+        """None: there is no memory to train."""
+        return {}
+
+    def update_bank(self, *args, **kwargs) -> Dict[str, Tensor]:
+        """Nothing moves."""
+        return {}
+
+
+class _OnItself(RelationAttention):
+    def forward(self, query_feats: Tensor, key_feats: Tensor) -> Tensor:
+        return super().forward(query_feats, query_feats)
+
+
+@MODELS.register_module()
+class PixelControlHead(_Control):
+    """The relation attends to the pixels themselves in the place of what the memory gives.
+
+    Args:
+        transform_channels (int, optional): As in :class:`DatasetContextHead`.
+        **kwargs: Its other options.
+    """
+
+    def __init__(self, *args, transform_channels: Optional[int] = None, **kwargs):
+        super().__init__(*args, transform_channels=transform_channels, **kwargs)
+        if transform_channels is None:
+            transform_channels = max(1, self.channels // 2)
+        self.relation = _OnItself(
+            self.channels, self.channels, transform_channels, **self.conv_options
+        )
+
+    def read_memory(self, weights: Tensor) -> Tensor:
+        """What the relation doesn't look at."""
+        return weights
+
+
+@MODELS.register_module()
+class LearnedControlHead(_Control):
+    """Class vectors learned by gradient in the place of the memory, read as a memory is.
+
+    Args:
+        vectors (tuple[int]): N and Z, vectors of each class and their channels.
+        fuse (bool): Whether a 1x1 ConvModule follows, from N * Z to the head's channels, as in
+            MDRLHead. Otherwise N is 1 and Z the head's channels.
+        **kwargs: Options of :class:`DatasetContextHead`.
+    """
+
+    def __init__(self, *args, vectors: Tuple[int, int], fuse: bool, **kwargs):
+        super().__init__(*args, **kwargs)
+        count, width = vectors
+        start = nn.init.trunc_normal_(torch.empty(self.num_classes, count, width), std=0.02)
+        self.vectors = nn.Parameter(F.normalize(start, dim=-1))
+        self.fuse_memory = None
+        if fuse:
+            self.fuse_memory = ConvModule(count * width, self.channels, 1, **self.conv_options)
+
+    def read_memory(self, weights: Tensor) -> Tensor:
+        """Class weights [B, K, h, w] times the vectors: [B, C, h, w]."""
+        read = F.conv2d(weights, self.vectors.flatten(1).t()[:, :, None, None].to(weights))
+        return read if self.fuse_memory is None else self.fuse_memory(read)
