@@ -315,9 +315,8 @@ def as_control(cfg: Config, kind: str) -> Config:
     if kind == 'pixels':
         head.type = 'PixelControlHead'
     else:
-        memory = getattr(built.bank, built.bank.memory_name)
         head.type = 'LearnedControlHead'
-        head.vectors = (1, memory.shape[1]) if memory.dim() == 2 else tuple(memory.shape[1:])
+        head.vectors = tuple(built.bank.vectors.shape[1:])
         head.fuse = hasattr(built, 'fuse_memory')
     imports = (cfg.get('custom_imports') or {}).get('imports') or []
     imports = [imports] if isinstance(imports, str) else list(imports)
