@@ -290,6 +290,11 @@ def main():
         metrics = (run['metrics'][key] for key in ('mIoU', 'mAcc', 'aAcc'))
         table.add_row([name, *(f'{value:.2f}' for value in metrics), f'{run["seconds"]:.0f} s'])
     print(table)
+    scores = {
+        name: {key: run['metrics'][key] for key in ('mIoU', 'mAcc', 'aAcc')}
+        for name, run in runs.items()
+    }
+    (args.work_dir / 'scores.json').write_text(json.dumps(scores, indent=2))
 
     results = {}
     for name, run in runs.items():
