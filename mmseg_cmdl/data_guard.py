@@ -330,12 +330,21 @@ def never_seen(absent: Sequence[int], metainfo: dict, where: str) -> str:
     """
     classes = metainfo.get('classes')
     names = [f'{classes[c]} ({c})' if classes and c < len(classes) else str(c) for c in absent]
-    reduce_zero_label = metainfo.get('reduce_zero_label', False)
     return (
         f'no pixel of {where} is labelled as {_some(names)}: nothing is learnt of these. '
-        'If it is not just rare, the commonest causes are masks painted in 0 and 255 (255 is '
-        f'ignored: write 0 and 1), reduce_zero_label (it is {reduce_zero_label}), which takes 0 '
-        'for unlabelled, and annotations whose numbers are not the order of the classes in metainfo'
+        + why_never_seen(metainfo)
+    )
+
+
+def why_never_seen(metainfo: Optional[dict] = None) -> str:
+    """The commonest causes of classes without a labelled pixel."""
+    value = (metainfo or {}).get('reduce_zero_label')
+    return (
+        'If they are not just rare, the commonest causes are masks painted in 0 and 255 (255 is '
+        'ignored: write 0 and 1), reduce_zero_label'
+        + ('' if value is None else f' (it is {value})')
+        + ', which takes 0 for unlabelled, and annotations whose numbers are not the order of the '
+        'classes in metainfo'
     )
 
 

@@ -36,6 +36,7 @@ from mmengine.runner import CheckpointLoader, Runner, set_random_seed  # isort: 
 from mmengine.utils import ProgressBar  # isort: skip
 from mmseg.registry import MODELS  # isort: skip
 from mmseg_cmdl import launch  # isort: skip
+from mmseg_cmdl.data_guard import why_never_seen  # isort: skip
 from mmseg_cmdl.models import DatasetContextHead  # isort: skip
 from mmseg_cmdl.models.decode_heads.label_check import batch_labels  # isort: skip
 from mmseg_cmdl.models.memory import InitialMemory  # isort: skip
@@ -339,6 +340,8 @@ def main(argv=None):
         names = [classes[c] for c in rows.nonzero()[:, 0].tolist()]
         if names:
             print(f'{len(names)} classes {text}: {", ".join(names)}')
+    if not filled.any(dim=1).all():
+        print(why_never_seen())
 
 
 if __name__ == '__main__':

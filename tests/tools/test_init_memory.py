@@ -174,7 +174,9 @@ def test_random_pixels_of_the_train_set(tool, kind, tmp_path, tiny_data, capsys)
     out = tmp_path / 'memory.pth'
     arguments = [config, str(out), '--checkpoint', str(tmp_path / 'weights.pth'), '--device', 'cpu']
     tool.main(arguments)
-    assert '1 classes never seen: unicorn' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert '1 classes never seen: unicorn' in said
+    assert 'masks painted in 0 and 255' in said
     memory = InitialMemory.load(out)
     vectors, classes = _pixels(config, state)
     num = 1 if kind == 'MCIBIHead' else 3
