@@ -23,6 +23,8 @@ from ..memory import MemoryBank
 from .label_check import LABELS_ARE_CHECKED, batch_labels
 from .single_image_context import (
     SingleImageContext,
+    check_losses,
+    check_required,
     inherited_options,
     place_inputs,
     place_leftovers,
@@ -105,10 +107,10 @@ class DatasetContextHead(BaseDecodeHead):
 
     def __init__(
         self,
-        in_channels: Union[int, List[int]],
-        channels: int,
+        in_channels: Union[int, List[int], None] = None,
+        channels: Optional[int] = None,
         *,
-        num_classes: int,
+        num_classes: Optional[int] = None,
         context: Optional[dict] = None,
         fusion: str = 'concat',
         transform_channels: Optional[int] = None,
@@ -122,10 +124,15 @@ class DatasetContextHead(BaseDecodeHead):
         name = type(self).__name__
         if isinstance(fusion, bool):  # that of APCHead or DMHead, in whose place this one stands
             kwargs['fusion'], fusion = fusion, 'concat'
-        kwargs, context = place_leftovers(name, kwargs, context)
-        in_channels, kwargs, context = place_inputs(name, in_channels, kwargs, context)
+        needed = dict(in_channels=in_channels, channels=channels, num_classes=num_classes)
+        check_required(name, kwargs, **needed)
+        kwargs, context = place_leftovers(name, kwargs, context, **needed)
+        in_channels, kwargs, context = place_inputs(
+            name, in_channels, kwargs, context, channels=channels, num_classes=num_classes
+        )
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
         check_finite(self, dropout_ratio=self.dropout_ratio)
+        check_losses(name, self.loss_decode)
         if self.out_channels != num_classes:
             raise ValueError(
                 f'{name}: one logit per class is needed to read the memory, got '

@@ -16,6 +16,8 @@ from ...utils import check_finite, registered_class, warn_without_effect
 from .label_check import LABELS_ARE_CHECKED, batch_labels
 from .single_image_context import (
     SingleImageContext,
+    check_losses,
+    check_required,
     inherited_options,
     place_inputs,
     place_leftovers,
@@ -70,10 +72,10 @@ class DGCWHead(BaseDecodeHead):
 
     def __init__(
         self,
-        in_channels: Union[int, List[int]],
+        in_channels: Union[int, List[int], None] = None,
         channels: int = 128,
         *,
-        num_classes: int,
+        num_classes: Optional[int] = None,
         layer: dict = dict(type='ChannelWeighting'),
         downsample: int = 4,
         context: Optional[dict] = None,
@@ -82,10 +84,15 @@ class DGCWHead(BaseDecodeHead):
         **kwargs,
     ):
         name = type(self).__name__
-        kwargs, context = place_leftovers(name, kwargs, context)
-        in_channels, kwargs, context = place_inputs(name, in_channels, kwargs, context)
+        needed = dict(in_channels=in_channels, channels=channels, num_classes=num_classes)
+        check_required(name, kwargs, **needed)
+        kwargs, context = place_leftovers(name, kwargs, context, stages=False, **needed)
+        in_channels, kwargs, context = place_inputs(
+            name, in_channels, kwargs, context, channels=channels, num_classes=num_classes
+        )
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
         check_finite(self, dropout_ratio=self.dropout_ratio)
+        check_losses(name, self.loss_decode)
         if isinstance(downsample, bool) or not isinstance(downsample, int) or downsample < 1:
             raise ValueError(
                 f'{name}: downsample must be an integer of at least 1, got {downsample!r}'

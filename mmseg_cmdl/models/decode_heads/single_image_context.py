@@ -4,7 +4,7 @@ Source: `SSA` in MDRL, eq. 3; `A_wi` in MCIBI, eq. 4.
 """
 
 import inspect
-from typing import List, Optional, Set, Tuple, Union
+from typing import Any, Iterable, List, Optional, Set, Tuple, Union
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
@@ -56,7 +56,112 @@ def _check_context(name: str, context: Optional[dict]) -> None:
         )
 
 
-def place_leftovers(name: str, options: dict, context: Optional[dict]) -> Tuple[dict, dict]:
+def _heads_with(unknown: Set[str], given: dict, stages: bool = True) -> Tuple[List[str], List[str]]:
+    """Heads that have all these options, those first that have little else.
+
+    Args:
+        unknown (set[str]): The options.
+        given (dict): All options that there are. Heads that can be built from them are preferred.
+        stages (bool): Whether a head that needs the prediction of a stage before it will do.
+
+    Returns:
+        tuple[list[str]]: Names of those that can be a context, and of those that can't.
+    """
+    having, building, others = [], [], []
+    for name, cls in MODELS.module_dict.items():
+        ours = cls.__module__.startswith(__name__.split('.')[0] + '.')
+        if ours or not inspect.isclass(cls) or not issubclass(cls, BaseDecodeHead):
+            continue
+        accepted = _options_of(cls)
+        if not unknown | {'num_classes'} <= accepted:
+            continue
+        entry = (len(accepted - set(given)), name)
+        if issubclass(cls, BaseCascadeDecodeHead) and not stages:
+            others.append(entry)
+            continue
+        having.append(entry)
+        try:
+            head = cls(**{key: value for key, value in given.items() if key in accepted})
+        except Exception:
+            continue
+        has_classifier = isinstance(getattr(head, 'conv_seg', None), nn.Conv2d)
+        (building if has_classifier else others).append(entry)
+    if others and not building:
+        having = []
+    return tuple([name for _, name in sorted(found)] for found in (building or having, others))
+
+
+def _some(names: List[str], most: int = 3) -> str:
+    return ', '.join(names[:most]) + (' and others' if names[most:] else '')
+
+
+def _kept_as_context(heads: List[str]) -> str:
+    """What to write so that the head that was there before stays, if it is one of these."""
+    advice = f'it stays as the context: context=dict(type={heads[0]!r})'
+    if heads[1:]:
+        advice += f', or {_some(heads[1:])}'
+    if issubclass(MODELS.get(heads[0]), BaseCascadeDecodeHead):
+        advice += (
+            ', in an EncoderDecoder whose only decode_head is this one. Its coarse prediction is '
+            'what the stage before predicts in a cascade'
+        )
+    return advice
+
+
+def check_required(name: str, options: dict, **needed: Optional[int]) -> None:
+    """Options without which no head can be built.
+
+    Args:
+        name (str): The head's, for the message.
+        options (dict): Others that it has been given.
+        **needed: Name and value; None for what the config doesn't set.
+
+    Raises:
+        TypeError: Names what is missing, and the head whose options these are.
+    """
+    missing = [key for key, value in needed.items() if value is None]
+    if not missing:
+        return
+    unknown = set(options) - set(inspect.signature(BaseDecodeHead.__init__).parameters)
+    heads = [
+        name for name, cls in MODELS.module_dict.items()
+        if inspect.isclass(cls) and unknown <= _options_of(cls)
+    ]  # fmt: skip
+    inner = [
+        key for key, value in options.items()
+        if isinstance(value, dict) and str(value.get('type')).endswith('Head')
+    ]  # fmt: skip
+    remedy = f'. {sorted(unknown)} are options of {heads[0]}' if unknown and heads else ''
+    if inner:
+        remedy += f', which holds other heads: change the type of {inner[0]}, not its own'
+    raise TypeError(f'{name} needs {" and ".join(missing)}{remedy}')
+
+
+def check_losses(name: str, losses: Union[nn.Module, Iterable[nn.Module]]) -> None:
+    """Refuses losses that only the head can call that they were made for.
+
+    Args:
+        name (str): The head's, for the message.
+        losses (nn.Module | Iterable[nn.Module]): Its `loss_decode`.
+
+    Raises:
+        ValueError: Names the loss.
+    """
+    for loss in losses if isinstance(losses, Iterable) else [losses]:
+        parameters = inspect.signature(loss.forward).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if not takes_any and not {'weight', 'ignore_index'} <= set(parameters):
+            raise ValueError(
+                f'{name}: {type(loss).__name__} takes {list(parameters)} and no weight and '
+                'ignore_index, which heads give to their loss; only the head that it was made for '
+                "can call it, as PIDHead does. Set loss_decode=dict(type='CrossEntropyLoss'); hard "
+                "pixels by sampler=dict(type='OHEMPixelSampler', thresh=0.9, min_kept=100000)"
+            )
+
+
+def place_leftovers(
+    name: str, options: dict, context: Optional[dict], stages: bool = True, **given: Any
+) -> Tuple[dict, dict]:
     """Options of the head whose `type` was changed to ours: to the context, or left out.
 
     A config inherits them from its base, so one changed line can't remove them. What is left out is
@@ -67,6 +172,8 @@ def place_leftovers(name: str, options: dict, context: Optional[dict]) -> Tuple[
         name (str): The head's, for messages.
         options (dict): What it has been given and doesn't know itself.
         context (dict, optional): Config of its context.
+        stages (bool): Whether its context may need the prediction of a stage before it.
+        **given: What it has been given and knows, for the message.
 
     Returns:
         tuple[dict]: Options of the base class, config of the context.
@@ -83,13 +190,20 @@ def place_leftovers(name: str, options: dict, context: Optional[dict]) -> Tuple[
     moved = {key: options[key] for key in options if key not in kept and key in accepted}
     unknown = set(options) - set(kept) - set(moved) - set(_FCN_OPTIONS)
     if unknown:
-        remedy = (
-            'If it belongs to the head that was there before, name that head: context=dict('
-            "type='PSPHead'), say"
-            if context is None
-            else f'Neither has its context, {context["type"]}: remove it'
-        )
-        raise TypeError(f'{name} has no option {sorted(unknown)}. {remedy}')
+        heads, others = _heads_with(unknown, {**options, **given}, stages)
+        remedy = '' if context is None else f'. Neither has its context, {context["type"]}'
+        if heads:
+            remedy += (
+                f'. That is of {_some(heads)}: if it was the head before, {_kept_as_context(heads)}'
+            )
+        elif others:
+            remedy += (
+                f'. That is of {_some(others)}, which can not be the context of {name} (it has no '
+                'conv_seg, or needs the prediction of a stage before it): remove it'
+            )
+        else:
+            remedy += '. No decode head that is registered has it: remove it'
+        raise TypeError(f'{name} has no option {sorted(unknown)}{remedy}')
     left_out = {key: options[key] for key in _FCN_OPTIONS if key in options and key not in moved}
     if left_out:
         given = ', '.join(f'{key}={value!r}' for key, value in left_out.items())
@@ -102,7 +216,11 @@ def place_leftovers(name: str, options: dict, context: Optional[dict]) -> Tuple[
 
 
 def place_inputs(
-    name: str, in_channels: Union[int, List[int]], options: dict, context: Optional[dict]
+    name: str,
+    in_channels: Union[int, List[int]],
+    options: dict,
+    context: Optional[dict],
+    **given: Any,
 ) -> Tuple[Union[int, List[int]], dict, Optional[dict]]:
     """Several feature maps go to a context; the head that holds it takes the last of them.
 
@@ -113,6 +231,7 @@ def place_inputs(
         in_channels (int | list[int]): As the head was given them.
         options (dict): Its options for the base class, `in_index` and `input_transform` among them.
         context (dict, optional): Config of its context.
+        **given: What it has been given besides, for the message.
 
     Returns:
         tuple: `in_channels` and `options` of the head, config of the context.
@@ -132,11 +251,17 @@ def place_inputs(
             f'input_transform={transform!r}'
         )
     if context is None:
+        heads, _ = _heads_with(set(), {**options, **given, 'in_channels': in_channels}, False)
+        kept = (
+            f' If a decoder that takes them was there before, {_kept_as_context(heads)}'
+            if heads
+            else ''
+        )
         raise ValueError(
             f'{name}: in_channels={in_channels}, in_index={in_index} and input_transform='
             f'{transform!r} name several feature maps. Take one, in_channels={in_channels[-1]}, '
             f'in_index={in_index[-1]}, input_transform=None say, or all at the size of the first: '
-            "input_transform='resize_concat'"
+            f"input_transform='resize_concat'.{kept}"
         )
     selection = dict(in_channels=in_channels, in_index=in_index)
     if transform is not None:  # None is what heads that select by themselves are given

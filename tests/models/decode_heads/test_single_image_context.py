@@ -1,0 +1,71 @@
+"""The one changed line: what is said where it doesn't do, and what that leads to."""
+
+import re
+
+import pytest
+from mmseg.registry import MODELS
+
+ONE = dict(in_channels=16, in_index=3, channels=8, num_classes=3)
+SEVERAL = dict(ONE, in_channels=[8, 8, 16, 16], in_index=[0, 1, 2, 3])
+OURS = {
+    'MDRLHead': dict(loss_consistency=[dict(type='ClassLocalConsistencyLoss')]),
+    'MCIBIHead': {},
+    'DGCWHead': {},
+}
+# the head that was there, and options of its config in MMSegmentation
+BEFORE = {
+    'PSPHead': dict(ONE, pool_scales=(1, 2, 3, 6)),
+    'UPerHead': dict(SEVERAL, pool_scales=(1, 2, 3, 6)),
+    'DepthwiseSeparableASPPHead': dict(ONE, dilations=(1, 12), c1_in_channels=8, c1_channels=4),
+    'FPNHead': dict(SEVERAL, feature_strides=[4, 8, 16, 32]),
+    'SETRUPHead': dict(ONE, num_convs=2, up_scale=2, kernel_size=3),
+    'DAHead': dict(ONE, pam_channels=4),
+    'SegformerHead': SEVERAL,
+}
+
+
+@pytest.mark.parametrize('ours', OURS)
+@pytest.mark.parametrize('before', BEFORE)
+def test_the_message_names_the_head_that_was_there(ours, before):
+    """And what it says to write keeps that head."""
+    options = dict(BEFORE[before], type=ours, **OURS[ours])
+    with pytest.raises((TypeError, ValueError)) as error:
+        MODELS.build(dict(options))
+    (advised,) = re.findall(r"context=dict\(type='(\w+)'\)", str(error.value))
+    assert advised == before, error.value
+    head = MODELS.build(dict(options, context=dict(type=advised)))
+    assert type(head.context.head).__name__ == before
+    # a wrong guess doesn't lead to a config without the decoder
+    if before not in ('PSPHead', 'UPerHead', 'SegformerHead'):
+        with pytest.raises(TypeError, match=rf'context, PSPHead. .*of {before}') as error:
+            MODELS.build(dict(options, context=dict(type='PSPHead')))
+        assert 'remove' not in str(error.value)
+
+
+def test_the_last_head_of_ocrnet():
+    options = dict(ONE, type='MCIBIHead', ocr_channels=4)
+    with pytest.raises(TypeError, match=r"type='OCRHead'\), in an EncoderDecoder whose only"):
+        MODELS.build(dict(options))
+    MODELS.build(dict(options, context=dict(type='OCRHead')))
+    with pytest.raises(TypeError, match=r'of OCRHead, which can not be the context of DGCWHead'):
+        MODELS.build(dict(options, type='DGCWHead'))
+
+
+@pytest.mark.parametrize('ours', OURS)
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (dict(ONE, num_layers=2, num_heads=2, embed_dims=16),
+         'of SegmenterMaskTransformerHead, which can not be the context'),
+        (dict(ONE, no_such_option=1), 'No decode head that is registered has it: remove it'),
+        (dict(num_stages=1, kernel_update_head=[], kernel_generate_head=dict(type='FCNHead')),
+         'options of IterativeDecodeHead, which holds other heads: change the type of kernel_gen'),
+        (dict(num_classes=3, channels=8), 'needs in_channels'),
+        (dict(ONE, loss_decode=[dict(type='CrossEntropyLoss'), dict(type='OhemCrossEntropy')]),
+         r"OhemCrossEntropy takes \['score', 'target'\] and no weight .*OHEMPixelSampler"),
+    ],
+    ids=['segmenter', 'nobody', 'k-net', 'incomplete', 'pidnet'],
+)  # fmt: skip
+def test_what_can_not_be_is_one_sentence(ours, options, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        MODELS.build(dict(options, type=ours, **OURS[ours]))
