@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 
-from mmseg_cmdl.models.segmentors.car_encoder_decoder import CAR_OPTIONS
+from mmseg_cmdl.models.segmentors.class_aware_regularization import CAR_OPTIONS
 from tests import car_figures, timm_stand_in
 from tests.models.conftest import one_thread  # noqa: F401
 from tests.test_configs import CONFIGS, MMSEG_CONFIGS, tiny_batch, tiny_model, train_step

@@ -20,7 +20,7 @@ from mmengine.registry import init_default_scope  # isort: skip
 from mmengine.runner import CheckpointLoader  # isort: skip
 from mmseg.registry import MODELS  # isort: skip
 from mmseg_cmdl import launch  # isort: skip
-from mmseg_cmdl.models.segmentors.car_encoder_decoder import CAR_OPTIONS  # isort: skip
+from mmseg_cmdl.models.segmentors.class_aware_regularization import CAR_OPTIONS  # isort: skip
 
 TOLERANCE = 1e-5
 

@@ -1,6 +1,6 @@
 """Segmentors with class-aware regularization (CAR) on whatever decode head they have."""
 
-from typing import List, Optional, Sequence
+from typing import List
 
 import torch
 from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
@@ -8,22 +8,10 @@ from mmseg.utils import SampleList, add_prefix
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ...utils import as_list, last_head, warn_without_effect
-from ..decode_heads.label_check import LABELS_ARE_CHECKED, batch_labels
-from .class_aware_regularization import DEFAULT_LOSSES, ClassAwareRegularization, classifier_of
-from .pointwise import as_spatial, make_pointwise_
-
-# What a config of CAR has and that of the plain segmentor has not.
-CAR_OPTIONS = (
-    'losses',
-    'formulation',
-    'linear',
-    'max_channels',
-    'pointwise',
-    'label_resize',
-    'fuse_losses',
-    'check_labels',
-)
+from ...utils import last_head
+from ..decode_heads.label_check import batch_labels
+from .class_aware_regularization import CAR_OPTIONS, ClassAwareRegularization
+from .pointwise import as_spatial
 
 
 class _CAR:
@@ -31,35 +19,10 @@ class _CAR:
 
     plain_type = None  # name of the segmentor without CAR
 
-    def __init__(
-        self,
-        *args,
-        losses: Sequence[dict] = DEFAULT_LOSSES,
-        formulation: str = 'paper',
-        linear: bool = True,
-        max_channels: int = 512,
-        pointwise: Sequence[str] = (),
-        label_resize: str = 'nearest',
-        fuse_losses: Optional[bool] = None,
-        check_labels: Optional[str] = None,
-        **kwargs,
-    ):
+    def __init__(self, *args, **kwargs):
+        options = {name: kwargs.pop(name) for name in CAR_OPTIONS if name in kwargs}
         super().__init__(*args, **kwargs)
-        head = self.regularized_head
-        classifier_of(head)
-        pointwise = [pointwise] if isinstance(pointwise, str) else pointwise
-        self._spatial_sizes = {key: value.shape for key, value in head.state_dict().items()}
-        make_pointwise_(head, pointwise)
-        self._pointwise_keys = [
-            key
-            for key, value in head.state_dict().items()
-            if value.shape != self._spatial_sizes[key]
-        ]
-        warn_without_effect(self, 'There is one form of the losses', fuse_losses=fuse_losses)
-        warn_without_effect(self, LABELS_ARE_CHECKED, check_labels=check_labels)
-        self.car = ClassAwareRegularization(
-            head, as_list(losses), formulation, linear, max_channels, label_resize
-        )
+        self.car = ClassAwareRegularization(self.regularized_head, **options)
 
     @property
     def regularized_head(self) -> nn.Module:
@@ -96,8 +59,8 @@ class _CAR:
         prefix = self._head_prefix
         key = f'{prefix}conv_seg.weight'
         state[key] = self.car.folded(state[key])
-        for key in self._pointwise_keys:
-            state[prefix + key] = as_spatial(state[prefix + key], self._spatial_sizes[key])
+        for key, size in self.car.spatial_sizes.items():
+            state[prefix + key] = as_spatial(state[prefix + key], size)
         return state
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
@@ -124,21 +87,9 @@ class CAREncoderDecoder(_CAR, EncoderDecoder):
     so that inference costs nothing more.
 
     Args:
-        losses (Sequence[dict]): Losses, with their weights and thresholds. Defaults to
-            IntraClassCenterToPixelLoss, InterClassCenterToCenterLoss (threshold 0.5) and
-            InterClassCenterToPixelLoss (0.25), each of weight 1. A loss of your own is called as
-            `loss(features [P, C], labels [P], centers [K, C], counts [K], ignore_index=...)`.
-        formulation (str): 'paper' or 'released', of the losses that don't say theirs.
-            Defaults to 'paper'.
-        linear (bool): Put a linear conv before `conv_seg`. Defaults to True.
-        max_channels (int): Most channels that leave the linear conv; up to so many it starts as
-            the identity. Defaults to 512.
-        pointwise (Sequence[str]): Sub-modules of the head whose 3x3 convs become 1x1 at build ("A"
-            in table 1), as ['convs.1', 'conv_cat'] of NLHead or ['fpn_bottleneck'] of UPerHead.
-            Defaults to ().
-        label_resize (str): How labels are brought to feature size: 'nearest' or 'nearest-exact', as
-            in `F.interpolate`. Defaults to 'nearest'.
-        **kwargs: Options of :class:`mmseg.models.segmentors.EncoderDecoder`.
+        **kwargs: Options of :class:`ClassAwareRegularization` (`losses`, `formulation`, `linear`,
+            `max_channels`, `pointwise`, `label_resize`), which `model` names beside its own, those
+            of :class:`mmseg.models.segmentors.EncoderDecoder`.
 
     Raises:
         ValueError: A head without `conv_seg`, options that don't fit, or a label out of range.

@@ -5,7 +5,7 @@ Source: CAR, section 3.1 and fig. 3.
 
 import inspect
 from contextlib import contextmanager
-from typing import Dict, Optional, Sequence
+from typing import Dict, Optional, Sequence, Union
 
 import torch
 from mmengine.model import BaseModule
@@ -14,12 +14,16 @@ from torch import Tensor, nn
 
 from ...utils import (
     add_loss,
+    as_list,
     at_least_float32,
     check_finite,
     labels_at_feature_size,
     registered_class,
+    warn_without_effect,
 )
+from ..decode_heads.label_check import LABELS_ARE_CHECKED
 from ..losses import class_centers
+from .pointwise import make_pointwise_
 
 DEFAULT_LOSSES = (
     dict(type='IntraClassCenterToPixelLoss'),
@@ -54,25 +58,51 @@ class ClassAwareRegularization(BaseModule):
 
     Args:
         head (nn.Module): The decode head whose `conv_seg` this is for. It isn't kept.
-        losses (Sequence[dict]): Each called as `loss(features [P, C], labels [P], centers [K, C],
-            counts [K], ignore_index=...)`; see :func:`mmseg_cmdl.models.losses.class_centers`.
-        formulation (str): Of the losses that don't say theirs.
-        linear (bool): Whether there is a conv.
-        max_channels (int): Most channels that leave it.
-        label_resize (str): 'nearest' or 'nearest-exact', as in `F.interpolate`.
+        losses (Sequence[dict]): Losses, with their weights and thresholds, each called as
+            `loss(features [P, C], labels [P], centers [K, C], counts [K], ignore_index=...)`; see
+            :func:`mmseg_cmdl.models.losses.class_centers`. Defaults to
+            IntraClassCenterToPixelLoss, InterClassCenterToCenterLoss (threshold 0.5) and
+            InterClassCenterToPixelLoss (0.25), each of weight 1.
+        formulation (str): 'paper' or 'released', of the losses that don't say theirs.
+            Defaults to 'paper'.
+        linear (bool): Put a linear conv before `conv_seg`. Defaults to True.
+        max_channels (int): Most channels that leave the linear conv; up to so many it starts as
+            the identity. Defaults to 512.
+        pointwise (Sequence[str]): Sub-modules of the head whose 3x3 convs become 1x1 at build ("A"
+            in CAR, table 1), as ['convs.1', 'conv_cat'] of NLHead or ['fpn_bottleneck'] of
+            UPerHead. Defaults to ().
+        label_resize (str): How labels are brought to feature size: 'nearest' or 'nearest-exact', as
+            in `F.interpolate`. Defaults to 'nearest'.
+
+    Attributes:
+        spatial_sizes (dict[str, torch.Size]): Shape that each weight made 1x1 had before.
+
+    Raises:
+        ValueError: A head without `conv_seg`, or options that don't fit.
     """
 
     def __init__(
         self,
         head: nn.Module,
-        losses: Sequence[dict],
-        formulation: str,
-        linear: bool,
-        max_channels: int,
-        label_resize: str,
+        *,
+        losses: Union[dict, Sequence[dict], None] = DEFAULT_LOSSES,
+        formulation: str = 'paper',
+        linear: bool = True,
+        max_channels: int = 512,
+        pointwise: Union[str, Sequence[str]] = (),
+        label_resize: str = 'nearest',
+        fuse_losses: Optional[bool] = None,
+        check_labels: Optional[str] = None,
     ):
         super().__init__()
+        warn_without_effect(self, 'There is one form of the losses', fuse_losses=fuse_losses)
+        warn_without_effect(self, LABELS_ARE_CHECKED, check_labels=check_labels)
         classifier = classifier_of(head)
+        sizes = {key: value.shape for key, value in head.state_dict().items()}
+        make_pointwise_(head, [pointwise] if isinstance(pointwise, str) else pointwise)
+        self.spatial_sizes = {
+            key: sizes[key] for key, value in head.state_dict().items() if value.shape != sizes[key]
+        }
         if label_resize not in LABEL_RESIZING:
             raise ValueError(f'label_resize must be one of {LABEL_RESIZING}, got {label_resize!r}')
         check_finite(self, max_channels=max_channels)
@@ -81,7 +111,7 @@ class ClassAwareRegularization(BaseModule):
         self.num_classes, self.ignore_index = head.num_classes, head.ignore_index
         self.head_name = type(head).__name__
         self.label_resize = label_resize
-        self.losses = nn.ModuleList(_build_loss(loss, formulation) for loss in losses)
+        self.losses = nn.ModuleList(_build_loss(loss, formulation) for loss in as_list(losses))
         self.linear = None
         if linear:
             # with the random state put back, the rest of the model starts as it would without CAR
@@ -204,3 +234,11 @@ def _build_loss(cfg: dict, formulation: Optional[str]) -> nn.Module:
     if loss is not None and 'formulation' in inspect.signature(loss).parameters:
         cfg = {'formulation': formulation, **cfg}
     return MODELS.build(cfg)
+
+
+# What a config of CAR has and that of the plain segmentor has not.
+CAR_OPTIONS = tuple(
+    name
+    for name, parameter in inspect.signature(ClassAwareRegularization).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+)
