@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
+from torch import nn
 
 from mmseg_cmdl.models.decode_heads.label_check import batch_labels
 from tests import stack
@@ -223,10 +224,34 @@ def test_several_coarse_losses_and_weights():
 
 
 def test_pixel_sampler():
-    head = tiny_head.build(sampler=dict(type='OHEMPixelSampler', thresh=0.7, min_kept=50))
-    losses, grads = tiny_head.step(head)
-    assert all(value.isfinite().all() for value in losses.values())
-    assert all(grad is not None for grad in grads.values())
+    """OHEM picks pixels for each of the two losses by the logits of that loss."""
+    head = tiny_head.build(sampler=dict(type='OHEMPixelSampler', thresh=0.2001, min_kept=20))
+    nn.init.normal_(head.conv_seg.weight, std=0.5)
+    nn.init.normal_(head.coarse_classifier[-1].weight, std=0.5)
+    labels = tiny_head.label_maps()
+    _, coarse, augmented = head.forward_features(tiny_head.features())
+    found = {'loss_ce': (head.cls_seg(augmented), 1.0), 'coarse_loss_ce': (coarse, 0.4)}
+    losses, _ = tiny_head.step(head)
+    for name, (logits, loss_weight) in found.items():
+        full = F.interpolate(logits, labels.shape[1:], mode='bilinear', align_corners=False)
+        own = full.softmax(1).gather(1, labels.clamp(max=4)[:, None])[:, 0]
+        labelled = labels != 255
+        hard = labelled & (own <= 0.2001)  # more than min_kept of them
+        assert 20 < hard.sum() < 0.9 * labelled.sum()
+        terms = F.cross_entropy(full, labels, ignore_index=255, reduction='none')
+        expected = loss_weight * terms[hard].sum() / labels.numel()
+        assert losses[name].item() == pytest.approx(expected.item(), rel=1e-9), name
+
+
+@pytest.mark.parametrize('hook', ['read_memory', 'fold_memory'])
+def test_bias_of_the_fused_memory(hook):
+    """Without a norm the 1x1 conv on the voted maps has a bias."""
+    head = tiny_head.build(norm_cfg=None).eval()
+    nn.init.normal_(head.fuse_memory.conv.bias)
+    weights = torch.rand(2, 5, 3, 4, dtype=torch.float64)
+    expected = head.fuse_memory(mdrl.vote(weights, head.bank.distributions))
+    read = head.read_memory if hook == 'read_memory' else head.fold_memory()
+    torch.testing.assert_close(read(weights), expected, rtol=0, atol=1e-12)
 
 
 # ---- contexts ----

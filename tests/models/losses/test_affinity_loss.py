@@ -86,6 +86,18 @@ def test_no_labelled_pixel_and_sure_mistakes_stay_finite():
     assert wrong.grad.isfinite().all()
 
 
+def test_sums_of_probabilities_are_held_at_1e_12():
+    """A sure mistake everywhere: no hit and nothing rejected, each sum in its place."""
+    labels = torch.tensor([[0, 0, 1, 1, 1]])
+    alike = labels[:, :, None] == labels[:, None, :]
+    loss = MODELS.build(dict(type='AffinityLoss', unary_weight=0.0))
+    logits = torch.where(alike, -200.0, 200.0).double()
+    expected = 0
+    for own, others in ((2, 3), (2, 3), (3, 2), (3, 2), (3, 2)):
+        expected -= math.log(1e-12 / others) + math.log(1e-12 / own) + math.log(1e-12 / others)
+    assert loss(logits, labels).item() == pytest.approx(expected / 5, rel=1e-9)
+
+
 def test_a_perfect_prior_costs_nothing():
     _, labels = problem()
     alike = labels[:, :, None] == labels[:, None, :]

@@ -388,6 +388,16 @@ def test_large_features_stay_finite(cls, formulation, scale):
 
 
 @every_formulation
+def test_distances_far_from_0_in_single_precision(formulation):
+    """A spread of 1 around 1000: |x|^2 - 2 x mu + |mu|^2 would have no digit left."""
+    features, labels = problem(15, pixels=300)
+    features = features.detach() + 1000
+    expected = naive(INTRA(formulation), features, labels, 5)
+    value = one(INTRA(formulation), features.float(), labels, 5)
+    assert value.item() == pytest.approx(expected.item(), rel=2e-4)
+
+
+@every_formulation
 @every_loss
 def test_half_precision_is_summed_in_float32_under_autocast(cls, formulation):
     features, labels = problem(12, pixels=500, dtype=torch.bfloat16)

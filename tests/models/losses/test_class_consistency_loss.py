@@ -347,6 +347,25 @@ def test_large_similarities_stay_finite(cls, formulation, scale):
     assert grad.isfinite().all()
 
 
+@pytest.mark.parametrize('temperature', [0.02, 1e-3, 1e-6])
+def test_any_temperature_in_single_precision(temperature):
+    """exp(cosine / temperature) leaves float32 below 0.012; the loss is taken in log space."""
+    similarity, labels = _problem(19)
+    exact = similarity.clone().requires_grad_()
+    terms = []
+    for scores, label in mdrl._pixels(exact / temperature, labels, 255):
+        own, every = scores[label], scores.flatten()
+        log_sums = [x.max() + (x - x.max()).exp().sum().log() for x in (own, every)]
+        terms.append(log_sums[1] - log_sums[0])
+    expected = sum(terms) / len(terms)
+    single = similarity.float().requires_grad_()
+    value = ClassGlobalConsistencyLoss(temperature)(single, labels)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    grads = [torch.autograd.grad(v, x)[0] for v, x in ((value, single), (expected, exact))]
+    atol = 1e-4 * grads[1].abs().max().item()
+    torch.testing.assert_close(grads[0].double(), grads[1], rtol=0, atol=atol)
+
+
 @pytest.mark.parametrize('formulation', FORMULATIONS)
 @pytest.mark.parametrize('cls', BOTH)
 def test_half_precision_under_autocast_is_close(cls, formulation):

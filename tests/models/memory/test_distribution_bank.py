@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from mmseg.registry import MODELS
 
-from mmseg_cmdl.models.memory import DistributionBank, sinkhorn
+from mmseg_cmdl.models.memory import DistributionBank, InitialMemory, sinkhorn
 from mmseg_cmdl.utils import class_rows
 from tests.reference import golden, mdrl
 from tests.reference.dispatch import CountOps
@@ -174,6 +174,28 @@ def test_opposite_embeddings_leave_the_row():
     bank = _bank(distributions, momentum=0.0, update_pixels='all')
     bank.update_(embeddings, torch.tensor([0, 0]))
     assert torch.equal(bank.distributions, distributions)
+
+
+@pytest.mark.parametrize('left', [1e-300, 1e-20])
+def test_what_rounding_leaves_of_a_sum_is_no_direction(left):
+    distributions = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]).double()
+    bank = _bank(distributions, momentum=0.0, update_pixels='all')
+    bank.update_(torch.tensor([[0.0, left]]).double(), torch.tensor([0]))
+    assert torch.equal(bank.distributions, distributions)
+
+
+def test_start_values_of_length_zero_are_not_taken(tmp_path):
+    """A row that the file calls filled, but that has no direction, stays random."""
+    bank = DistributionBank(2, 2, 3)
+    before = bank.distributions.clone()
+    centers = torch.zeros(2, 2, 3)
+    centers[0, 0, 0] = 2.0
+    filled = torch.ones(2, 2, dtype=torch.bool)
+    InitialMemory(centers, filled, torch.ones(2), ['a', 'b']).save(tmp_path / 'memory.pth')
+    bank.initial_path = str(tmp_path / 'memory.pth')
+    bank.take_initial_()
+    assert bank.distributions[0, 0].tolist() == [1, 0, 0]
+    assert torch.equal(bank.distributions.flatten(0, 1)[1:], before.flatten(0, 1)[1:])
 
 
 def test_embeddings_of_length_zero():

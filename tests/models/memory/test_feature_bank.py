@@ -201,6 +201,16 @@ def test_features_of_length_zero_and_opposite_ones():
     torch.testing.assert_close(bank.features, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize('length', [1e-5, 1.0, 1e5])
+def test_the_cosine_has_no_scale(length):
+    """Short vectors have directions as well: what moves the bank scales with them."""
+    memory, filled, features, labels = _problem(16)
+    bank = _bank(memory * length)
+    bank.update_(features * length, labels, 0.5)
+    expected, _ = mcibi.update(memory, filled, features, labels, 0.5)
+    torch.testing.assert_close(bank.features / length, expected, rtol=0, atol=1e-12)
+
+
 def test_neighbours_that_cancel():
     """Interpolated to length 0 in the middle: the weights stay finite and in their range."""
     features = torch.tensor([1.0, -1.0]).view(1, 1, 1, 2).expand(1, 8, 1, 2).contiguous()

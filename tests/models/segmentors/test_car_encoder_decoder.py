@@ -210,6 +210,25 @@ def test_options_without_effect_are_taken_and_told(option):
     assert tiny_segmentor.train_step(model)['car.loss_intra_c2p'] == expected['car.loss_intra_c2p']
 
 
+def test_of_several_maps_the_last_of_the_largest_is_taken():
+    """A head may call its classifier more than once, as MCIBIHead does on its memory."""
+    model = build(head())
+    car_, classifier = model.car, model.decode_head.conv_seg
+    g = torch.Generator().manual_seed(0)
+    shapes = [(2, 4, 5), (2, 6, 7), (2, 6, 7), (2, 3, 3), (K, 9, 9), (2, 7, 5)]
+    maps = [torch.randn(b, classifier.in_channels, h, w, generator=g) for b, h, w in shapes]
+    labels = torch.randint(K, (2, 12, 14), generator=g)
+
+    def losses(given):
+        with car_.capture():
+            for x in given:
+                classifier(x)
+        return {name: value.item() for name, value in car_.loss(labels).items()}
+
+    assert losses(maps) == losses([maps[2]])
+    assert losses(maps) != losses([maps[1]])
+
+
 def test_label_resize():
     labels = torch.arange(7 * 9).reshape(1, 7, 9)
     for mode in ('nearest', 'nearest-exact'):
