@@ -174,7 +174,7 @@ def test_builds_with_the_losses_and_convs_of_its_row(name):
         assert loss.threshold == expected
     assert (model.car.linear is None) == (method == 'pointwise')
     if head not in ('ocrnet', 'caa'):
-        assert bool(model._pointwise_keys) == ('3x3' not in method)
+        assert bool(model.car.spatial_sizes) == ('3x3' not in method)
     # between what relates pixels to one another and the classifier, convs are 1x1
     last = {
         'FCNHead': 'conv_cat.conv',
