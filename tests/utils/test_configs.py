@@ -36,7 +36,12 @@ NEEDED = {
     'CARCascadeEncoderDecoder': dict(CAR, num_stages=1, decode_head=[CAR['decode_head']]),
     'SeedPerIterationHook': dict(seed=None),
 }
-FREE = {'ChannelWeighting': ['chunk_size'], 'SeedPerIterationHook': ['seed']}
+FREE = {
+    'ChannelWeighting': ['chunk_size'],
+    'SeedPerIterationHook': ['seed'],
+    'CAREncoderDecoder': ['max_channels'],
+    'CARCascadeEncoderDecoder': ['max_channels'],
+}
 OURS = {
     name: cls for registry in (MODELS, HOOKS) for name, cls in registry.module_dict.items()
     if cls.__module__.startswith('mmseg_cmdl.') and 'study' not in cls.__module__
