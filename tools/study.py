@@ -126,19 +126,25 @@ def parse_args(argv=None):
     return args
 
 
-def show_plan(todo):
+def show_plan(todo, baseline, at_a_time):
     """Jobs with their states, and how long they take."""
     whole = jobs.expected_seconds(todo)
-    left, unknown = 0.0, False
+    for job in todo:
+        print(f'{job.state():8} {job.name}', flush=True)
+    source = 'from the jobs that are done'
+    if None in whole.values():
+        try:
+            whole = dict.fromkeys(whole, jobs.measure(baseline, TRAIN))
+        except plan.StudyError as error:
+            print(f'No estimate: no job is done yet, and {error}.')
+            return
+        source = f'from a few iterations of {baseline.name} just now'
+    left = 0.0
     for job in todo:
         state = job.state()
-        print(f'{state:8} {job.name}')
         if state != 'done':
-            unknown |= whole[job.arm] is None
-            left += (whole[job.arm] or 0) * (1 - job.progress() * (state != 'failed'))
-    if unknown:
-        print('No job is done yet, so there is no estimate of the time.')
-    return left, unknown
+            left += whole[job.arm] * (1 - job.progress() * (state != 'failed'))
+    print(f'About {jobs.describe(left / at_a_time)} with --jobs {at_a_time}, {source}.')
 
 
 def submit(todo, args):
@@ -196,9 +202,7 @@ def main(argv=None):
         plan.save(args.work_dir, arms, args.precise_bn, command)
         todo = jobs.jobs_of(arms, args.seeds, args.work_dir)
         if args.dry_run:
-            left, unknown = show_plan(todo)
-            if not unknown:
-                print(f'About {jobs.describe(left / args.jobs)} with --jobs {args.jobs}.')
+            show_plan(todo, arms[0], args.jobs)
             return
         if args.print_commands:
             print('\n'.join(jobs.command_lines(todo, TRAIN, sys.executable)))

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence
@@ -110,6 +111,40 @@ def expected_seconds(jobs: Sequence[Job]) -> Dict[str, Optional[float]]:
     mean = {arm: sum(values) / len(values) for arm, values in took.items()}
     overall = sum(mean.values()) / len(mean) if mean else None
     return {job.arm: mean.get(job.arm, overall) for job in jobs}
+
+
+def measure(arm: Arm, train: Path, iterations: int = 4) -> float:
+    """Seconds of a whole job, from a few iterations and a validation in a folder that goes again.
+
+    Raises:
+        StudyError: The config counts in epochs, or the short job failed; with its last line.
+    """
+    total = arm.config.train_cfg.get('max_iters')
+    if not total:
+        raise StudyError('the config counts in epochs')
+    interval = arm.config.train_cfg.get('val_interval', 1000)
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(arm.name, 0, arm.fingerprint, Path(folder))
+        (job.study / 'configs').mkdir()
+        arm.config.dump(str(job.study / 'configs' / f'{arm.name}.py'))
+        short = [f'train_cfg.{key}={iterations}' for key in ('max_iters', 'val_interval')]
+        place = len(arm.config.custom_hooks) - 1  # the recorder is the last
+        short.append(f'custom_hooks.{place}.results={job.study / "results"}')
+        out = subprocess.run(
+            [*job.command(sys.executable, train), *short],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors='replace',
+            env=environment(0, 1),
+        )
+        if out.returncode or not job.result.is_file():
+            lines = out.stdout.splitlines() or ['']
+            raise StudyError(f'{arm.name} fails in its first iterations: {lines[-1][:300]}')
+        found = read_result(job.result)
+    once = max(0.0, found['seconds'] - iterations * found['iteration_seconds'])
+    # start and validation together count as often as there are validations: rather too much
+    return total * found['iteration_seconds'] + once * max(1, total // interval)
 
 
 class Runner:

@@ -166,12 +166,16 @@ def verdict(
     if found.low <= 0 <= found.high:
         beyond = max(-found.low, found.high)
         if reach > resolution:
-            needed = seeds_needed(found.std, resolution)
-            enough = f'about {needed}' if needed else 'more than 1000'
             words = (
                 f"{interval}: {found.count} seeds can't tell less than {reach:.1f} points apart; "
-                f'{enough} seeds would tell {resolution:g}'
             )
+            needed = seeds_needed(found.std, resolution)
+            if found.count < MIN_SEEDS:  # their spread isn't known
+                words += 'add seeds'
+            elif needed is None:
+                words += f'more than 1000 seeds would tell {resolution:g}'
+            else:
+                words += f'about {needed} seeds would tell {resolution:g}'
         else:
             words = (
                 f'{interval}: no difference to {baseline} is shown; one larger than {beyond:.1f} '

@@ -177,6 +177,10 @@ def test_words_of_an_open_question():
         "-1.0 [-5.1, 3.1] over 4 seeds: 4 seeds can't tell less than 4.1 points apart; "
         'about 9 seeds would tell 2'
     )
+    # half width 12.7062 * 2.8284 / sqrt(2)
+    assert words([-2.0, 2.0]).words == (
+        "+0.0 [-25.4, 25.4] over 2 seeds: 2 seeds can't tell less than 25.4 points apart; add seeds"
+    )
     found = words([-0.4, -0.2, 0.0, 0.2], resolution=2.0)
     assert found.words == (
         '-0.1 [-0.5, 0.3] over 4 seeds: no difference to fcn is shown; one larger than 0.5 can be '

@@ -32,7 +32,8 @@ while arm == 'slow' and not (study / 'go').exists():
     time.sleep(0.05)
 (folder / 'iter_4.pth').touch()
 (folder / 'last_checkpoint').touch()
-config = json.loads((study / 'plan.json').read_text())['arms'][arm]['fingerprint']
+plan = study / 'plan.json'
+config = json.loads(plan.read_text())['arms'][arm]['fingerprint'] if plan.exists() else ''
 packed = base64.b64encode(zlib.compress(struct.pack('<3i', 50, 60, 70))).decode()
 areas = dict(images=1, images_per_unit=1, shape=[1, 3, 1], zlib_int32_base64=packed)
 found = dict(
@@ -96,11 +97,30 @@ def test_all_arms_of_a_seed_first_and_nothing_twice(tool, tiny_config, tmp_path,
     out = capsys.readouterr().out
     assert 'done     mdrl, seed 0' in out
     assert 'new      mdrl, seed 3' in out
-    assert 'About 1 min with --jobs 2' in out  # three jobs of 30 s, 45 s
+    # 45 s: three jobs of 30 s, two at a time
+    assert 'About 1 min with --jobs 2, from the jobs that are done.' in out
 
     # a folder of results alone is gone on with elsewhere
     tool.main(['--report', str(folder)])
     assert '| mcibi ' in capsys.readouterr().out
+
+
+def test_an_estimate_before_any_job_is_done(tool, tiny_config, tmp_path, capsys):
+    """The stand-in says 30 s for 4 iterations of 1 s: 26 s besides, at each of 2 validations."""
+    command = [str(tiny_config), '--methods', 'car', '--dry-run', '--seeds', '0', '1', '2']
+    command += ['--iters', '400', '--cfg-options', 'train_cfg.val_interval=200']
+    tool.main([*command, '--work-dir', str(tmp_path / 'study')])
+    out = capsys.readouterr().out
+    assert out.count('new ') == 6
+    # 6 jobs of 400 + 2 * 26 s
+    assert 'About 45 min with --jobs 1, from a few iterations of fcn just now.' in out
+    assert not (tmp_path / 'study' / 'results').exists()
+
+    tool.TRAIN.write_text('raise SystemExit("error: no data")')
+    tool.main([*command, '--work-dir', str(tmp_path / 'study')])
+    assert (
+        'No estimate: no job is done yet, and fcn fails in its first iterations: error: no data.'
+    ) in capsys.readouterr().out
 
 
 def test_a_failing_arm_stops_no_other_and_is_tried_again(tool, tiny_config, tmp_path, capsys):
@@ -129,19 +149,18 @@ def test_a_job_that_another_process_runs_is_left_to_it(tool, tiny_config, tmp_pa
     folder = tmp_path / 'study'
     command = [str(tiny_config), '--seeds', '0', '--work-dir', str(folder)]
     job = folder / 'jobs' / 'fcn' / 'seed0'
+    job.mkdir(parents=True)
     hold = (
-        'import sys, time; from pathlib import Path; import mmseg_cmdl\n'
-        'from mmseg_cmdl.study.recorder import lock; print(lock(Path(sys.argv[1])), flush=True)\n'
-        'time.sleep(60)'
+        'import fcntl, sys, time; file = open(sys.argv[1], "w")\n'
+        'fcntl.flock(file, fcntl.LOCK_EX); print("held", flush=True); time.sleep(600)'
     )
     with subprocess.Popen(
-        [sys.executable, '-c', hold, str(job)],
-        env=child_environment(),
+        [sys.executable, '-c', hold, str(job / 'lock')],
         stdout=subprocess.PIPE,
         text=True,
     ) as holder:
         try:
-            assert holder.stdout.readline() == 'True\n'
+            assert holder.stdout.readline() == 'held\n'
             assert is_locked(job)
             tool.main([*command, '--dry-run'])
             assert 'running  fcn, seed 0' in capsys.readouterr().out
