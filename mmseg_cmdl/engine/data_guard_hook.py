@@ -14,6 +14,7 @@ from ..data_guard import (
     sample_check,
     segmentor,
 )
+from ..errors import InputError
 from ..registry import HOOKS
 from ..sample_guard import SampleCheck
 from ..utils import check_finite
@@ -25,6 +26,7 @@ class DataGuardHook(Hook):
 
     - One warning in the log names the classes that had no labelled pixel in the first iterations,
       all ranks together, and the commonest causes.
+    - A job isn't resumed from the checkpoint of a model of other sizes, such as other classes.
     - Where :func:`mmseg_cmdl.data_guard.guard_data` was called first, as tools/train.py does, each
       sample has been checked in its worker. Elsewhere this hook checks the datasets before the
       first step, and the labels of each batch before it goes to the device.
@@ -47,6 +49,23 @@ class DataGuardHook(Hook):
         if iterations < 1:
             raise ValueError(f'DataGuardHook: iterations must be at least 1, got {iterations}')
         self.iterations = iterations
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Refuses to resume another model; mmengine would go on until the optimizer's first step.
+
+        Raises:
+            InputError: Names what differs.
+        """
+        if not getattr(runner, '_resume', False):
+            return
+        own = segmentor(runner.model).state_dict()
+        for key, value in checkpoint.get('state_dict', {}).items():
+            if key in own and getattr(value, 'shape', None) != own[key].shape:
+                raise InputError(
+                    f'the checkpoint to resume from has {key} as {_size(value)}, the model as '
+                    f'{_size(own[key])}: a resumed job goes on with the same model and classes. To '
+                    'start from its weights, set load_from in the config, and leave out --resume'
+                )
 
     def before_train(self, runner) -> None:
         """Checks what hasn't been, and starts counting.
@@ -108,6 +127,10 @@ class DataGuardHook(Hook):
         meta = getattr(runner.train_dataloader.dataset, 'metainfo', {})
         runner.logger.warning(never_seen(absent, meta, f'{images} images ({self._iterations} '
                                          'iterations)'))  # fmt: skip
+
+
+def _size(value) -> str:
+    return 'x'.join(map(str, getattr(value, 'shape', ()))) or 'one number'
 
 
 def _samples(batch) -> Iterator:

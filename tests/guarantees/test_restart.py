@@ -5,10 +5,13 @@ import signal
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import ExponentialMovingAverage
-from mmengine.runner import load_checkpoint
+from mmengine.runner import Runner, load_checkpoint
 
+from mmseg_cmdl.data_guard import guard_data
+from mmseg_cmdl.errors import InputError
 from tests import tiny
 from tests.guarantees import cases, jobs
 from tests.paths import ROOT
@@ -159,6 +162,26 @@ def test_a_shipped_config_resumes_as_if_it_had_not_been_stopped(method, tmp_path
 
 
 # ---- banks of other sizes, and none ----
+
+
+@pytest.mark.usefixtures('quick_runner')
+def test_another_model_is_not_resumed(tiny_data, tmp_path):
+    """The optimizer's first step would end in sizes of tensors that don't match."""
+    theirs = cases.build('mdrl', num_classes=5)
+    path = tmp_path / 'iter_3.pth'
+    torch.save(dict(state_dict=theirs.state_dict(), meta=dict(iter=3, epoch=0)), path)
+    cfg = Config.fromfile(tiny.write_config(tmp_path / 'tiny.py', tiny_data))
+    cfg.model = dict(
+        cases.model_config('mdrl', num_classes=3), data_preprocessor=cfg.model.data_preprocessor
+    )
+    cfg.work_dir, cfg.resume, cfg.load_from = str(tmp_path / 'work'), True, str(path)
+    cfg.visualizer.name = cfg.experiment_name = tmp_path.name
+    runner = Runner.from_cfg(cfg)
+    guard_data(runner, 'train', 'val')
+    with pytest.raises(
+        InputError, match=r'conv_seg.weight as 5x8x1x1, the model as 3x8x1x1'
+    ):
+        runner.train()
 
 
 @pytest.fixture
