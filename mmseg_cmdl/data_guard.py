@@ -16,7 +16,8 @@ import os
 import os.path as osp
 from collections import Counter
 from functools import partial
-from typing import Iterator, List, Optional, Sequence, Tuple
+from types import SimpleNamespace
+from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
 import mmcv
 import numpy as np
@@ -91,7 +92,7 @@ def sample_check(runner: Runner, split: str, collate=None) -> SampleCheck:
         ignored = _ignored(runner, split)
         classes = {(num_labels(head), index) for head in heads[:1] for index in ignored}
     mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
-    channels = None if mean is None or mean.numel() == 1 else mean.numel()
+    channels = None if mean is None or len(mean) == 1 else len(mean)
     classes = sorted(classes, key=str)
     return SampleCheck(collate, classes, channels, sizes=split == 'train')
 
@@ -99,14 +100,38 @@ def sample_check(runner: Runner, split: str, collate=None) -> SampleCheck:
 # ---- the model ----
 
 
-def segmentor(model: nn.Module) -> nn.Module:
-    """A model without the wrappers of several ranks and of test-time augmentation."""
+def segmentor(model: Union[nn.Module, dict]) -> Union[nn.Module, SimpleNamespace]:
+    """A model without the wrappers of several ranks and of test-time augmentation.
+
+    FlexibleRunner has the model's config until it trains; that becomes an object of the same parts.
+    """
+    if isinstance(model, dict):
+        model = model.get('module', model)
+        return SimpleNamespace(
+            decode_head=_head_of(model.get('decode_head')),
+            auxiliary_head=_head_of(model.get('auxiliary_head')),
+            data_preprocessor=SimpleNamespace(**(model.get('data_preprocessor') or {})),
+        )
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
 
 
-def class_heads(model: nn.Module) -> List[Tuple[str, nn.Module]]:
+def _head_of(config):
+    """The numbers of a head's config, of each where there are several."""
+    if isinstance(config, (list, tuple)):
+        return [_head_of(each) for each in config]
+    if not isinstance(config, dict):
+        return None
+    classes = config.get('num_classes')
+    return SimpleNamespace(
+        num_classes=classes,
+        out_channels=config.get('out_channels', classes),
+        ignore_index=config.get('ignore_index', 255),
+    )
+
+
+def class_heads(model: Union[nn.Module, SimpleNamespace]) -> List[Tuple[str, nn.Module]]:
     """Heads that learn from the class labels, by their keys in the config.
 
     The one that predicts comes first.

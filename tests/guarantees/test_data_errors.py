@@ -104,6 +104,19 @@ def test_num_classes_of_other_data(name, num_classes, data, tmp_path):
     )  # fmt: skip
 
 
+def test_a_runner_that_builds_its_model_later(data, tmp_path):
+    """FlexibleRunner: the same questions are asked of the model's config."""
+    runner = runner_of('mdrl', data, tmp_path)
+    looked = data_guard.sample_check(runner, 'train')
+    runner.model = runner.cfg.model
+    assert vars(data_guard.sample_check(runner, 'train')) == vars(looked)
+    assert looked.classes == [(3, 255)]
+    assert looked.channels == 3
+    runner.model.decode_head.num_classes = 11
+    with pytest.raises(DataError, match=r'decode_head\.num_classes is 11'):
+        guard_data(runner, 'train')
+
+
 def test_num_classes_of_the_auxiliary_head(data, tmp_path):
     runner = runner_of('mdrl', data, tmp_path)
     runner.model._modules.pop('auxiliary_head', None)

@@ -178,9 +178,7 @@ def test_another_model_is_not_resumed(tiny_data, tmp_path):
     cfg.visualizer.name = cfg.experiment_name = tmp_path.name
     runner = Runner.from_cfg(cfg)
     guard_data(runner, 'train', 'val')
-    with pytest.raises(
-        InputError, match=r'conv_seg.weight as 5x8x1x1, the model as 3x8x1x1'
-    ):
+    with pytest.raises(InputError, match=r'conv_seg.weight as 5x8x1x1, the model as 3x8x1x1'):
         runner.train()
 
 
