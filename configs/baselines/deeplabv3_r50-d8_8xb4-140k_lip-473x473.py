@@ -1,7 +1,7 @@
 _base_ = [
     '../_base_/models/deeplabv3_r50-d8.py',
     '../_base_/datasets/lip.py',
-    '../_base_/default_runtime.py',
+    '../_base_/left_right_runtime.py',
     '../_base_/schedules/schedule_140k.py',
 ]
 crop_size = (473, 473)

@@ -1,12 +1,14 @@
 _base_ = [
     '../_base_/models/mcibi_deeplabv3_r50-d8.py',
     '../_base_/datasets/lip.py',
-    '../_base_/default_runtime.py',
+    '../_base_/left_right_runtime.py',
     '../_base_/schedules/schedule_140k.py',
 ]
 crop_size = (473, 473)
 data_preprocessor = dict(size=crop_size)
+# as released, for ResNets on LIP
+act_cfg = dict(type='LeakyReLU', negative_slope=0.01)
 model = dict(
     data_preprocessor=data_preprocessor,
-    decode_head=dict(num_classes=20),
-    auxiliary_head=dict(num_classes=20))
+    decode_head=dict(num_classes=20, act_cfg=act_cfg),
+    auxiliary_head=dict(num_classes=20, act_cfg=act_cfg))

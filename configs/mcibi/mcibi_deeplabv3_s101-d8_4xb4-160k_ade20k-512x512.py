@@ -1,10 +1,12 @@
-_base_ = './mcibi_deeplabv3_r50-d8_4xb4-160k_ade20k-512x512.py'
+_base_ = [
+    '../_base_/models/mcibi_deeplabv3_s101-d8.py',
+    '../_base_/datasets/ade20k.py',
+    '../_base_/default_runtime.py',
+    '../_base_/schedules/schedule_160k.py',
+]
+crop_size = (512, 512)
+data_preprocessor = dict(size=crop_size)
 model = dict(
-    pretrained='open-mmlab://resnest101',
-    backbone=dict(
-        type='ResNeSt',
-        depth=101,
-        stem_channels=128,
-        radix=2,
-        reduction_factor=4,
-        avg_down_stride=True))
+    data_preprocessor=data_preprocessor,
+    decode_head=dict(num_classes=150),
+    auxiliary_head=dict(num_classes=150))

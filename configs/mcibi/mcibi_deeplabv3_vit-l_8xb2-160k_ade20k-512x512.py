@@ -10,6 +10,6 @@ data_preprocessor = dict(size=crop_size)
 model = dict(
     data_preprocessor=data_preprocessor,
     decode_head=dict(num_classes=150),
-    auxiliary_head=dict(num_classes=150),
+    auxiliary_head=[dict(head, num_classes=150) for head in _base_.model.auxiliary_head],
     test_cfg=dict(mode='slide', crop_size=crop_size, stride=(341, 341)))
 train_dataloader = dict(batch_size=2)

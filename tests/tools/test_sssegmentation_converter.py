@@ -1,4 +1,7 @@
-"""tools/model_converters/sssegmentation.py on synthetic checkpoints under the released names."""
+"""tools/model_converters/sssegmentation.py on small checkpoints under the released names.
+
+The released networks themselves: tests/conversion/test_released_models.py.
+"""
 
 import importlib.util
 import re
@@ -12,6 +15,7 @@ from mmengine.config import Config
 from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
 
+from mmseg_cmdl import conversion
 from tests.paths import TOOLS, child_environment
 from tests.reference import golden
 
@@ -25,14 +29,15 @@ C, IN, AUX = 12, 64, 5  # channels of the head, of its input, of the auxiliary
 
 
 @pytest.fixture(scope='module')
-def converter():
+def tool():
     spec = importlib.util.spec_from_file_location('sssegmentation_converter', SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def _model(context, num_classes, transform_channels):
+def _model(context, num_classes, transform_channels, act_cfg=None):
+    act_cfg = act_cfg or dict(type='ReLU')
     norm_cfg = dict(type='BN', requires_grad=True)
     return dict(
         type='EncoderDecoder',
@@ -45,6 +50,7 @@ def _model(context, num_classes, transform_channels):
             out_indices=(0, 1, 2, 3),
             strides=(1, 2, 1, 1),
             dilations=(1, 1, 2, 4),
+            contract_dilation=True,
             norm_cfg=norm_cfg,
         ),
         decode_head=dict(
@@ -55,6 +61,7 @@ def _model(context, num_classes, transform_channels):
             num_classes=num_classes,
             transform_channels=transform_channels,
             norm_cfg=norm_cfg,
+            act_cfg=act_cfg,
             align_corners=False,
             **({} if context is None else dict(context=context)),
         ),
@@ -67,6 +74,7 @@ def _model(context, num_classes, transform_channels):
             concat_input=False,
             num_classes=num_classes,
             norm_cfg=norm_cfg,
+            act_cfg=act_cfg,
             align_corners=False,
         ),
         train_cfg=dict(),
@@ -114,15 +122,18 @@ def _released(kind, fixture):
     return state, data
 
 
+SLOPE = 0.0  # of the activations on the negative side; 0.01 in the released ResNets for LIP
+
+
 def _apply(state, name, x, conv=0, dilation=1):
-    """conv, norm and ReLU of `_block` in evaluation mode."""
+    """conv, norm and activation of `_block` in evaluation mode."""
     weight = state[f'{name}.{conv}.weight']
     x = F.conv2d(x, weight, padding=dilation * (weight.shape[2] // 2), dilation=dilation)
     norm = [
         state[f'{name}.{conv + 1}.{key}']
         for key in ('running_mean', 'running_var', 'weight', 'bias')
     ]
-    return F.batch_norm(x, *norm).relu()
+    return F.leaky_relu(F.batch_norm(x, *norm), SLOPE)
 
 
 def _attend(state, name, query, key):
@@ -178,7 +189,7 @@ FIXTURES = {
 }
 
 
-def _case(kind, tmp_path, wrap=True):
+def _case(kind, tmp_path, wrap=True, act_cfg=None):
     """(config path, checkpoint path, released state, recorded numbers)."""
     state, data = _released(kind, FIXTURES[kind])
     if kind == 'plain':
@@ -187,7 +198,10 @@ def _case(kind, tmp_path, wrap=True):
         dict(
             default_scope='mmseg',
             model=_model(
-                CONTEXTS[kind], len(state['memory_module.memory']), data['transform_channels']
+                CONTEXTS[kind],
+                len(state['memory_module.memory']),
+                data['transform_channels'],
+                act_cfg,
             ),
             custom_imports=dict(imports=['mmseg_cmdl'], allow_failed_imports=False),
         )
@@ -199,11 +213,11 @@ def _case(kind, tmp_path, wrap=True):
 
 
 @pytest.mark.parametrize('kind', CONTEXTS)
-def test_converted_model_is_the_released_one(converter, kind, tmp_path):
+def test_converted_model_is_the_released_one(kind, tmp_path):
     """Through the whole head, and, inside it, the recorded numbers of the memory module."""
     config, released, state, data = _case(kind, tmp_path, wrap=kind != 'ppm')
     target = str(tmp_path / 'out' / 'converted.pth')
-    converter.convert(config, released, target)
+    conversion.convert(config, released, target)
     model = MODELS.build(Config.fromfile(config).model)
     load_checkpoint(model, target, strict=True)
     model.double().eval()
@@ -229,68 +243,147 @@ def test_converted_model_is_the_released_one(converter, kind, tmp_path):
     assert model.decode_head.bank.filled.all()
 
 
-def test_backbone_keeps_its_weights(converter):
-    state = converter.convert_state({'backbone_net.layer1.0.bn1.weight': torch.arange(3.0)})
+def _leaky_logits(tmp_path, monkeypatch, **options):
+    """(converted, released) logits of a network with LeakyReLU(0.01), and what was done."""
+    monkeypatch.setattr(sys.modules[__name__], 'SLOPE', 0.01)
+    config, released, state, _ = _case('aspp', tmp_path)
+    done = conversion.convert(config, released, str(tmp_path / 'converted.pth'), **options)
+    model = MODELS.build(Config.fromfile(options.get('out_config', config)).model)
+    load_checkpoint(model, str(tmp_path / 'converted.pth'), strict=True)
+    model.double().eval()
+    state = {
+        key: value.double() if value.is_floating_point() else value for key, value in state.items()
+    }
+    inputs = model.backbone(torch.randn(1, 3, 64, 48, dtype=torch.float64))
+    return model.decode_head(inputs), _released_logits(state, inputs[3], 'aspp'), done
+
+
+def test_an_activation_that_no_tensor_shows_is_taken_from_the_table(tmp_path, monkeypatch):
+    """A model known by name is refused with ReLU, and gets its LeakyReLU by --out-config."""
+    config, released, *_ = _case('aspp', tmp_path)
+    target = str(tmp_path / 'converted.pth')
+    name = 'mcibi_deeplabv3_r50_lip'
+    lip = dict(conversion.RELEASED[name].facts)
+    lip['decode_head.context.dilations'] = [1, 2, 3]  # of the small network
+    for key in ('data_preprocessor.mean', 'data_preprocessor.std', 'data_preprocessor.bgr_to_rgb'):
+        lip.pop(key)  # it has no preprocessor that normalises
+    monkeypatch.setitem(conversion.RELEASED, name, conversion.RELEASED[name]._replace(facts=lip))
+    with pytest.raises(conversion.ConversionError, match=r"act_cfg=\{'type': 'LeakyReLU'"):
+        conversion.convert(config, released, target, model=name)
+    assert not (tmp_path / 'converted.pth').exists()
+    fitted = str(tmp_path / 'fitted.py')
+    ours, theirs, done = _leaky_logits(tmp_path, monkeypatch, model=name, out_config=fitted)
+    assert set(done.changed) == {
+        'decode_head.act_cfg',
+        'decode_head.context.act_cfg',
+        'auxiliary_head.act_cfg',
+    }
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+    # which the same weights with ReLU are not
+    monkeypatch.setitem(conversion.RELEASED, name, conversion.RELEASED[name]._replace(facts={}))
+    ours, theirs, _ = _leaky_logits(tmp_path, monkeypatch, model=name)
+    assert (ours - theirs).abs().max() > 1e-3
+
+
+def test_an_unknown_checkpoint_is_converted_with_what_cannot_be_known(tool, tmp_path, capsys):
+    config, released, *_ = _case('aspp', tmp_path)
+    tool.main([config, released, str(tmp_path / 'converted.pth')])
+    said = capsys.readouterr().out
+    assert 'not a released model by name' in said
+    assert "decode_head.act_cfg={'type': 'ReLU'}" in said
+    assert 'decode_head.context.dilations=[1, 2, 3]' in said
+    assert 'classes and their order' in said
+    with pytest.raises(SystemExit, match='mcibi_r50 is none of the released models'):
+        tool.main([config, released, str(tmp_path / 'out.pth'), '--model', 'mcibi_r50'])
+
+
+def test_widths_come_from_the_checkpoint(tool, tmp_path, capsys):
+    """An auxiliary head of another width is refused by number; --out-config writes what fits."""
+    config, released, *_ = _case('aspp', tmp_path)
+    wider, target = str(tmp_path / 'wider.py'), tmp_path / 'converted.pth'
+    cfg = Config.fromfile(config)
+    cfg.model.auxiliary_head.channels = 7
+    cfg.model.decode_head.update(channels=16, transform_channels=5, num_classes=9)
+    cfg.model.auxiliary_head.num_classes = 9
+    cfg.dump(wider)
+    with pytest.raises(SystemExit, match=rf'auxiliary_head.channels={AUX}'):
+        tool.main([wider, released, str(target)])
+    assert not target.exists()
+    fitted = str(tmp_path / 'new' / 'fitted.py')
+    tool.main([wider, released, str(target), '--out-config', fitted])
+    assert f'model.auxiliary_head.channels={AUX}' in capsys.readouterr().out
+    load_checkpoint(MODELS.build(Config.fromfile(fitted).model), str(target), strict=True)
+    # or by hand
+    options = [
+        f'model.auxiliary_head.channels={AUX}',
+        f'model.decode_head.channels={C}',
+        'model.decode_head.transform_channels=8',
+        'model.decode_head.num_classes=6',
+        'model.auxiliary_head.num_classes=6',
+    ]
+    target.unlink()
+    tool.main([wider, released, str(target), '--cfg-options', *options])
+    assert target.exists()
+
+
+def test_backbone_keeps_its_weights():
+    state = conversion.convert_state({'backbone_net.layer1.0.bn1.weight': torch.arange(3.0)})
     assert state['backbone.layer1.0.bn1.weight'].tolist() == [0, 1, 2]
 
 
-def test_rows_of_zeros_are_classes_never_seen(converter):
+def test_rows_of_zeros_are_classes_never_seen():
     memory = torch.randn(4, 1, 6)
     memory[2] = 0
-    state = converter.convert_state({'memory_module.memory': memory})
+    state = conversion.convert_state({'memory_module.memory': memory})
     assert state['decode_head.bank.filled'].tolist() == [True, True, False, True]
     assert torch.equal(state['decode_head.bank.features'], memory[:, 0])
 
 
-def _refusal(converter, tmp_path, change, kind='aspp'):
+def _refusal(tmp_path, change, kind='aspp'):
     config, released, state, _ = _case(kind, tmp_path, wrap=False)
     change(state)
     torch.save(state, released)
-    with pytest.raises(converter.ConversionError) as error:
-        converter.convert(config, released, str(tmp_path / 'converted.pth'))
+    with pytest.raises(conversion.ConversionError) as error:
+        conversion.convert(config, released, str(tmp_path / 'converted.pth'))
     assert not (tmp_path / 'converted.pth').exists()
     return str(error.value)
 
 
-def test_what_does_not_fit_is_refused_by_its_first_key(converter, tmp_path):
+def test_what_does_not_fit_is_refused_by_its_first_key(tmp_path):
     def extra(state):
-        state['downsample_backbone.0.weight'] = torch.zeros(1)
-        state['norm_layers.0.weight'] = torch.zeros(1)
+        state['fpn_convs.0.weight'] = torch.zeros(1)
+        state['lateral_convs.0.weight'] = torch.zeros(1)
 
-    assert 'downsample_backbone.0.weight' in _refusal(converter, tmp_path, extra)
-    text = _refusal(converter, tmp_path, lambda s: s.pop('decoder_stage2.4.bias'))
+    assert 'fpn_convs.0.weight has no place' in _refusal(tmp_path, extra)
+    text = _refusal(tmp_path, lambda s: s.pop('decoder_stage2.4.bias'))
     assert 'decode_head.conv_seg.bias' in text
-    text = _refusal(
-        converter, tmp_path, lambda s: s.update({'decoder_stage1.4.bias': torch.zeros(3)})
-    )
+    text = _refusal(tmp_path, lambda s: s.update({'decoder_stage1.4.bias': torch.zeros(3)}))
     assert re.search(r'coarse_classifier\.2\.bias is \(3,\)', text)
-    text = _refusal(
-        converter, tmp_path, lambda s: s.update({'memory_module.memory': torch.zeros(6, 2, 12)})
-    )
+    text = _refusal(tmp_path, lambda s: s.update({'memory_module.memory': torch.zeros(6, 2, 12)}))
     assert 'memory_module.memory is (6, 2, 12)' in text
 
     def of_a_deeper_backbone(state):
         state['backbone_net.layer1.2.conv1.weight'] = torch.zeros(8, 8, 3, 3)
 
-    assert 'backbone.layer1.2.conv1.weight' in _refusal(converter, tmp_path, of_a_deeper_backbone)
+    assert 'backbone.layer1.2.conv1.weight' in _refusal(tmp_path, of_a_deeper_backbone)
 
 
-def test_a_checkpoint_of_another_context_is_refused(converter, tmp_path):
+def test_a_checkpoint_of_another_context_is_refused(tmp_path):
     for folder in ('a', 'b'):
         (tmp_path / folder).mkdir()
     config, *_ = _case('ppm', tmp_path / 'a')
     _, released, *_ = _case('aspp', tmp_path / 'b')
-    with pytest.raises(converter.ConversionError, match='aspp_modules'):
-        converter.convert(config, released, str(tmp_path / 'converted.pth'))
+    with pytest.raises(conversion.ConversionError, match='aspp_modules'):
+        conversion.convert(config, released, str(tmp_path / 'converted.pth'))
 
 
-def test_old_checkpoints_without_counters(converter, tmp_path):
+def test_old_checkpoints_without_counters(tmp_path):
     config, released, state, _ = _case('plain', tmp_path)
     torch.save({key: value for key, value in state.items() if 'num_batches' not in key}, released)
-    converter.convert(config, released, str(tmp_path / 'converted.pth'))
+    conversion.convert(config, released, str(tmp_path / 'converted.pth'))
 
 
-def test_command_line(converter, tmp_path, capsys):
+def test_command_line(tool, tmp_path, capsys):
     config, released, *_ = _case('plain', tmp_path)
     target = str(tmp_path / 'converted.pth')
     done = subprocess.run(
@@ -304,8 +397,8 @@ def test_command_line(converter, tmp_path, capsys):
     assert '6 of 6 classes in memory' in done.stdout
     for source, said in ((config, 'config.py is no checkpoint'), ('none.pth', 'no file none.pth')):
         with pytest.raises(SystemExit, match=said) as error:
-            converter.main([config, source, target])
+            tool.main([config, source, target])
         assert str(error.value).startswith('error: ')
     with pytest.raises(SystemExit):
-        converter.main(['--help'])
+        tool.main(['--help'])
     assert 'ASPPHead' in capsys.readouterr().out

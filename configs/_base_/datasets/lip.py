@@ -1,7 +1,7 @@
 """LIP, as tools/dataset_converters/lip.py writes it: 473x473 crops, 4 a GPU.
 
-Left and right limbs are classes of their own, so a horizontal flip swaps them. `--tta` is over
-scales only: MMSegmentation averages flipped predictions without swapping them back.
+Left and right limbs are classes of their own, so a horizontal flip swaps them. `--tta` is the flip
+test of the papers, at one scale, with ../left_right_runtime.py, whose model swaps them back.
 """
 dataset_type = 'LIPDataset'
 data_root = 'data/lip/'
@@ -23,7 +23,7 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-img_ratios = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+img_ratios = [1.0]
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
@@ -32,6 +32,10 @@ tta_pipeline = [
             [
                 dict(type='Resize', scale=(int(473 * r), int(473 * r)), keep_ratio=False)
                 for r in img_ratios
+            ],
+            [
+                dict(type='RandomFlip', prob=0., direction='horizontal'),
+                dict(type='RandomFlip', prob=1., direction='horizontal'),
             ],
             [dict(type='LoadAnnotations')],
             [dict(type='PackSegInputs')],

@@ -14,4 +14,6 @@ model = dict(
         bank=dict(type='FeatureBank', strategy='cosine', init='first_seen'),
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
         loss_coarse=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
-        loss_memory=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)))
+        loss_memory=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
+    # as released; MMSegmentation's own is half as wide
+    auxiliary_head=dict(channels=512))

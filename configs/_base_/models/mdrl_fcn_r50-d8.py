@@ -14,4 +14,6 @@ model = dict(
         bank=dict(type='DistributionBank', num_distributions=9, momentum=0.999),
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
         loss_coarse=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
-        loss_consistency=_base_.loss_consistency))
+        loss_consistency=_base_.loss_consistency),
+    # as released; MMSegmentation's own is half as wide
+    auxiliary_head=dict(channels=512))

@@ -1,3 +1,4 @@
 from .car_encoder_decoder import CARCascadeEncoderDecoder, CAREncoderDecoder
+from .left_right_tta import LeftRightTTAModel
 
-__all__ = ['CARCascadeEncoderDecoder', 'CAREncoderDecoder']
+__all__ = ['CARCascadeEncoderDecoder', 'CAREncoderDecoder', 'LeftRightTTAModel']

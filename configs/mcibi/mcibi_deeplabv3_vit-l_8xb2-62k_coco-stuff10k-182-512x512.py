@@ -1,0 +1,15 @@
+_base_ = [
+    '../_base_/models/mcibi_deeplabv3_vit-l.py',
+    '../_base_/datasets/coco-stuff10k-182.py',
+    '../_base_/default_runtime.py',
+    '../_base_/schedules/schedule_62k.py',
+]
+crop_size = (512, 512)
+data_preprocessor = dict(size=crop_size)
+# the position embedding is learnt for 512x512, so larger images are predicted in crops of that size
+model = dict(
+    data_preprocessor=data_preprocessor,
+    decode_head=dict(num_classes=182, context=dict(dilations=(1, 12, 24, 36))),
+    auxiliary_head=[dict(head, num_classes=182) for head in _base_.model.auxiliary_head],
+    test_cfg=dict(mode='slide', crop_size=crop_size, stride=(341, 341)))
+train_dataloader = dict(batch_size=2)

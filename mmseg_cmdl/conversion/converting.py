@@ -1,0 +1,303 @@
+"""A released checkpoint file to one for a config of this package."""
+
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModule
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS, MODELS
+from torch.overrides import TorchFunctionMode
+
+from .released_models import (
+    RELEASED,
+    ReleasedModel,
+    dataset_meta,
+    differences,
+    read_fact,
+)
+from .state_dicts import HEAD, MEMORY, ConversionError, State, check_fit, convert_state, read_state
+
+# what decides the function and only a table or the user can say
+UNKNOWABLE = (
+    'data_preprocessor.mean',
+    'data_preprocessor.std',
+    'data_preprocessor.bgr_to_rgb',
+    'backbone.type',
+    'backbone.strides',
+    'backbone.dilations',
+    'decode_head.act_cfg',
+    'decode_head.align_corners',
+    'decode_head.context.dilations',
+    'decode_head.hard_aggregate',
+    'eps of batch norm',
+)
+
+
+class Conversion(NamedTuple):
+    """What was done.
+
+    Attributes:
+        state (dict[str, Tensor]): What was written.
+        model (str, optional): Name of the released model; None if it isn't known.
+        changed (dict): Settings that --out-config changed, by their key in `model`.
+        notes (list[str]): What the user should know.
+    """
+
+    state: State
+    model: Optional[str]
+    changed: Dict[str, Any]
+    notes: List[str]
+
+
+class _ScalarsOnCPU(TorchFunctionMode):
+    """Inside `torch.device('meta')`: a transformer reads its drop rates from a `linspace`."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is torch.linspace:
+            kwargs.setdefault('device', 'cpu')
+        return func(*args, **kwargs)
+
+
+def build_without_memory(cfg: Config) -> BaseModule:
+    """The model of a config, its parameters on the meta device and no pretrained file read."""
+    init_default_scope(cfg.get('default_scope', 'mmseg'))
+    model = cfg.model.copy()
+    model.pretrained = None
+    with torch.device('meta'), _ScalarsOnCPU():
+        built = MODELS.build(model)
+    # what the images are normalised with, which has no memory there
+    preprocessor = model.get('data_preprocessor')
+    if preprocessor is not None:
+        built.data_preprocessor = MODELS.build(preprocessor)
+    return built
+
+
+def recognise(source: str, model: Optional[str] = None) -> Optional[str]:
+    """Name of the released model, as given or as the file is called; None if there is none.
+
+    Raises:
+        ConversionError: No released model has the name that was given.
+    """
+    if model is not None:
+        if model not in RELEASED:
+            raise ConversionError(
+                f'--model {model} is none of the released models: {", ".join(sorted(RELEASED))}'
+            )
+        return model
+    name = Path(source).name.partition('.')[0]
+    return name if name in RELEASED else None
+
+
+def widths(released: State, built: BaseModule) -> Dict[str, int]:
+    """Numbers that the tensors decide, where the model of the config has another.
+
+    Args:
+        released (dict[str, Tensor]): Under the released names.
+        built (BaseModule): Model of the config.
+
+    Returns:
+        dict[str, int]: By their key in `model`.
+    """
+
+    def rows(key: str, axis: int = 0) -> Optional[int]:
+        return released[key].shape[axis] if key in released else None
+
+    relation = (
+        'attention'
+        if 'memory_module.attention.out_project.0.weight' in released
+        else ('self_attention')
+    )
+    head = built.decode_head
+    num_classes = rows(MEMORY)
+    found = {
+        f'{HEAD}.channels': (rows('bottleneck.0.weight'), head.channels),
+        f'{HEAD}.transform_channels': (
+            rows(f'memory_module.{relation}.out_project.0.weight', 1),
+            head.relation.out_project.conv.in_channels,
+        ),
+        f'{HEAD}.num_classes': (num_classes, head.num_classes),
+    }
+    if hasattr(head.bank, 'num_distributions'):
+        found[f'{HEAD}.bank.num_distributions'] = (
+            rows(MEMORY, 1),
+            head.bank.num_distributions,
+        )
+    auxiliary = getattr(built, 'auxiliary_head', None)
+    if isinstance(auxiliary, torch.nn.ModuleList):
+        for index, part in enumerate(auxiliary):
+            key = f'auxiliary_head.{index}'
+            found[f'{key}.channels'] = (
+                rows(f'auxiliary_decoder.{index}.0.weight'),
+                part.channels,
+            )
+            found[f'{key}.num_classes'] = (num_classes, part.num_classes)
+    elif auxiliary is not None:
+        found['auxiliary_head.channels'] = (rows('auxiliary_decoder.0.weight'), auxiliary.channels)
+        found['auxiliary_head.num_classes'] = (num_classes, auxiliary.num_classes)
+    return {key: theirs for key, (theirs, ours) in found.items() if theirs not in (None, ours)}
+
+
+def _describe(settings: Dict[str, Any]) -> str:
+    return '; '.join(f'{key}={value!r}' for key, value in settings.items())
+
+
+def _classes_of(cfg: Config) -> Optional[str]:
+    """Name of the data set that the config trains on; None if it has none."""
+    loader = cfg.get('train_dataloader') or cfg.get('test_dataloader')
+    dataset = None if loader is None else loader.dataset
+    while dataset is not None and 'datasets' in dataset:
+        dataset = dataset['datasets'][0]
+    return None if dataset is None else dataset.get('type')
+
+
+def _merge(cfg: Config, settings: Dict[str, Any]) -> None:
+    cfg.merge_from_dict({f'model.{key}': value for key, value in settings.items()})
+
+
+def _fit_config(
+    cfg: Config, released: State, known: Optional[ReleasedModel], change: bool
+) -> Tuple[BaseModule, Dict[str, Any]]:
+    """The model that the checkpoint fits, and what of the config had to be changed for it.
+
+    Raises:
+        ConversionError: The config differs and must not be changed, or can't be by settings alone.
+    """
+    built = build_without_memory(cfg)
+    wrong = widths(released, built)
+    if wrong and change:
+        _merge(cfg, wrong)
+        built = build_without_memory(cfg)
+    elif wrong:
+        raise ConversionError(
+            f'the checkpoint has {_describe(wrong)}, the config other numbers. Set them with '
+            '--cfg-options, each under model., or let --out-config FILE write the config that fits'
+        )
+    different = {} if known is None else differences(built, known)
+    if not different:
+        return built, wrong
+    theirs = {key: known.facts[key] for key in different}
+    if not change:
+        raise ConversionError(
+            f'the released model has {_describe(theirs)}, the model of the config '
+            f'{_describe(different)}. It has no tensor that would show it, and would predict '
+            f'something else. Use {known.config}.py, set it with --cfg-options, each under model., '
+            'or let --out-config FILE write the config that fits'
+        )
+    _merge(cfg, {key: value for key, value in theirs.items() if not key.startswith('eps of ')})
+    built = build_without_memory(cfg)
+    still = differences(built, known)
+    if still:
+        raise ConversionError(
+            f'the released model has {_describe(theirs)}, which settings alone do not make of this '
+            f'config; use {known.config}.py'
+        )
+    return built, {**wrong, **theirs}
+
+
+def _drop_unused_norm(state: State, built: BaseModule, notes: List[str]) -> None:
+    """CMDL's norm over classes belongs to the loss that has one; predictions don't need it."""
+    prefix = f'{HEAD}.consistency.losses.0.norm.'
+    norms = [key for key in state if key.startswith(prefix)]
+    expected = built.state_dict()
+    if not norms or norms[0] in expected:
+        return
+    for key in norms:
+        del state[key]
+    notes.append(
+        'mask_norm was left out: no loss of the config has a LayerNorm over classes (formulation='
+        "'released'); predictions don't depend on it"
+    )
+
+
+def convert(
+    config: str,
+    source: str,
+    target: str,
+    head: str = 'MCIBIHead',
+    model: Optional[str] = None,
+    cfg_options: Optional[Dict[str, Any]] = None,
+    out_config: Optional[str] = None,
+) -> Conversion:
+    """Convert a file.
+
+    Args:
+        config (str): Config of this package for the same model.
+        source (str): Released checkpoint.
+        target (str): File to write, with the names of the classes in its `dataset_meta`.
+        head (str): Head that the config must have: 'MCIBIHead', or 'MDRLHead' for CMDL.
+        model (str, optional): Name of a released model of MCIBI. Defaults to the name of `source`
+            where that is one.
+        cfg_options (dict, optional): Changes to the config.
+        out_config (str, optional): Config to write, with the widths of the checkpoint and, of a
+            known model, what has no tensor. Without it, a config that differs is refused.
+
+    Returns:
+        Conversion: What was done.
+
+    Raises:
+        ConversionError: Something doesn't fit; nothing has been written.
+        FileNotFoundError: There is no such config.
+    """
+    name = recognise(source, model) if head == 'MCIBIHead' else None
+    known = None if name is None else RELEASED[name]
+    cfg = Config.fromfile(config)
+    cfg.merge_from_dict(cfg_options or {})
+    if cfg.model.get('decode_head', {}).get('type') != head:
+        raise ConversionError(
+            f'{config} has a {cfg.model.get("decode_head", {}).get("type")}, not an {head}'
+        )
+    released = read_state(source)
+    state = convert_state(released, head)
+    built, changed = _fit_config(cfg, released, known, change=out_config is not None)
+    notes = []
+    _drop_unused_norm(state, built, notes)
+    check_fit(state, built)
+
+    dataset = _classes_of(cfg)
+    if known is not None:
+        theirs, ours = dataset_meta(known.dataset), dataset and dataset_meta(dataset)
+        if ours and ours['classes'] != theirs['classes']:
+            raise ConversionError(
+                f'{name} predicts the classes of {known.dataset}, in their order; the config '
+                f'trains on {dataset}. Use {known.config}.py'
+            )
+        dataset = known.dataset
+    else:
+        hint = ', or say which it is with --model' if head == 'MCIBIHead' else ''
+        notes += _cannot_be_known(built, dataset, hint)
+    meta = dict(converted_from=Path(source).name)
+    if dataset is not None and DATASETS.get(dataset) is not None:
+        meta['dataset_meta'] = dataset_meta(dataset)
+
+    _write(target, lambda path: torch.save(dict(state_dict=state, meta=meta), path))
+    if out_config is not None:
+        _write(out_config, cfg.dump)
+    return Conversion(state, name, changed, notes)
+
+
+def _cannot_be_known(built: BaseModule, dataset: Optional[str], hint: str) -> List[str]:
+    """What is taken from the config, since no tensor shows it."""
+    lines = []
+    for key in UNKNOWABLE:
+        try:
+            lines.append(f'  {key}={read_fact(built, key)!r}')
+        except (AttributeError, TypeError):  # a model without this part
+            continue
+    return [
+        'not a released model by name. What follows has no tensor, and is as the config has it; '
+        f'check it against how the model was trained{hint}:',
+        *lines,
+        f'  classes and their order: {dataset or "the config names no data set"}',
+    ]
+
+
+def _write(path: str, write) -> None:
+    """Write to a file beside it first: what stops halfway leaves nothing under the name."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f'{path.stem}.part{path.suffix}')
+    write(unfinished)
+    unfinished.replace(path)

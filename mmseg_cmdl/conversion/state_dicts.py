@@ -1,0 +1,234 @@
+"""Names and shapes of a released state dict, and where its tensors go in a model of this package.
+
+Source: the networks of MCIBI in the sssegmentation toolbox and of CMDL in its repository, which is
+a fork of it. Activation, dilation and the like have no tensor: see `released_models.py`.
+"""
+
+import re
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+
+HEAD = 'decode_head'
+CONTEXT = f'{HEAD}.context.head'
+MEMORY = 'memory_module.memory'
+
+State = Dict[str, Tensor]
+
+# A conv and its norm are numbers in a Sequential there, and named in a ConvModule here.
+_BLOCK = r'(?P<part>[01])\.(?P<leaf>\w+)'
+_PROJECTION = rf'(?P<rest>\w+_project(\.\d+)?)\.{_BLOCK}'
+_WITHIN = r'context_within_image_module'
+_COMMON = [
+    (r'backbone_net\.(?P<rest>.+)', 'backbone.{rest}'),
+    # HRNet for Cityscapes and LIP
+    (rf'downsample_backbone\.{_BLOCK}', 'neck.downsample.{block}'),
+    # ViT: a norm for each map; the last is the head's, the others the auxiliary decoders'
+    (r'norm_layers\.3\.(?P<leaf>\w+)', 'backbone.ln1.{leaf}'),
+    (r'norm_layers\.(?P<rest>[012])\.(?P<leaf>\w+)', 'auxiliary_head.{rest}.norm.{leaf}'),
+    (rf'bottleneck\.{_BLOCK}', HEAD + '.bottleneck.{block}'),
+    (rf'decoder_stage1\.{_BLOCK}', HEAD + '.coarse_classifier.0.{block}'),
+    (r'decoder_stage1\.4\.(?P<leaf>\w+)', HEAD + '.coarse_classifier.2.{leaf}'),
+    (rf'decoder_stage2\.{_BLOCK}', HEAD + '.final_conv.{block}'),
+    (r'decoder_stage2\.4\.(?P<leaf>\w+)', HEAD + '.conv_seg.{leaf}'),
+    (
+        rf'memory_module\.self_attention_ms\.{_PROJECTION}',
+        HEAD + '.context_relation.{rest}.{block}',
+    ),
+    (rf'memory_module\.bottleneck\.{_BLOCK}', HEAD + '.fuse_pixels.{block}'),
+    (rf'memory_module\.bottleneck_ms\.{_BLOCK}', HEAD + '.fuse_context.{block}'),
+    # ASPP
+    (
+        rf'{_WITHIN}\.parallel_branches\.(?P<rest>\d+)\.{_BLOCK}',
+        CONTEXT + '.aspp_modules.{rest}.{block}',
+    ),
+    (
+        rf'{_WITHIN}\.global_branch\.(?P<after_pool>[12])\.(?P<leaf>\w+)',
+        CONTEXT + '.image_pool.1.{block}',
+    ),
+    # pyramid pooling
+    (
+        rf'{_WITHIN}\.branches\.(?P<rest>\d+)\.(?P<after_pool>[12])\.(?P<leaf>\w+)',
+        CONTEXT + '.psp_modules.{rest}.1.{block}',
+    ),
+    (rf'{_WITHIN}\.bottleneck\.{_BLOCK}', CONTEXT + '.bottleneck.{block}'),
+    # criss-cross attention
+    (rf'{_WITHIN}\.conv_before_cca\.{_BLOCK}', CONTEXT + '.convs.0.{block}'),
+    (rf'{_WITHIN}\.conv_after_cca\.{_BLOCK}', CONTEXT + '.convs.1.{block}'),
+    (rf'{_WITHIN}\.cca\.(?P<rest>.+)', CONTEXT + '.cca.{rest}'),
+    # one auxiliary decoder, or several that upsample between their two convs
+    (rf'auxiliary_decoder\.{_BLOCK}', 'auxiliary_head.convs.0.{block}'),
+    (r'auxiliary_decoder\.4\.(?P<leaf>\w+)', 'auxiliary_head.conv_seg.{leaf}'),
+    (
+        rf'auxiliary_decoder\.(?P<rest>\d)\.{_BLOCK}',
+        'auxiliary_head.{rest}.up_convs.0.0.{block}',
+    ),
+    (
+        r'auxiliary_decoder\.(?P<rest>\d)\.(?P<second>[45])\.(?P<leaf>\w+)',
+        'auxiliary_head.{rest}.up_convs.1.0.{block}',
+    ),
+    (
+        r'auxiliary_decoder\.(?P<rest>\d)\.9\.(?P<leaf>\w+)',
+        'auxiliary_head.{rest}.conv_seg.{leaf}',
+    ),
+]
+# by the head that the model of the config has
+_PLACES = {
+    'MCIBIHead': [
+        (rf'memory_module\.self_attention\.{_PROJECTION}', HEAD + '.relation.{rest}.{block}'),
+        *_COMMON,
+    ],
+    'MDRLHead': [
+        (rf'memory_module\.attention\.{_PROJECTION}', HEAD + '.relation.{rest}.{block}'),
+        (rf'memory_module\.fuse_memory_conv\.{_BLOCK}', HEAD + '.fuse_memory.{block}'),
+        (rf'proj_head\.proj\.{_BLOCK}', HEAD + '.projection.convs.0.{block}'),
+        (r'proj_head\.proj\.3\.(?P<leaf>\w+)', HEAD + '.projection.convs.1.{leaf}'),
+        (r'feat_norm\.(?P<leaf>\w+)', HEAD + '.projection.norm.{leaf}'),
+        # of the loss that is formed at label size
+        (r'mask_norm\.(?P<leaf>\w+)', HEAD + '.consistency.losses.0.norm.{leaf}'),
+        *_COMMON,
+    ],
+}
+
+
+class ConversionError(ValueError):
+    """A checkpoint that doesn't fit; the message names the first key that doesn't."""
+
+
+def read_state(path: Union[str, Path]) -> State:
+    """The state dict in a checkpoint file.
+
+    Raises:
+        ConversionError: There is none.
+    """
+    if not Path(path).is_file():
+        raise ConversionError(f'there is no file {path}')
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # whatever unpickling comes to
+        raise ConversionError(
+            f'{path} is no checkpoint that can be read without running code in '
+            f'it ({type(error).__name__})'
+        ) from error
+    for key in ('model', 'state_dict'):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
+        raise ConversionError(
+            f'{path} holds no state dict, neither by itself nor as "model" or "state_dict"'
+        )
+    return {key.removeprefix('module.'): value for key, value in content.items()}
+
+
+def _place(key: str, places: List[Tuple[str, str]]) -> Optional[str]:
+    """Name here of a released parameter; None if it has none."""
+    for pattern, target in places:
+        found = re.fullmatch(pattern, key)
+        if found:
+            groups = found.groupdict()
+            part = int(groups.get('part') or 0)
+            if groups.get('after_pool'):
+                part = int(groups['after_pool']) - 1
+            if groups.get('second'):
+                part = int(groups['second']) - 4
+            return target.format(**groups, block=f'{("conv", "bn")[part]}.{groups.get("leaf")}')
+    return None
+
+
+def convert_state(released: State, head: str = 'MCIBIHead') -> State:
+    """Released state dict to ours.
+
+    Args:
+        released (dict[str, Tensor]): Under the released names.
+        head (str): 'MCIBIHead' for MCIBI, 'MDRLHead' for CMDL. Defaults to 'MCIBIHead'.
+
+    Returns:
+        dict[str, Tensor]: Under the names of a segmentor with that head.
+
+    Raises:
+        ConversionError: Names the first key that has no place.
+    """
+    state = {}
+    for key, value in released.items():
+        if key == MEMORY:
+            state.update(_memory(value, head))
+            continue
+        name = _place(key, _PLACES[head])
+        if name is None:
+            method = dict(MCIBIHead='MCIBI', MDRLHead='CMDL')[head]
+            raise ConversionError(
+                f'{key} has no place in a model with {head}; is this a checkpoint of {method}?'
+            )
+        state[name] = value
+    _absorb_bias(state)
+    _first_the_pooled(state)
+    return state
+
+
+def _memory(value: Tensor, head: str) -> State:
+    """The bank of either head from `memory_module.memory` [K, N, C]."""
+    counter = {f'{HEAD}.bank.num_updates': torch.zeros((), dtype=torch.int64)}
+    if value.dim() != 3:
+        raise ConversionError(f'{MEMORY} is {tuple(value.shape)}, not [K, N, C]')
+    if head == 'MDRLHead':
+        return {f'{HEAD}.bank.distributions': value.clone(), **counter}
+    if value.shape[1] != 1:
+        raise ConversionError(
+            f'{MEMORY} is {tuple(value.shape)}, not one vector for each class: [K, 1, C]'
+        )
+    return {
+        f'{HEAD}.bank.features': value[:, 0].clone(),
+        # the release knows a class that it has never seen by a row of zeros
+        f'{HEAD}.bank.filled': value[:, 0].any(dim=1),
+        **counter,
+    }
+
+
+def _absorb_bias(state: State) -> None:
+    """CMDL's first projection has a bias before its norm, which takes it off again."""
+    bias = state.pop(f'{HEAD}.projection.convs.0.conv.bias', None)
+    mean = f'{HEAD}.projection.convs.0.bn.running_mean'
+    if bias is not None and mean in state:
+        state[mean] = state[mean] - bias
+
+
+def _first_the_pooled(state: State) -> None:
+    """ASPP joins the pooled branch last there and first here."""
+    name, pooled = f'{CONTEXT}.bottleneck.conv.weight', f'{CONTEXT}.image_pool.1.conv.weight'
+    if name in state and pooled in state:
+        weight, channels = state[name], state[pooled].shape[0]
+        state[name] = torch.cat([weight[:, -channels:], weight[:, :-channels]], dim=1)
+
+
+def check_fit(state: State, model: nn.Module) -> None:
+    """Refuse a state that isn't exactly the model's.
+
+    Args:
+        state (dict[str, Tensor]): What :func:`convert_state` gives.
+        model (nn.Module): Of the config; its parameters may be without memory.
+
+    Raises:
+        ConversionError: Names the first key that is too much, of another shape, or missing.
+    """
+    expected = model.state_dict()
+    for key, value in state.items():
+        if key not in expected:
+            raise ConversionError(
+                f'the checkpoint has {key}, which the model of the config has '
+                'not; use the config with the same backbone and context'
+            )
+        if value.shape != expected[key].shape:
+            raise ConversionError(
+                f'{key} is {tuple(value.shape)} in the checkpoint and '
+                f'{tuple(expected[key].shape)} in the model of the config; use the config with the '
+                'same backbone, context and number of classes, or let --out-config write one'
+            )
+    for key in expected:
+        # older checkpoints don't have the counters, which only matter to a norm without momentum
+        if key not in state and not key.endswith('num_batches_tracked'):
+            raise ConversionError(
+                f'the model of the config has {key}, for which the checkpoint '
+                'has nothing; use the config with the same backbone and context'
+            )

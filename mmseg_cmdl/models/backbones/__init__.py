@@ -1,0 +1,3 @@
+from .linear_stem_hrnet import LinearStemHRNet
+
+__all__ = ['LinearStemHRNet']

@@ -1,0 +1,3 @@
+from .resize_concat_neck import ResizeConcatNeck
+
+__all__ = ['ResizeConcatNeck']

@@ -1,0 +1,227 @@
+"""Every released network, by the names and shapes of its state dict, fits its shipped config.
+
+tests/data/released_models.json lists them, as read from the toolboxes: facts, no weights.
+"""
+
+import json
+import re
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
+from mmseg.registry import DATASETS, MODELS
+
+from mmseg_cmdl.conversion import (
+    RELEASED,
+    ConversionError,
+    build_without_memory,
+    check_fit,
+    convert,
+    convert_state,
+    differences,
+    read_fact,
+    recognise,
+)
+from tests.paths import ROOT
+
+LISTED = json.loads((ROOT / 'tests' / 'data' / 'released_models.json').read_text())
+NETWORKS = LISTED['models']
+MCIBI = [name for name in NETWORKS if name.startswith('mcibi_')]
+CMDL = {
+    'cmdl_fcn': 'mdrl_fcn_r50-d8_4xb2-80k_cityscapes-512x1024',
+    'cmdl_pspnet': 'mdrl_pspnet_r50-d8_4xb2-80k_cityscapes-512x1024',
+    'cmdl_ccnet': 'mdrl_ccnet_r50-d8_4xb2-80k_cityscapes-512x1024',
+}
+
+
+def config_path(name):
+    (path,) = (ROOT / 'configs').rglob(f'{name}.py')
+    return str(path)
+
+
+def names_in(pattern):
+    """'layer1.[0-2].conv1' to the three names that it stands for."""
+    found = re.search(r'\[(\d+)-(\d+)\]', pattern)
+    if found is None:
+        return [pattern]
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    numbers = range(int(found[1]), int(found[2]) + 1)
+    return [name for number in numbers for name in names_in(f'{before}{number}{after}')]
+
+
+def listed_shapes(name):
+    """Shape by key of a released state dict."""
+    shapes = {}
+    for part in NETWORKS[name]['parts']:
+        for pattern, description in LISTED['parts'][part].items():
+            kind, *sizes = description.replace('K', str(NETWORKS[name]['num_classes'])).split()
+            shape = [int(size) for size in sizes[0].split('x')] if sizes else []
+            for module in names_in(pattern):
+                if kind == 'p':
+                    shapes[module] = shape
+                    continue
+                shapes[f'{module}.weight'] = shape
+                if kind == 'wb':
+                    shapes[f'{module}.bias'] = shape[:1]
+                elif kind == 'bn':
+                    for leaf in ('bias', 'running_mean', 'running_var'):
+                        shapes[f'{module}.{leaf}'] = shape
+                    shapes[f'{module}.num_batches_tracked'] = []
+    return shapes
+
+
+def without_memory(name):
+    return {key: torch.empty(shape, device='meta') for key, shape in listed_shapes(name).items()}
+
+
+def random_state(name):
+    """Random numbers with which a network neither vanishes nor explodes."""
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for key, shape in listed_shapes(name).items():
+        if key.endswith('num_batches_tracked'):
+            state[key] = torch.tensor(3)
+        elif len(shape) == 4:
+            inputs = shape[1] * shape[2] * shape[3]
+            state[key] = torch.randn(shape, generator=generator) * (2 / inputs) ** 0.5
+        elif key.endswith(('running_var', 'weight')):
+            state[key] = torch.rand(shape, generator=generator) * 0.5 + 0.75
+        else:
+            state[key] = torch.randn(shape, generator=generator) * 0.2
+    return state
+
+
+def test_table_and_list_name_the_same_models():
+    assert sorted(RELEASED) == sorted(MCIBI)
+    assert len(MCIBI) == 18
+
+
+@pytest.mark.parametrize('name', MCIBI)
+def test_released_network_fits_its_config(name):
+    """Names and shapes, and what has no tensor, of the model that the shipped config builds."""
+    released = RELEASED[name]
+    cfg = Config.fromfile(config_path(released.config))
+    model = build_without_memory(cfg)
+    state = convert_state(without_memory(name))
+    check_fit(state, model)
+    model.load_state_dict(state, strict=True, assign=True)
+    assert differences(model, released) == {}
+
+    listed = NETWORKS[name]
+    activation = dict(type='ReLU')
+    if listed['activation'] != 'ReLU':
+        activation = dict(type='LeakyReLU', negative_slope=0.01)
+    assert read_fact(model, 'decode_head.act_cfg') == activation
+    for part in (model.decode_head.relation, model.decode_head.context.head):  # down to the modules
+        kinds = {
+            type(module).__name__
+            for module in part.modules()
+            if isinstance(module, (torch.nn.ReLU, torch.nn.LeakyReLU))
+        }
+        assert kinds == {activation['type']}
+    assert list(model.decode_head.context.head.dilations) == listed['dilations']
+    if 'stride' in listed:
+        assert model.neck.stride == listed['stride']
+        stem = type(model.backbone).__name__ == 'HRNet'
+        assert stem == listed['activation inside the stem']
+
+    dataset = DATASETS.get(released.dataset)
+    assert len(dataset.METAINFO['classes']) == listed['num_classes'] == model.num_classes
+    loader = cfg.train_dataloader.dataset
+    assert loader.get('datasets', [loader])[0].type == released.dataset
+
+
+def test_file_with_random_numbers_becomes_a_model(tmp_path):
+    """The whole way once: the released file layout, converted, loaded strictly, and predicts."""
+    name = 'mcibi_deeplabv3_r50_lip'
+    source, target = tmp_path / f'{name}.pth', tmp_path / 'converted.pth'
+    state = random_state(name)
+    torch.save(dict(model=state, epoch=150), source)
+    done = convert(config_path(RELEASED[name].config), str(source), str(target))
+    assert (done.model, done.changed, done.notes) == (name, {}, [])
+    cfg = Config.fromfile(config_path(RELEASED[name].config))
+    cfg.model.pretrained = None
+    init_default_scope('mmseg')
+    model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+    checkpoint = load_checkpoint(model, str(target), strict=True)
+    classes = checkpoint['meta']['dataset_meta']['classes']
+    assert len(classes) == 20
+    assert classes[14:16] == ['Left-arm', 'Right-arm']
+    # ASPP joins its pooled branch first here
+    ours = model.decode_head.context.head.bottleneck.conv.weight
+    theirs = state['context_within_image_module.bottleneck.0.weight']
+    assert torch.equal(ours[:, :512], theirs[:, -512:])
+    assert torch.equal(ours[:, 512:], theirs[:, :-512])
+    with torch.no_grad():
+        logits = model.decode_head(model.extract_feat(torch.randn(1, 3, 33, 33)))
+    assert logits.isfinite().all()
+    assert logits.std() > 0.01
+
+
+def test_a_config_for_another_of_the_released_models_is_refused(tmp_path):
+    """A config of the right shapes with ReLU, or with the classes of another data set."""
+    name = 'mcibi_deeplabv3_r50_lip'
+    source = tmp_path / 'downloaded.pth'
+    torch.save(dict(model=random_state(name)), source)
+    target = str(tmp_path / 'converted.pth')
+    config = config_path(RELEASED[name].config)
+    options = {
+        f'model.{part}.act_cfg': dict(_delete_=True, type='ReLU')
+        for part in ('decode_head', 'auxiliary_head')
+    }
+    with pytest.raises(ConversionError, match='LeakyReLU'):
+        convert(config, str(source), target, model=name, cfg_options=options)
+    with pytest.raises(ConversionError, match='predicts the classes of LIPDataset'):
+        convert(
+            config,
+            str(source),
+            target,
+            model=name,
+            cfg_options={'train_dataloader.dataset.type': 'CIHPDataset'},
+        )
+    assert not (tmp_path / 'converted.pth').exists()
+    assert recognise('some/folder/mcibi_deeplabv3_r50_lip.pth') == name
+    assert recognise(str(source)) is None
+
+
+@pytest.mark.parametrize('name', CMDL)
+def test_network_of_cmdl_fits_its_config(name):
+    cfg = Config.fromfile(config_path(CMDL[name]))
+    if name == 'cmdl_ccnet':
+        cfg.merge_from_dict({'model.decode_head.context.concat_input': False})
+    model = build_without_memory(cfg)
+    state = convert_state(without_memory(name), 'MDRLHead')
+    check_fit(state, model)
+    model.load_state_dict(state, strict=True, assign=True)
+    assert model.decode_head.bank.distributions.shape == (19, 9, 512)
+
+
+def test_bias_before_a_norm_is_absorbed_by_it():
+    """CMDL's projection has a bias there, ours has none: the same embedding, and after a step."""
+    torch.manual_seed(0)
+    theirs = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1), torch.nn.BatchNorm2d(4))
+    theirs[1].running_mean.normal_()
+    state = {f'proj_head.proj.{key}': value for key, value in theirs.state_dict().items()}
+    state['memory_module.memory'] = torch.randn(3, 2, 4)
+    converted = convert_state(state, 'MDRLHead')
+    prefix = 'decode_head.projection.convs.0'
+    assert f'{prefix}.conv.bias' not in converted
+    ours = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1, bias=False), torch.nn.BatchNorm2d(4))
+    ours[0].weight.data = converted[f'{prefix}.conv.weight']
+    ours[1].load_state_dict(
+        {
+            key.rpartition('.')[2]: value
+            for key, value in converted.items()
+            if key.startswith(f'{prefix}.bn')
+        }
+    )
+    x = torch.randn(2, 4, 5, 5)
+    for model in (ours, theirs):
+        model.eval()
+    torch.testing.assert_close(ours(x), theirs(x))
+    for model in (ours, theirs):
+        model.train()
+    torch.testing.assert_close(ours(x), theirs(x))
