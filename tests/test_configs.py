@@ -52,6 +52,8 @@ DATASET_TYPES = dict(
     cihp='CIHPDataset',
     **{
         'coco-stuff164k': 'COCOStuffDataset',
+        'coco-stuff10k': 'COCOStuffDataset',
+        'coco-stuff10k-182': 'COCOStuff182Dataset',
         'cityscapes-trainval': 'CityscapesDataset',
         'earth-climate': 'EarthClimateDataset',
         'pascal-context': 'PascalContextDataset',
@@ -59,7 +61,14 @@ DATASET_TYPES = dict(
 )
 METHODS = dict(mdrl='MDRLHead', mcibi='MCIBIHead', dgcw='DGCWHead')
 # where a paper has one of its own for a dataset; 0.01 elsewhere
-LEARNING_RATES = {'dgcw_pascal-context': 0.005, 'dgcw_ade20k': 0.02}
+LEARNING_RATES = {
+    'dgcw_pascal-context': 0.005,
+    'dgcw_ade20k': 0.02,
+    'mcibi_coco-stuff10k-182': 0.001,
+    'mdrl_coco-stuff10k': 0.001,
+}
+# learning rate, its floor and weight decay of the released toolboxes
+RELEASED_SCHEDULES = {62000: (0.001, 1e-5, 1e-4), 2200: (0.02, 2e-4, 1e-4)}
 TINY = 64
 
 every_config = pytest.mark.parametrize('name', PATHS)
@@ -92,6 +101,8 @@ def offline(cfg):
             import tests.timm_stand_in  # noqa: F401
     if cfg.model.backbone.type == 'VisionTransformer':  # 300 M parameters otherwise
         cfg.model.backbone.update(num_layers=4, out_indices=(0, 1, 2, 3))
+    for stage in cfg.model.backbone.get('extra', {}).values():  # HRNet, of 60 blocks otherwise
+        stage.update(num_modules=1, num_blocks=[1] * stage.num_branches)
     return cfg
 
 
@@ -99,6 +110,8 @@ def learning_rate(name):
     method, dataset = name.split('_')[0], name.split('_')[-1].rpartition('-')[0]
     if '-demo_' in name:
         return 0.2
+    if '-2200it_' in name:
+        return 0.02
     return 0.05 if '-500it_' in name else LEARNING_RATES.get(f'{method}_{dataset}', 0.01)
 
 
@@ -177,21 +190,31 @@ def final_head(parent):
     return head[-1] if isinstance(head, (list, torch.nn.ModuleList)) else head
 
 
-def other_head(parent):
-    """The auxiliary head of a config or model; in a cascade the head before the last."""
-    cascade = isinstance(parent.decode_head, (list, torch.nn.ModuleList))
-    return parent.decode_head[-2] if cascade else parent.auxiliary_head
+def other_heads(parent):
+    """The auxiliary heads of a config or model; in a cascade the head before the last."""
+    if isinstance(parent.decode_head, (list, torch.nn.ModuleList)):
+        return [parent.decode_head[-2]]
+    auxiliary = getattr(parent, 'auxiliary_head', None)
+    if auxiliary is None:
+        return []
+    return list(auxiliary) if isinstance(auxiliary, (list, torch.nn.ModuleList)) else [auxiliary]
+
+
+def network(name):
+    """What of a config makes a network of its own: not classes, depth, or how it is tested."""
+    model = load(name).model.to_dict()
+    for key in ('pretrained', 'test_cfg', 'data_preprocessor'):
+        model.pop(key, None)
+    model['backbone'].pop('depth', None)
+    text = re.sub(r"'(num_classes|min_kept)': \d+", '', str(model))
+    return re.sub(r"'dilations': [(\[][^)\]]*[)\]]", '', text)
 
 
 def models_to_train():
-    """One config of each model; what is for LIP has the same one for CIHP, for example."""
+    """One config of each network, the shallowest."""
     chosen = {}
-    for name in PATHS:
-        model = load(name).model.to_dict()
-        # offline() and tiny_model() override these
-        model.pop('pretrained', None)
-        model['data_preprocessor'].pop('size')
-        chosen.setdefault(str(model), name)
+    for name in sorted(PATHS, key=lambda name: load(name).model.backbone.get('depth', 0)):
+        chosen.setdefault(network(name), name)
     return list(chosen.values())
 
 
@@ -199,7 +222,7 @@ def models_to_train():
 def test_trains_one_step_and_predicts(name):
     cfg = offline(load(name))
     model = tiny_model(cfg)
-    classifiers = [final_head(model).conv_seg, other_head(model).conv_seg]
+    classifiers = [head.conv_seg for head in (final_head(model), *other_heads(model))]
     before = [layer.weight.detach().clone() for layer in classifiers]
     if name.startswith('mcibi_'):
         # as after the first iterations: nothing that relates to a memory of zeros has a gradient
@@ -342,6 +365,9 @@ def test_runner_runs_the_schedule(name, tmp_path):
     small = load(SMALL_PLAIN)
     (schedule,) = cfg.param_scheduler
     assert schedule.end == cfg.train_cfg.max_iters
+    ours = (start, 1e-4, 5e-4)  # MMSegmentation's floor and decay
+    released, floor, weight_decay = RELEASED_SCHEDULES.get(schedule.end, ours)
+    assert released == start
     hook = cfg.default_hooks.checkpoint
     assert hook.interval == cfg.train_cfg.val_interval
     assert cfg.train_cfg.max_iters % hook.interval == 0
@@ -372,9 +398,10 @@ def test_runner_runs_the_schedule(name, tmp_path):
     optimizer = runner.optim_wrapper.optimizer
     assert isinstance(optimizer, torch.optim.SGD)
     group = optimizer.param_groups[0]
-    assert (group['initial_lr'], group['momentum'], group['weight_decay']) == (start, 0.9, 5e-4)
-    # poly of power 0.9 down to 1e-4, after two of the four steps that `end=5` has
-    assert group['lr'] == pytest.approx(1e-4 + (start - 1e-4) * 0.5**0.9)
+    expected = (start, 0.9, weight_decay)
+    assert (group['initial_lr'], group['momentum'], group['weight_decay']) == expected
+    # poly of power 0.9 down to the floor, after two of the four steps that `end=5` has
+    assert group['lr'] == pytest.approx(floor + (start - floor) * 0.5**0.9)
     assert 0 <= runner.message_hub.get_scalar('val/mIoU').current() <= 100
     assert (tmp_path / 'best_mIoU_iter_2.pth').is_file()
     assert (tmp_path / 'iter_2.pth').is_file()
@@ -384,7 +411,7 @@ def test_runner_runs_the_schedule(name, tmp_path):
 def test_name_says_what_the_config_does(name):
     fields = re.fullmatch(
         r'(?:(mdrl|mcibi|dgcw)_)?(fcn|pspnet|ccnet|ocrnet|deeplabv3|nonlocal)_'
-        r'(r\d+s?-d8|s101-d8|vit-l|efficientnet-lite0-d8)(?:-(ohem))?_(\d+)xb(\d+)-(\w+?)_'
+        r'(r\d+s?-d8|s101-d8|hr48|vit-l|efficientnet-lite0-d8)(?:-(ohem))?_(\d+)xb(\d+)-(\w+?)_'
         r'([a-z0-9-]+?)-(\d+)x(\d+)(?:_([a-z0-9]+)-\9x\10)?',
         name,
     )
@@ -418,12 +445,14 @@ def test_name_says_what_the_config_does(name):
         assert cfg.model.backbone.depth == int(backbone.strip('rs'))
         if cfg.model.get('pretrained'):
             assert cfg.model.pretrained == f'open-mmlab://resnet{cfg.model.backbone.depth}_v1c'
-    elif backbone in ('s101', 'vit-l'):
+    elif backbone in ('s101', 'hr48', 'vit-l'):
         expected = {
             's101': ('ResNeSt', 'open-mmlab://resnest101'),
+            'hr48': ('HRNet', 'open-mmlab://msra/hrnetv2_w48'),
             'vit-l': ('VisionTransformer', 'pretrain/vit_large_p16.pth'),
         }[backbone]
-        assert (cfg.model.backbone.type, cfg.model.pretrained) == expected
+        kind = cfg.model.backbone.type.removeprefix('LinearStem')
+        assert (kind, cfg.model.pretrained) == expected
     else:
         assert cfg.model.backbone.model_name == 'tf_efficientnet_lite0'
         assert cfg.model.backbone.output_stride == 8
@@ -451,9 +480,19 @@ def test_config_stands_on_its_own(name):
     assert cfg.custom_imports == dict(imports=['mmseg_cmdl'], allow_failed_imports=False)
     assert cfg.default_scope == 'mmseg'
     classes = DATASETS.get(parts(cfg.train_dataloader.dataset)[0].type).METAINFO['classes']
-    assert final_head(cfg.model).num_classes == len(classes)
-    assert other_head(cfg.model).num_classes == len(classes)
-    assert cfg.tta_model.type == 'SegTTAModel'
+    for head in (final_head(cfg.model), *other_heads(cfg.model)):
+        assert head.num_classes == len(classes)
+    if 'LIPDataset' in str(cfg.train_dataloader):
+        assert cfg.tta_model.type == 'LeftRightTTAModel'
+        assert cfg.tta_model.swap_seg_labels == cfg.left_and_right
+        names = [(classes[left], classes[right]) for left, right in cfg.left_and_right]
+        assert names == [
+            ('Left-arm', 'Right-arm'),
+            ('Left-leg', 'Right-leg'),
+            ('Left-shoe', 'Right-shoe'),
+        ]
+    else:
+        assert cfg.tta_model.type == 'SegTTAModel'
 
 
 def base_paths(path):
@@ -510,8 +549,11 @@ def plain(cfg, drop=()):
         cfg['model'].pop('auxiliary_head')
         cfg['model']['type'] = 'EncoderDecoder'
     # 'decode_head' at the top is how a cascade's list takes the number of classes
-    for key in ('loss_consistency', 'custom_imports', 'decode_head', 'norm_cfg', *drop):
+    for key in ('loss_consistency', 'custom_imports', 'decode_head', 'norm_cfg', 'act_cfg', *drop):
         cfg.pop(key, None)
+    # the auxiliary head is as released: wider, and for LIP with another activation
+    for key in ('channels', 'act_cfg'):
+        cfg['model'].get('auxiliary_head', {}).pop(key, None)
     return json.loads(json.dumps(cfg))
 
 
@@ -544,7 +586,7 @@ def stock_name(name):
         for name in PATHS
         if name.startswith(('mdrl_', 'mcibi_'))
         and 'ocrnet_r50' not in name
-        and 'vit-l' not in name  # MMSegmentation has none
+        and not re.search('vit-l|hr48', name)  # MMSegmentation has none
         and name.endswith(('cityscapes-512x1024', 'ade20k-512x512'))
     ],
 )
@@ -567,6 +609,13 @@ def data_settings(cfg):
     return (cfg.train_dataloader.dataset, cfg.test_dataloader.dataset, cfg.tta_pipeline)
 
 
+def labelled_classes(dataset, num_classes):
+    """Classes that the label files of a data set have."""
+    if dataset.type == 'COCOStuff182Dataset':
+        return set(DATASETS.get(dataset.type).get_label_map().values())
+    return set(range(num_classes))
+
+
 def write_image_and_labels(dataset, root, num_classes):
     """An image and a label map as this dataset has them on disk, every class present."""
     suffixes = inspect.signature(DATASETS.get(dataset.type).__init__).parameters
@@ -574,7 +623,9 @@ def write_image_and_labels(dataset, root, num_classes):
         return
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (90, 160, 3), dtype=np.uint8)
-    offset = int(dataset.type == 'ADE20KDataset')  # 0 there is 'other', dropped when loading
+    num_classes = len(labelled_classes(dataset, num_classes))
+    # 0 is dropped when loading
+    offset = int(dataset.type == 'ADE20KDataset' or dataset.get('reduce_zero_label', False))
     labels = generator.integers(0, num_classes + offset, (90, 160), dtype=np.uint8)
     labels[0, :num_classes] = np.arange(num_classes)[:160] + offset
     for key, array, suffix in (
@@ -623,16 +674,14 @@ def test_pipelines_run(name, tmp_path):
         sample = samples[split]['data_samples']
         assert sample.gt_sem_seg.shape == tuple(sample.ori_shape[:2])
         if 'data_root' in loaders[split].dataset:
-            assert set(range(num_classes)) <= set(sample.gt_sem_seg.data.unique().tolist())
+            found = set(sample.gt_sem_seg.data.unique().tolist())
+            assert labelled_classes(loaders[split].dataset, num_classes) <= found
 
     single = samples['test']['inputs'].shape[1:]
     views = samples['tta']['inputs']
     flips = [sample.metainfo.get('flip') for sample in samples['tta']['data_samples']]
-    if cfg.train_dataloader.dataset.type == 'LIPDataset':  # flipped, left would pass for right
-        assert flips == [None] * len(cfg.img_ratios)
-    else:
-        assert len(views) == 2 * len(cfg.img_ratios)
-        assert flips.count(True) == flips.count(False) == len(cfg.img_ratios)
+    assert len(views) == 2 * len(cfg.img_ratios)
+    assert flips.count(True) == flips.count(False) == len(cfg.img_ratios)
     heights = sorted({view.shape[1] for view in views})
     assert heights == pytest.approx([ratio * single[0] for ratio in sorted(cfg.img_ratios)], abs=1)
 
