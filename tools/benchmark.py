@@ -32,6 +32,7 @@ from mmseg_cmdl.analysis.complexity import (
     available_contexts,
     build_context,
     count_operations,
+    feature_maps,
     peak_memory,
 )
 from mmseg_cmdl.launch import configs_folder
@@ -396,13 +397,16 @@ def benchmark_complexity(timer, args):
             name: build_context(cfg, size[1], 512, 19) for name, cfg in available_contexts().items()
         }
     measured = timer(
-        {name: torch.no_grad()(lambda head=head: head([features])) for name, head in heads.items()}
+        {
+            name: torch.no_grad()(lambda head=head: head(feature_maps(head, features)))
+            for name, head in heads.items()
+        }
     )
     rows = [
         dict(
             module=name,
             **measured[name],
-            **count_operations(head.to('meta'), [features.to('meta')]),
+            **count_operations(head.to('meta'), feature_maps(head, features.to('meta'))),
             paper=MCIBI_TABLE_3.get(name),
         )
         for name, head in heads.items()
@@ -410,11 +414,21 @@ def benchmark_complexity(timer, args):
     print_table(
         f'Inference on a {"x".join(map(str, size))} map; heads without classifier, 512 channels.\n'
         '"paper" is MCIBI, table 3: context modules on a V100',
-        ['module', 'params M', 'GMACs', 'ms', 'peak MiB', 'paper: M', 'paper: GMACs', 'paper: ms'],
+        [
+            'module',
+            'params M',
+            'GMACs',
+            'of convs',
+            'ms',
+            'peak MiB',
+            'paper: M',
+            'paper: GMACs',
+            'paper: ms',
+        ],
         [
             [
                 r['module'],
-                *(r[key] for key in ('params_m', 'gmacs', 'ms', 'peak_mib')),
+                *(r[key] for key in ('params_m', 'gmacs', 'convs_gmacs', 'ms', 'peak_mib')),
                 *(r['paper'] or ('', '', '')),
             ]
             for r in rows

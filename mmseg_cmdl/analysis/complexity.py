@@ -3,7 +3,7 @@
 Source of the comparison: MCIBI, table 3.
 """
 
-from typing import Callable, Dict, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 import torch
 from mmengine.config import Config
@@ -19,6 +19,16 @@ CONTEXTS = {
     'ASPP': dict(type='ASPPHead', dilations=(1, 12, 24, 36)),
     'CCNet': dict(type='CCHead'),
     'DANet': dict(type='DAHead', pam_channels=64),
+    # two maps, the first with half the channels, as stages 3 and 4 of a ResNet
+    'ANN': dict(
+        type='ANNHead',
+        maps=2,
+        project_channels=256,
+        query_scales=(1,),
+        key_pool_scales=(1, 3, 6, 8),
+    ),
+    'DNL': dict(type='DNLHead'),
+    'APCNet': dict(type='APCHead'),
     'DCA (MCIBI)': dict(type='MCIBIHead'),
     'ASPP+DCA (MCIBI)': dict(
         type='MCIBIHead', context=dict(type='ASPPHead', dilations=(1, 12, 24, 36))
@@ -29,12 +39,17 @@ CONTEXTS = {
 }
 
 #: MCIBI, table 3, inference on a 1 x 2048 x 128 x 128 map on a V100: parameters in millions,
-#: multiply-adds in billions (the table's "FLOPs" equal parameters x pixels), milliseconds.
+#: multiply-adds in billions, milliseconds. The table's "FLOPs" are the multiply-adds of the
+#: convolutions: the two products of an attention aren't in it, 2 x 128^4 x 256 = 137.4 billion with
+#: 256 channels.
 MCIBI_TABLE_3 = {
     'ASPP': (42.21, 674.47, 101.44),
     'PPM': (23.07, 309.45, 29.57),
     'CCNet': (23.92, 397.38, 56.90),
     'DANet': (23.92, 392.02, 62.64),
+    'ANN': (20.32, 335.24, 49.66),
+    'DNL': (24.12, 395.25, 68.62),
+    'APCNet': (30.46, 413.12, 54.20),
     'DCA (MCIBI)': (14.82, 242.80, 47.64),
     'ASPP+DCA (MCIBI)': (45.63, 730.56, 125.03),
 }
@@ -50,8 +65,9 @@ def build_context(cfg: dict, in_channels: int, channels: int, num_classes: int) 
     """A decode head without its classifier `conv_seg`, in eval mode.
 
     Args:
-        cfg (dict): Of the head; what it doesn't say is filled in from the rest.
-        in_channels (int): Of the feature map.
+        cfg (dict): Of the head; what it doesn't say is filled in from the rest. `maps=2`: it takes
+            two, the first with half of `in_channels`.
+        in_channels (int): Of the feature map, or the last of them.
         channels (int): Inside the head.
         num_classes (int): K.
     """
@@ -63,6 +79,9 @@ def build_context(cfg: dict, in_channels: int, channels: int, num_classes: int) 
         norm_cfg=dict(type='BN'),
         align_corners=False,
     )
+    cfg = dict(cfg)
+    if cfg.pop('maps', 1) == 2:
+        defaults.update(in_channels=[in_channels // 2, in_channels], in_index=[0, 1])
     head = MODELS.build({**defaults, **cfg}).eval()
     if isinstance(getattr(head, 'conv_seg', None), nn.Conv2d):
         head.conv_seg = nn.Identity()
@@ -112,18 +131,29 @@ def peak_memory(run: Callable, device: torch.device) -> int:
     return peak
 
 
+def feature_maps(head: nn.Module, features: Tensor) -> List[Tensor]:
+    """The maps that a head of :func:`build_context` takes, of which `features` is the last."""
+    channels = head.in_channels
+    if not isinstance(channels, (list, tuple)):
+        return [features]
+    return [features[:, :number] for number in channels]
+
+
 @torch.no_grad()
 def count_operations(head: nn.Module, features: Sequence[Tensor]) -> dict:
     """Parameters and multiply-adds of one inference pass; on the meta device, without running it.
 
     Returns:
-        dict: `params_m`, parameters in millions; `gmacs`, multiply-adds in billions.
+        dict: `params_m`, parameters in millions; `gmacs`, multiply-adds in billions, and
+        `convs_gmacs`, those of convolutions alone.
     """
     with FlopCounterMode(display=False) as counter:
         head(features)
+    convs = counter.get_flop_counts()['Global'].get(torch.ops.aten.convolution, 0)
     return dict(
         params_m=sum(p.numel() for p in head.parameters()) / 1e6,
         gmacs=counter.get_total_flops() / 2e9,
+        convs_gmacs=convs / 2e9,
     )
 
 
@@ -138,20 +168,20 @@ def measure_complexity(
     """Cost of one inference pass.
 
     Args:
-        head (nn.Module): Called with a list of one feature map.
-        shape (Sequence[int]): Of that map (B, C, h, w).
+        head (nn.Module): Called with a list of feature maps.
+        shape (Sequence[int]): Of the last map (B, C, h, w).
         device (str): Where.
         min_seconds (float, optional): Time it for at least so long; None: not at all.
         seed (int): Of the random map.
 
     Returns:
-        dict: `params_m`, parameters in millions; `gmacs`, multiply-adds in billions; `ms`, median
-        time of a pass; `peak_mib`, memory held at most during it beside map and parameters.
+        dict: What :func:`count_operations` gives; `ms`, median time of a pass; `peak_mib`, memory
+        held at most during it beside map and parameters.
     """
     device = torch.device(device)
     head = head.to(device).eval()
     generator = torch.Generator().manual_seed(seed)
-    features = [torch.randn(*shape, generator=generator).to(device)]
+    features = feature_maps(head, torch.randn(*shape, generator=generator).to(device))
     out = dict(
         **count_operations(head, features),
         ms=None,

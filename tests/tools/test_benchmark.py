@@ -66,8 +66,14 @@ def test_complexity_counts_parameters_and_operations(benchmark, capsys):
     convs = 9 * 512 * (2048 + 512 + 2048 + 512)
     assert rows['none (FCN)']['params_m'] * 1e6 == convs + 3 * 2 * 512
     assert rows['none (FCN)']['gmacs'] * 1e9 == pytest.approx(convs * 128 * 128)
-    for name in ('ASPP', 'PPM', 'CCNet', 'DANet'):
-        assert rows[name]['params_m'] == pytest.approx(rows[name]['paper'][0], rel=0.05), name
+    for name in ('ASPP', 'PPM', 'CCNet', 'DANet', 'ANN', 'DNL', 'APCNet'):
+        params, gmacs, _ = rows[name]['paper']
+        assert rows[name]['params_m'] == pytest.approx(params, rel=1e-3), name
+        # the paper's are of the convolutions, and of norms
+        assert rows[name]['convs_gmacs'] == pytest.approx(gmacs, rel=1e-3), name
+    # what it leaves out: the two products of 128^2 pixels each with the other
+    left_out = rows['DNL']['gmacs'] - rows['DNL']['convs_gmacs']
+    assert left_out == pytest.approx(2 * 128**4 * 256 / 1e9, rel=1e-3)
     assert rows['MDRL']['gmacs'] < rows['PPM+MDRL']['gmacs']
     assert 'MCIBI, table 3' in capsys.readouterr().out
 

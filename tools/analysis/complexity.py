@@ -2,7 +2,8 @@
 
 Parameters, multiply-adds, time and memory of one inference pass. A module is a decode head without
 its classifier. Prints the table, at the paper's size with the paper's figures beside, and writes
-complexity.json and complexity.png. `tools/benchmark.py complexity` times the modules in turn.
+complexity.json and complexity.png. The paper's GMACs are of the convolutions alone, without the
+products of an attention. `tools/benchmark.py complexity` times the modules in turn.
 
 Example:
     python tools/analysis/complexity.py --out work_dirs/complexity
@@ -121,14 +122,14 @@ def main(argv=None):
         else f'CPU, {torch.get_num_threads()} thread{"s" * (torch.get_num_threads() > 1)}'
     )
     size = '×'.join(map(str, args.size))
-    header = ['module', 'params M', 'GMACs', 'ms', 'MiB']
+    header = ['module', 'params M', 'GMACs', 'of convs', 'ms', 'MiB']
     if comparable:
         header += ['paper: M', 'paper: GMACs', 'paper: ms (V100)']
     table = PrettyTable(header)
     table.align = 'r'
     table.align['module'] = 'l'
     for row in rows:
-        values = [row[key] for key in ('params_m', 'gmacs', 'ms', 'peak_mib')]
+        values = [row[key] for key in ('params_m', 'gmacs', 'convs_gmacs', 'ms', 'peak_mib')]
         if comparable:
             values += row['paper'] or [None] * 3
         table.add_row([row['module'], *('-' if v is None else f'{v:.2f}' for v in values)])

@@ -29,6 +29,6 @@ class LeftRightTTAModel(SegTTAModel):
         """See the base class; vertically flipped images keep their classes."""
         for data_samples in data_samples_list:
             for sample in data_samples:
-                if sample.get('flip') and sample.get('flip_direction') == 'horizontal':
+                if sample.get('flip_direction') in ('horizontal', 'diagonal'):
                     sample.seg_logits.data = sample.seg_logits.data[self.order]
         return super().merge_preds(data_samples_list)
