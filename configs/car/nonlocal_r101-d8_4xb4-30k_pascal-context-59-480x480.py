@@ -1,15 +1,2 @@
-_base_ = [
-    '../_base_/models/nonlocal_r50-d8.py',
-    '../_base_/datasets/pascal_context_59.py',
-    '../_base_/default_runtime.py',
-    '../_base_/schedules/schedule_30k.py',
-]
-crop_size = (480, 480)
-data_preprocessor = dict(size=crop_size)
-model = dict(
-    data_preprocessor=data_preprocessor,
-    pretrained='open-mmlab://resnet101_v1c',
-    backbone=dict(depth=101),
-    decode_head=dict(num_classes=59),
-    # the paper has auxiliary losses for OCR only
-    auxiliary_head=None)
+_base_ = './nonlocal_r50-d8_4xb4-30k_pascal-context-59-480x480.py'
+model = dict(pretrained='open-mmlab://resnet101_v1c', backbone=dict(depth=101))
