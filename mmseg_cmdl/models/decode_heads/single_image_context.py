@@ -295,6 +295,56 @@ def inherited_options(
     return options
 
 
+_USE = (
+    'Use a head that ends in conv_seg, as PSPHead, ASPPHead, CCHead, DAHead, UPerHead, NLHead and '
+    'OCRHead do'
+)
+
+
+def _missing_options(cls: type, options: dict) -> List[str]:
+    """Arguments that a class asks for and that `options` hasn't got."""
+    parameters = list(inspect.signature(cls).parameters.values())
+    return [
+        p.name
+        for p in parameters
+        if p.default is p.empty
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        and p.name not in options
+    ]
+
+
+def _build_head(cfg: dict, options: dict) -> nn.Module:
+    """The head of `cfg`, built from `options`.
+
+    Raises:
+        ValueError: It can't be; says in a sentence what `cfg` has to be.
+    """
+    cls = registered_class(options)
+    name = cfg['type'] if isinstance(cfg['type'], str) else cls.__name__
+    if inspect.isclass(cls):
+        if not issubclass(cls, BaseDecodeHead):
+            raise ValueError(f'context: {name} is no decode head that classifies pixels. {_USE}')
+        missing = _missing_options(cls, options)
+        if missing:
+            raise ValueError(
+                f'context: {name} also needs {", ".join(missing)}: set it in `context`, which '
+                'inherits the rest from the head around it'
+            )
+    try:
+        return MODELS.build(options)
+    except AssertionError as error:  # heads of several maps assert that they get them
+        raise ValueError(
+            f"context: {name} can't be built for in_index={options['in_index']} with in_channels="
+            f'{options["in_channels"]}{f" ({error})" if str(error) else ""}; if it takes several '
+            "feature maps, set in_channels, in_index and input_transform='multiple_select' in "
+            '`context`'
+        ) from error
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"context: {name} can't be built with what a decode head inherits ({error}). {_USE}"
+        ) from error
+
+
 class SingleImageContext(BaseModule):
     """A decode head without its classifiers: its last feature map is the context.
 
@@ -314,23 +364,12 @@ class SingleImageContext(BaseModule):
 
     def __init__(self, cfg: dict, inherited: dict):
         super().__init__()
-        options = {**inherited, **cfg}
-        try:
-            self.head = MODELS.build(options)
-        except (TypeError, AssertionError, KeyError) as error:
-            inputs = {key: options[key] for key in ('in_channels', 'in_index')}
-            reason = str(error) or type(error).__name__  # the base class asserts without a word
-            raise ValueError(
-                f"context: {cfg['type']} can't be built from {sorted(options)} with {inputs} "
-                f'({reason}). It inherits what the head around it has; set in `context` what it '
-                'needs of its own'
-            ) from error
+        self.head = _build_head(cfg, {**inherited, **cfg})
         classifier = getattr(self.head, 'conv_seg', None)
         if not isinstance(classifier, nn.Conv2d):
             raise ValueError(
                 f'context: {cfg.get("type")} has no conv_seg, so it has no feature map before a '
-                'classifier that could serve as context. Use a head that ends in conv_seg, as '
-                'PSPHead, ASPPHead, CCHead, DAHead, UPerHead, NLHead and OCRHead do'
+                f'classifier that could serve as context. {_USE}'
             )
         if any(isinstance(module, MemoryBank) for module in self.head.modules()):
             raise ValueError(

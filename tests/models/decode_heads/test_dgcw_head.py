@@ -278,7 +278,10 @@ def test_takes_the_place_of_another_head():
             dict(context=dict(type='OCRHead', ocr_channels=4)),
             'OCRHead needs the prediction of a stage',
         ),
-        (dict(context=dict(type='SegmenterMaskTransformerHead')), "can't be built"),
+        (
+            dict(context=dict(type='SegmenterMaskTransformerHead')),
+            'also needs num_layers, num_heads',
+        ),
     ],
 )
 def test_refusals(options, message):

@@ -5,6 +5,8 @@ import re
 import pytest
 from mmseg.registry import MODELS
 
+from tests.models.decode_heads import tiny_head
+
 ONE = dict(in_channels=16, in_index=3, channels=8, num_classes=3)
 SEVERAL = dict(ONE, in_channels=[8, 8, 16, 16], in_index=[0, 1, 2, 3])
 OURS = {
@@ -69,3 +71,27 @@ def test_the_last_head_of_ocrnet():
 def test_what_can_not_be_is_one_sentence(ours, options, words):
     with pytest.raises((TypeError, ValueError), match=words):
         MODELS.build(dict(options, type=ours, **OURS[ours]))
+
+
+@pytest.mark.parametrize(
+    ('name', 'said'),
+    [
+        # what it asks for and doesn't inherit
+        ('SideAdapterCLIPHead', 'also needs san_cfg, maskgen_cfg'),
+        ('DAHead', 'also needs pam_channels: set it in `context`'),
+        ('OCRHead', 'also needs ocr_channels'),
+        # heads of several maps assert, some without a word
+        ('UPerHead', 'if it takes several feature maps, set in_channels, in_index'),
+        ('SegformerHead', 'if it takes several feature maps, set in_channels, in_index'),
+        ('LRASPPHead', 'Use a head that ends in conv_seg'),
+        # no decode heads, or with other options
+        ('MaskFormerHead', 'is no decode head that classifies pixels'),
+        ('KernelUpdateHead', 'is no decode head that classifies pixels'),
+        ('VPDDepthHead', 'Use a head that ends in conv_seg'),
+    ],
+)
+def test_refusal_says_what_to_do(name, said):
+    with pytest.raises(ValueError, match=f'^context: {name} ') as error:
+        tiny_head.build(context=dict(type=name))
+    assert said in str(error.value)
+    assert 'positional argument' not in str(error.value)
