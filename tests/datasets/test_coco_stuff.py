@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+from mmengine.registry import init_default_scope
 from mmseg.datasets import COCOStuffDataset
 
 from mmseg_cmdl.datasets import COCOStuff182Dataset
@@ -22,6 +23,7 @@ def test_the_labelled_classes_keep_their_names_and_the_official_ids():
 
 
 def test_labels_are_renumbered_when_loaded(tmp_path):
+    init_default_scope('mmseg')
     for folder in ('images', 'annotations'):
         (tmp_path / folder).mkdir()
     # 0 is no label, 1 to 171 the classes in their order

@@ -68,7 +68,7 @@ def test_complexity_counts_parameters_and_operations(benchmark, capsys):
     assert rows['none (FCN)']['gmacs'] * 1e9 == pytest.approx(convs * 128 * 128)
     for name in ('ASPP', 'PPM', 'CCNet', 'DANet', 'ANN', 'DNL', 'APCNet'):
         params, gmacs, _ = rows[name]['paper']
-        assert rows[name]['params_m'] == pytest.approx(params, rel=1e-3), name
+        assert rows[name]['params_m'] == pytest.approx(params, rel=2e-3), name
         # the paper's are of the convolutions, and of norms
         assert rows[name]['convs_gmacs'] == pytest.approx(gmacs, rel=1e-3), name
     # what it leaves out: the two products of 128^2 pixels each with the other

@@ -27,7 +27,9 @@ def _stem_output(model, x):
 
 def test_no_activation_between_the_convs_of_the_stem():
     torch.manual_seed(0)
-    ours, plain = LinearStemHRNet(SMALL).double().eval(), HRNet(SMALL).double().eval()
+    ours, plain = LinearStemHRNet(SMALL).double(), HRNet(SMALL).double()
+    ours.eval()
+    plain.eval()
     assert ours.state_dict().keys() == plain.state_dict().keys()
     plain.load_state_dict(ours.state_dict())
     x = torch.randn(1, 3, 32, 32, dtype=torch.float64)

@@ -280,7 +280,7 @@ def test_takes_the_place_of_another_head():
         ),
         (
             dict(context=dict(type='SegmenterMaskTransformerHead')),
-            'also needs num_layers, num_heads',
+            'also needs num_layers',
         ),
     ],
 )
