@@ -37,7 +37,7 @@ from mmengine.utils import ProgressBar  # isort: skip
 from mmseg.registry import MODELS  # isort: skip
 from mmseg_cmdl import launch  # isort: skip
 from mmseg_cmdl.data_guard import why_never_seen  # isort: skip
-from mmseg_cmdl.models import DatasetContextHead  # isort: skip
+from mmseg_cmdl.models import MemoryHead  # isort: skip
 from mmseg_cmdl.models.decode_heads.label_check import batch_labels  # isort: skip
 from mmseg_cmdl.models.memory import InitialMemory  # isort: skip
 from mmseg_cmdl.utils import labels_at_feature_size  # isort: skip
@@ -136,7 +136,7 @@ def check_head(cfg, path):
     """Refuse a config without a memory."""
     head = cfg.model.decode_head
     cls = MODELS.get(head.type) if isinstance(head, dict) else None
-    if cls is None or not issubclass(cls, DatasetContextHead):
+    if cls is None or not issubclass(cls, MemoryHead):
         kind = head.type if isinstance(head, dict) else 'a cascade of heads'
         sys.exit(
             f'error: the decode head of {path} is {kind}, which has no memory; take a config '
@@ -314,7 +314,7 @@ def main(argv=None):
     MMLogger.get_current_instance().setLevel('WARNING')  # not every weight's initialisation
     set_random_seed(args.seed)
     model = build_model(cfg, checkpoint, device)
-    num_centers = args.centers or model.decode_head.bank.vectors.shape[1]
+    num_centers = args.centers or model.decode_head.bank.class_vectors().shape[1]
     size = num_centers if args.strategy == 'random' else max(args.samples, num_centers)
     reservoir, num_images, classes = collect(model, cfg, size, args.seed, args.max_images)
     centers, filled = choose(reservoir, args.strategy, num_centers, args.seed)

@@ -79,7 +79,7 @@ class BankHealthHook(Hook):
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         head = find_bank_head(model)
-        if head is None or head.bank.vectors.shape[1] == 1:
+        if head is None or head.bank.class_vectors().shape[1] == 1:
             return
         dataset = runner.val_dataloader.dataset
         for index in self.images:
@@ -113,7 +113,7 @@ def draw_health(model, head, dataset, index: int):
     mapped = MappedImage(f'image {index}', example.image, example.truth, classes, distributions)
     return figure_to_array(
         draw_distribution_maps(
-            [mapped], head.bank.vectors.shape[1], examined.palette, examined.classes
+            [mapped], head.bank.class_vectors().shape[1], examined.palette, examined.classes
         )
     )
 

@@ -51,9 +51,9 @@ def main(argv=None):
 
     def count_distributions(model):
         """For models that have distributions: counts on their embeddings, whatever the features."""
-        if model.memory is None or model.memory.vectors.shape[1] == 1:
+        if model.memory is None or model.memory.class_vectors().shape[1] == 1:
             return None
-        usage = usages[model.name] = DistributionUsage(model.memory.vectors)
+        usage = usages[model.name] = DistributionUsage(model.memory.class_vectors())
 
         def add(example):
             embedded = (

@@ -131,8 +131,8 @@ def main(argv=None):
     (model,) = command_line.load_models(args)
     bank = model.bank('the distribution map')
     wanted = chosen_classes(args.classes, model.classes)
-    num_classes, count, _ = bank.vectors.shape
-    usage = DistributionUsage(bank.vectors, args.dead_share, args.duplicate_cosine)
+    num_classes, count, _ = bank.class_vectors().shape
+    usage = DistributionUsage(bank.class_vectors(), args.dead_share, args.duplicate_cosine)
     nearest = NearestPatches(num_classes, count, args.patches, args.patch_size)
     best, drawn = BestImages(num_classes, args.images_per_class), {}
     indices = command_line.image_indices(len(model.dataset), args.max_images)
@@ -163,7 +163,7 @@ def main(argv=None):
             classes = torch.where(classes == 255, 255, found)
         counted = example.index in judged
         # the images that are only drawn don't count
-        assignment = (usage if counted else DistributionUsage(bank.vectors)).add(
+        assignment = (usage if counted else DistributionUsage(bank.class_vectors())).add(
             example.features, classes
         )
         mapped = MappedImage(

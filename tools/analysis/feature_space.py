@@ -66,7 +66,7 @@ def main(argv=None):
         ):
             sample.add(example.index, example.features, example.labels)
         print(f'{model.name}: {args.method} of the sampled pixels ...', flush=True)
-        bank = model.memory.vectors if kind == 'embedding' and model.memory else None
+        bank = model.memory.class_vectors() if kind == 'embedding' and model.memory else None
         embedded = embed_sample(sample, bank, not args.raw, args.method, args.seed, args.perplexity)
         panels[model.name] = embedded
         numbers[model.name] = dict(

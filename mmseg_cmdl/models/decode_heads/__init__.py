@@ -3,6 +3,17 @@ from .cp_head import CPHead
 from .dataset_context_head import DatasetContextHead
 from .dgcw_head import DGCWHead
 from .mcibi_head import MCIBIHead
+from .mcibi_plus_plus_head import MCIBIPlusPlusHead
 from .mdrl_head import MDRLHead
+from .memory_head import MemoryHead
 
-__all__ = ['CAAHead', 'CPHead', 'DGCWHead', 'DatasetContextHead', 'MCIBIHead', 'MDRLHead']
+__all__ = [
+    'CAAHead',
+    'CPHead',
+    'DGCWHead',
+    'DatasetContextHead',
+    'MCIBIHead',
+    'MCIBIPlusPlusHead',
+    'MDRLHead',
+    'MemoryHead',
+]

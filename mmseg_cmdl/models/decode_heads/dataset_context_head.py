@@ -3,24 +3,22 @@
 Source: MDRL, section 3.1 and eq. 2 to 5; MCIBI, eq. 1 to 5 and 11 to 14.
 """
 
-import inspect
 from abc import abstractmethod
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Type, Union
+from typing import Dict, List, Optional, Tuple, Union
 
 import torch
 from mmcv.cnn import ConvModule
 from mmengine.model import normal_init
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.losses import accuracy
 from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
-from ...utils import add_loss, as_list, check_finite, registered_class, warn_without_effect
+from ...utils import add_loss, as_list, check_finite, warn_without_effect
 from ..layers import RelationAttention
-from ..memory import MemoryBank
-from .label_check import LABELS_ARE_CHECKED, batch_labels
+from .label_check import LABELS_ARE_CHECKED
+from .memory_head import MemoryHead
 from .single_image_context import (
     SingleImageContext,
     check_losses,
@@ -31,39 +29,7 @@ from .single_image_context import (
 )
 
 
-class MemoryLosses(nn.Module):
-    """The losses that train a memory, all called with the same arguments.
-
-    Its forward hook, :meth:`DatasetContextHead._move_bank`, moves the bank, so the losses of an
-    iteration see the bank as it was before that iteration.
-
-    Args:
-        losses (Sequence[nn.Module]): Each of them with a `loss_name`.
-        prefix (str): Before the names. Defaults to ''.
-    """
-
-    def __init__(self, losses: Sequence[nn.Module], prefix: str = ''):
-        super().__init__()
-        self.losses = nn.ModuleList(losses)
-        self.prefix = prefix
-
-    def forward(self, batch: Dict[str, Any], *args, **kwargs) -> Dict[str, Tensor]:
-        """
-        Args:
-            batch (dict): What the bank is moved by, for the hook: the arguments of
-                :meth:`DatasetContextHead.update_bank`.
-            *args, **kwargs: Of each loss.
-
-        Returns:
-            dict[str, Tensor]: Losses by name, to which the hook adds scalars to log.
-        """
-        losses = {}
-        for loss in self.losses:
-            add_loss(losses, self.prefix + loss.loss_name, loss(*args, **kwargs))
-        return losses
-
-
-class DatasetContextHead(BaseDecodeHead):
+class DatasetContextHead(MemoryHead):
     """What the heads with a memory share.
 
     From the feature map that `in_index` selects: pixel representations R (3x3 conv), coarse class
@@ -73,8 +39,7 @@ class DatasetContextHead(BaseDecodeHead):
     (:meth:`read_memory`), how the losses are called (:meth:`memory_losses`) and how a batch moves
     the bank (:meth:`update_bank`).
 
-    The bank moves in one place, a forward hook on `consistency` (:meth:`_move_bank`), and stands
-    still in eval, where gradients are off, and where no parameter of the head is trained.
+    When the bank moves: :class:`MemoryHead`.
 
     Args:
         in_channels (int | list[int]): Channels of the selected feature map. Lists here and in
@@ -102,8 +67,6 @@ class DatasetContextHead(BaseDecodeHead):
 
     # what `fold_` takes off
     training_parts = ('bank', 'consistency', 'loss_decode', 'loss_coarse')
-    # layers between the backbone's feature maps and what the memory stores
-    embedding_layers = ('bottleneck',)
 
     def __init__(
         self,
@@ -152,12 +115,7 @@ class DatasetContextHead(BaseDecodeHead):
             transform_channels = max(1, channels // 2)
 
         self.bottleneck = ConvModule(self.in_channels, channels, 3, padding=1, **self.conv_options)
-        self.coarse_classifier = nn.Sequential(
-            ConvModule(channels, channels, 1, **self.conv_options),
-            nn.Dropout2d(self.dropout_ratio) if self.dropout_ratio > 0 else nn.Identity(),
-            nn.Conv2d(channels, num_classes, 1),
-        )
-        normal_init(self.coarse_classifier[-1], std=0.01)  # as conv_seg starts
+        self.coarse_classifier = self._build_classifier(channels)
         self.relation = RelationAttention(
             channels, channels, transform_channels, **self.conv_options
         )
@@ -169,59 +127,30 @@ class DatasetContextHead(BaseDecodeHead):
         if context is not None:
             inherited = inherited_options(self, in_channels, channels)
             self.context = SingleImageContext(context, inherited)
-            self.context_relation = RelationAttention(
-                channels, self.context.channels, transform_channels, **self.conv_options
-            )
-            self.fuse_context = ConvModule(
-                2 * channels, channels, 3, padding=1, **self.conv_options
-            )
+            self._build_context_layers(channels, self.context.channels, transform_channels)
         self.final_conv = ConvModule(channels, channels, 1, **self.conv_options)
         self.folded_memory = None
 
         self.loss_coarse = nn.ModuleList(MODELS.build(loss) for loss in as_list(loss_coarse))
 
-    def _build_bank(self, cfg: dict, kind: Type[MemoryBank], **defaults) -> MemoryBank:
-        """The memory that `cfg` describes, of this `kind`; `defaults` are what it leaves out."""
-        fits = isinstance(cfg, dict)
-        if fits:
-            options = {'type': kind, **defaults, **cfg, 'num_classes': self.num_classes}
-            cls = registered_class(options)
-            # None: not registered, about which the registry has its own message
-            fits = cls is None or (inspect.isclass(cls) and issubclass(cls, kind))
-        if not fits:
-            raise ValueError(
-                f'{type(self).__name__}: bank must be the config of a {kind.__name__}, such as '
-                f"dict(type='{kind.__name__}'), got {cfg!r}"
-            )
-        return MODELS.build(options)
+    def _build_classifier(self, channels: int) -> nn.Sequential:
+        """H1: 1x1 conv, dropout, classifier, as :meth:`cls_seg` has them."""
+        classifier = nn.Conv2d(channels, self.num_classes, 1)
+        normal_init(classifier, std=0.01)  # as conv_seg starts
+        return nn.Sequential(
+            ConvModule(channels, channels, 1, **self.conv_options),
+            nn.Dropout2d(self.dropout_ratio) if self.dropout_ratio > 0 else nn.Identity(),
+            classifier,
+        )
 
-    def _build_consistency(self, losses: Sequence[nn.Module], prefix: str = '') -> MemoryLosses:
-        """The losses that train the memory, with the hook that moves the bank."""
-        consistency = MemoryLosses(losses, prefix)
-        # a bound method: copies of the head (EMA) get a hook to their own bank
-        consistency.register_forward_hook(self._move_bank)
-        return consistency
-
-    def init_weights(self) -> None:
-        """See the base class. A bank that starts from a file brings the layers that made it.
-
-        Raises:
-            ValueError: The layers in the file aren't this head's.
-        """
-        done = getattr(self, '_is_init', False)
-        super().init_weights()
-        state = {} if done else self.bank.take_initial_()
-        if state:
-            try:
-                unexpected = self.load_state_dict(state, strict=False).unexpected_keys
-            except RuntimeError as error:  # shapes
-                unexpected = str(error).splitlines()[1:]
-            if unexpected:
-                raise ValueError(
-                    f'{type(self).__name__}: {self.bank.initial_path} was made by layers that this '
-                    f'head has not ({unexpected[0].strip()}); write it anew with '
-                    'tools/init_memory.py and the config of this model'
-                )
+    def _build_context_layers(
+        self, channels: int, context_channels: int, transform_channels: int
+    ) -> None:
+        """Layers that :meth:`aggregate` joins the single-image context by."""
+        self.context_relation = RelationAttention(
+            channels, context_channels, transform_channels, **self.conv_options
+        )
+        self.fuse_context = ConvModule(2 * channels, channels, 3, padding=1, **self.conv_options)
 
     # ---- the forward pass ----
 
@@ -237,10 +166,14 @@ class DatasetContextHead(BaseDecodeHead):
         Returns:
             tuple[Tensor]: R [B, C, h, w], coarse logits [B, K, h, w], R_aug [B, C, h, w].
         """
-        pixels = self.bottleneck(self._transform_inputs(inputs))
+        pixels = self.pixel_features(inputs)
         coarse_logits = self.coarse_classifier(pixels)
         context = None if self.context is None else self.context(inputs, coarse_logits)
         return pixels, coarse_logits, self.aggregate(pixels, coarse_logits, context)
+
+    def pixel_features(self, inputs: List[Tensor]) -> Tensor:
+        """R [B, C, h, w]."""
+        return self.bottleneck(self._transform_inputs(inputs))
 
     def class_weights(self, coarse_logits: Tensor) -> Tensor:
         """Class weights [B, K, h, w] with which each pixel reads the memory."""
@@ -264,20 +197,34 @@ class DatasetContextHead(BaseDecodeHead):
         Returns:
             Tensor: [B, C, h, w], what :meth:`cls_seg` classifies.
         """
-        read = self.read_memory if self.folded_memory is None else self.folded_memory
-        memory = read(self.class_weights(coarse_logits))
-        related = self.relation(pixels, memory)
-        if self.fusion == 'concat':
-            augmented = self.fuse_pixels(torch.cat([pixels, related], dim=1))
-        elif self.fusion == 'weighted_add':
-            weight = self.fusion_weight(torch.cat([pixels, related], dim=1)).sigmoid()
-            augmented = pixels + weight * related
-        else:
-            augmented = pixels + related
+        augmented = self.add_memory(pixels, self.class_weights(coarse_logits))
         if context is not None:
             related = self.context_relation(pixels, context)
             augmented = self.fuse_context(torch.cat([related, augmented], dim=1))
         return augmented
+
+    def add_memory(self, pixels: Tensor, weights: Tensor) -> Tensor:
+        """Memory context of the pixels, related to them and fused with them (eq. 2 and 4).
+
+        Args:
+            pixels (Tensor): R [B, C, h, w].
+            weights (Tensor): Class weights [B, K, h, w].
+
+        Returns:
+            Tensor: [B, C, h, w].
+        """
+        read = self.read_memory if self.folded_memory is None else self.folded_memory
+        related = self.relate(pixels, read(weights))
+        if self.fusion == 'concat':
+            return self.fuse_pixels(torch.cat([pixels, related], dim=1))
+        if self.fusion == 'weighted_add':
+            weight = self.fusion_weight(torch.cat([pixels, related], dim=1)).sigmoid()
+            return pixels + weight * related
+        return pixels + related
+
+    def relate(self, pixels: Tensor, memory: Tensor) -> Tensor:
+        """R_dl [B, C, h, w]: R attends to the memory context, both [B, C, h, w] (eq. 10 and 11)."""
+        return self.relation(pixels, memory)
 
     @abstractmethod
     def read_memory(self, weights: Tensor) -> Tensor:
@@ -305,97 +252,39 @@ class DatasetContextHead(BaseDecodeHead):
             dict[str, Tensor]: `loss_*` and `acc_seg` of the final logits, `coarse_*` the same of
             the coarse ones, and what :meth:`memory_losses` gives.
         """
-        self._needs_memory('be trained')
-        if self.training:
-            self.bank.synchronize_()
-        labels = batch_labels(batch_data_samples, self.num_classes, self.ignore_index)
+        labels = self.begin_step(batch_data_samples)
         pixels, coarse_logits, augmented = self.forward_features(inputs)
         losses = self.loss_by_feat(self.cls_seg(augmented), batch_data_samples)
-        losses.update(self._coarse_losses(coarse_logits, labels))
+        losses.update(self.pixel_losses('coarse', self.loss_coarse, coarse_logits, labels))
         losses.update(self.memory_losses(pixels, labels))
         return losses
 
-    def _coarse_losses(self, coarse_logits: Tensor, labels: Tensor) -> Dict[str, Tensor]:
-        logits = resize(
-            coarse_logits, labels.shape[1:], mode='bilinear', align_corners=self.align_corners
-        )
+    def pixel_losses(
+        self, prefix: str, losses: nn.ModuleList, logits: Tensor, labels: Tensor
+    ) -> Dict[str, Tensor]:
+        """Losses of logits beside the final ones, and their accuracy, under names with a prefix.
+
+        Args:
+            prefix (str): 'coarse' for `coarse_loss_ce` and `coarse_acc_seg`.
+            losses (nn.ModuleList): Losses as MMSegmentation has them.
+            logits (Tensor): [B, K, h, w].
+            labels (Tensor): [B, H, W].
+        """
+        logits = resize(logits, labels.shape[1:], mode='bilinear', align_corners=self.align_corners)
         weight = None
         if self.sampler is not None:
             weight = self.sampler.sample(logits, labels[:, None])
-        losses = {}
-        for loss in self.loss_coarse:
+        results = {}
+        for loss in losses:
             value = loss(logits, labels, weight=weight, ignore_index=self.ignore_index)
-            add_loss(losses, f'coarse_{loss.loss_name}', value)
-        losses['coarse_acc_seg'] = accuracy(logits, labels, ignore_index=self.ignore_index)
-        return losses
+            add_loss(results, f'{prefix}_{loss.loss_name}', value)
+        results[f'{prefix}_acc_seg'] = accuracy(logits, labels, ignore_index=self.ignore_index)
+        return results
 
-    @abstractmethod
-    def memory_losses(self, pixels: Tensor, labels: Tensor) -> Dict[str, Tensor]:
-        """Calls `consistency`: the losses that train the memory, and then the update by its hook.
-
-        Args:
-            pixels (Tensor): R [B, C, h, w].
-            labels (Tensor): [B, H, W].
-
-        Returns:
-            dict[str, Tensor]: Losses, and scalars to log under names without 'loss'.
-        """
-
-    def _move_bank(
-        self, consistency: nn.Module, inputs: tuple, losses: Dict[str, Tensor]
-    ) -> Optional[Dict[str, Tensor]]:
-        """Forward hook of `consistency`: what moves the bank, the only one, after the losses."""
-        if not self.training:
-            return None
-        if not torch.is_grad_enabled():
-            self.bank.stand_still()
-            return None
-        if not any(parameter.requires_grad for parameter in self.parameters()):
-            return None
-        return {**losses, **self.update_bank(**inputs[0])}
-
-    @abstractmethod
-    def update_bank(self, **batch: Any) -> Dict[str, Tensor]:
-        """Moves the bank by what :meth:`memory_losses` has handed to `consistency` as `batch`.
-
-        Returns:
-            dict[str, Tensor]: Scalars to log, under names without 'loss'.
-        """
-
-    # ---- what the memory stores ----
-
-    def embed(self, pixels: Tensor) -> Tensor:
-        """R [B, C, h, w] to what the memory stores of it, [B, h, w, C]."""
-        return pixels.permute(0, 2, 3, 1)
-
-    def memory_vectors(self, inputs: List[Tensor]) -> Tensor:
-        """What the memory stores of each pixel, [B, h, w, C or Z], from the backbone's maps."""
-        self._needs_memory('say what its memory stores')
-        return self.embed(self.bottleneck(self._transform_inputs(inputs)))
-
-    def embedding_state(self) -> Dict[str, Tensor]:
-        """State of the layers that make, from feature maps, what the memory stores."""
-        return {
-            key: value.detach().cpu().clone()
-            for key, value in self.state_dict().items()
-            if key.split('.')[0] in self.embedding_layers
-        }
-
-    @torch.no_grad()
-    def distribution_map(self, inputs: List[Tensor]) -> Tuple[Tensor, Tensor]:
-        """Which of its class's vectors each pixel belongs to: the nearest of its predicted class.
-
-        Args:
-            inputs (list[Tensor]): Feature maps of the backbone.
-
-        Returns:
-            tuple[Tensor]: Predicted class in 0..K-1 and index of the vector in 0..N-1, both int64
-            [B, h, w], at feature size.
-        """
-        self._needs_memory('say which distribution a pixel belongs to')
+    def predict_and_embed(self, inputs: List[Tensor]) -> Tuple[Tensor, Tensor]:
+        """See the base class."""
         pixels, _, augmented = self.forward_features(inputs)
-        classes = self.cls_seg(augmented).argmax(dim=1)
-        return classes, self.bank.nearest(self.embed(pixels), classes)
+        return self.cls_seg(augmented), self.embed(pixels)
 
     # ---- inference only ----
 
@@ -423,10 +312,3 @@ class DatasetContextHead(BaseDecodeHead):
             for name in self.training_parts:
                 setattr(self, name, None)
         return self
-
-    def _needs_memory(self, what: str) -> None:
-        if self.folded_memory is not None:
-            raise RuntimeError(
-                f'{type(self).__name__} has been folded for inference, so it can not {what} any '
-                'more; load the checkpoint into a new model'
-            )

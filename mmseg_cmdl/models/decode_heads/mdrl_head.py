@@ -142,7 +142,7 @@ class MDRLHead(DatasetContextHead):
         """See the base class; the norm and activation of `fuse_memory` follow the conv."""
         fuse = self.fuse_memory
         kernel = fuse.conv.weight.flatten(1)  # [C, N * Z]
-        matrix = kernel @ self.bank.vectors.flatten(1).to(kernel.dtype).t()  # [C, K]
+        matrix = kernel @ self.bank.class_vectors().flatten(1).to(kernel.dtype).t()  # [C, K]
         conv = nn.Conv2d(self.num_classes, self.channels, 1, bias=fuse.conv.bias is not None)
         conv = conv.to(kernel)
         conv.weight.copy_(matrix[..., None, None])

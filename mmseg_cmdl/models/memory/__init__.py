@@ -1,5 +1,6 @@
 from .distribution_bank import BankUpdate, DistributionBank
 from .feature_bank import FeatureBank, FeatureUpdate
+from .gaussian_bank import GaussianBank, GaussianUpdate
 from .initial_memory import InitialMemory
 from .memory_bank import MemoryBank
 from .sinkhorn import sinkhorn
@@ -9,6 +10,8 @@ __all__ = [
     'DistributionBank',
     'FeatureBank',
     'FeatureUpdate',
+    'GaussianBank',
+    'GaussianUpdate',
     'InitialMemory',
     'MemoryBank',
     'sinkhorn',

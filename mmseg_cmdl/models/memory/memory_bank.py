@@ -34,7 +34,8 @@ class MemoryBank(nn.Module, ABC):
     Heads, tools/init_memory.py, BankHealthHook and the analysis tools ask a bank for what is
     defined here and know none by name, so a bank of your own works with all of them. It says
 
-    - `memory_name`, the buffer that is read: [K, C], or [K, N, C] with N vectors a class;
+    - `memory_name`, the buffer that is read: [K, C], or [K, N, C] with N vectors a class; any
+      other form comes with a :meth:`class_vectors` of its own;
     - :meth:`update_`, how a batch moves it;
     - :meth:`_set_initial`, how it takes start values from a file;
     - and, where the defaults don't fit, :meth:`filled_classes`, :meth:`watch` and :meth:`health`.
@@ -78,16 +79,15 @@ class MemoryBank(nn.Module, ABC):
 
     # ---- what is asked of any bank ----
 
-    @property
-    def vectors(self) -> Tensor:
-        """The memory as [K, N, C], without gradient, in the space of what the head embeds."""
-        memory = getattr(self, self.memory_name).detach()
+    def class_vectors(self) -> Tensor:
+        """The memory as [K, N, C], in the space of what the head embeds; see :meth:`read`."""
+        memory = self.read()
         return memory if memory.dim() == 3 else memory[:, None]
 
     def filled_classes(self) -> Tensor:
         """Bool [K], whether a class has its vectors; here all of them from the start."""
-        vectors = self.vectors
-        return torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
+        memory = getattr(self, self.memory_name)
+        return torch.ones(len(memory), dtype=torch.bool, device=memory.device)
 
     def similarity(self, vectors: Tensor) -> Tensor:
         """Dot product with every vector of the memory; of unit vectors the cosine.
@@ -98,8 +98,7 @@ class MemoryBank(nn.Module, ABC):
         Returns:
             Tensor: [..., K, N], in the type of `vectors`, whatever autocast says.
         """
-        memory = self.read()
-        memory = memory if memory.dim() == 3 else memory[:, None]
+        memory = self.class_vectors()
         with torch.autocast(vectors.device.type, enabled=False):
             products = F.linear(vectors, memory.flatten(0, 1).to(vectors.dtype))
         return products.unflatten(-1, memory.shape[:2])
@@ -119,7 +118,7 @@ class MemoryBank(nn.Module, ABC):
 
     def watch(self) -> None:
         """Begin to count what :meth:`health` tells."""
-        self._watched = self.vectors.clone()
+        self._watched = self.class_vectors().clone()
 
     def unwatch(self) -> None:
         """Count no longer."""
@@ -133,7 +132,7 @@ class MemoryBank(nn.Module, ABC):
             dict[str, float]: `bank_drift`, the mean angle in degrees between each vector and itself
             then; `bank_filled`, the number of classes in memory.
         """
-        before, self._watched = self._watched, self.vectors.clone()
+        before, self._watched = self._watched, self.class_vectors().clone()
         chord = F.normalize(self._watched, dim=-1) - F.normalize(before, dim=-1)
         # small angles, which the arc of the cosine can't tell from none
         angles = torch.rad2deg(2 * torch.asin(chord.norm(dim=-1).div(2).clamp(max=1)))
@@ -177,7 +176,7 @@ class MemoryBank(nn.Module, ABC):
         Returns:
             Tensor: [B, N * Z, h, w], channels of distribution 0 first; or [B, out, h, w].
         """
-        stacked = self.read().flatten(1).to(weights.dtype)  # [K, N * Z]
+        stacked = self.class_vectors().flatten(1).to(weights.dtype)  # [K, N * Z]
         if kernel is not None:
             stacked = stacked @ kernel.to(weights.dtype).flatten(1).t()  # [K, out]
         return F.conv2d(weights, stacked.t()[:, :, None, None])

@@ -181,7 +181,7 @@ def test_bank_health_hook_logs_and_draws_it(job):
 def test_analysis_tools_look_at_it(job, tmp_path, capsys):
     _, config, checkpoint, start = job
     model = ExaminedModel.load(config, checkpoint)
-    assert not torch.equal(model.bank().vectors, start)
+    assert not torch.equal(model.bank().class_vectors(), start)
     tools = TOOLS / 'analysis'
     for name, options in (
         ('distribution_map', []),

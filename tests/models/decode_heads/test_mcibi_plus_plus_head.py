@@ -1,0 +1,298 @@
+"""MCIBIPlusPlusHead: recorded numbers of the release, passes, warm-up, what is refused."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from mmseg.registry import MODELS
+from torch import nn
+
+from tests.models.decode_heads import tiny_head
+from tests.reference import golden
+
+DTYPES = [torch.float64, torch.float32]
+
+
+def build(dtype=torch.float64, **options):
+    options = {'type': 'MCIBIPlusPlusHead', **options}
+    return tiny_head.build_mcibi(dtype, **options)
+
+
+def load_parts(parts, data):
+    """Loads the released weights into the modules named by their released prefix."""
+    for part, module in parts.items():
+        state = golden.to_conv_modules(golden.weights(data, f'{part}.'))
+        missing, unexpected = module.load_state_dict(state, strict=False)
+        assert not unexpected, unexpected
+        assert all('num_batches_tracked' in key for key in missing), missing
+
+
+def load_classifier(conv_module, classifier, data, prefix):
+    """decoder_*.{conv1,bn1,conv2} into a ConvModule and the classifier."""
+    state = golden.weights(data, f'{prefix}.')
+    own = {f'conv.{k[6:]}': v for k, v in state.items() if k.startswith('conv1.')}
+    own.update({f'bn.{k[4:]}': v for k, v in state.items() if k.startswith('bn1.')})
+    conv_module.load_state_dict(own, strict=False)
+    classifier.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith('conv2.')})
+
+
+def memory_parts(head):
+    parts = {
+        'memory_module.self_attention': head.relation,
+        'memory_module.bottleneck': head.fuse_pixels,
+    }
+    if head.downsample is not None:
+        parts['memory_module.downsample_before_sa'] = nn.ModuleDict(
+            {'conv': head.downsample.conv, 'bn': head.downsample.bn}
+        )
+    return parts
+
+
+def set_memory(head, data):
+    head.bank.statistics.copy_(data['sd.memory_module.memory'])
+    head.bank.noise.copy_(data['eps'])
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('name', golden.names('mcibipp_forward_*'))
+def test_golden_forward(name, dtype):
+    data = golden.load(name, dtype)
+    num_classes, channels = data['eps'].shape
+    within = data['use_context_within_image']
+    head = build(
+        dtype,
+        num_classes=num_classes,
+        channels=channels,
+        context=dict(type='FCNHead', num_convs=1) if within else None,
+        transform_channels=data['transform_channels'],
+        hard_aggregate=data['use_hard_aggregate'],
+        downsample_before_sa=data['downsample_before_sa'],
+    )
+    key = 'memory_output' if within else 'output'
+    out_channels = data[key].shape[1]
+    if out_channels != channels:
+        head.fuse_pixels = ConvModule(
+            2 * channels, out_channels, 3, padding=1, norm_cfg=dict(type='BN')
+        ).to(dtype)
+    parts = memory_parts(head)
+    if within:
+        if data['context_transform_channels'] != head.context_relation.channels:
+            pytest.fail('transform channels of the context')
+        parts['self_attention'] = head.context_relation
+    load_parts(parts, data)
+    set_memory(head, data)
+    head.eval()
+    leaves = {
+        key: data[key].requires_grad_() for key in ('feats', 'preds', 'feats_cwi') if key in data
+    }
+    output = head.aggregate(leaves['feats'], leaves['preds'], leaves.get('feats_cwi'))
+    atol = 1e-9 if dtype == torch.float64 else 1e-5 * data['output'].abs().max().item()
+    torch.testing.assert_close(output, data['output'], rtol=0, atol=atol)
+    torch.testing.assert_close(output, data['output_released'], rtol=0, atol=max(1e-6, atol))
+    grads = torch.autograd.grad(golden.probe(output), list(leaves.values()), allow_unused=True)
+    for grad, key in zip(grads, leaves):
+        expected = data[f'probe_grad_{key}']
+        if grad is None:  # a hard choice passes no gradient on
+            assert data['use_hard_aggregate']
+            assert key == 'preds'
+            assert not expected.any()
+            continue
+        atol = 1e-9 if dtype == torch.float64 else 1e-4 * expected.abs().max().item()
+        torch.testing.assert_close(grad, expected, rtol=0, atol=atol)
+
+
+def golden_step_head(name, dtype):
+    """The head and auxiliary head of a recorded step, with its weights."""
+    data = golden.load(name, dtype)
+    num_classes, channels = data['eps'].shape
+    common = dict(
+        num_classes=num_classes,
+        channels=channels,
+        norm_cfg=dict(type='BN'),
+        align_corners=False,
+        dropout_ratio=0.0,
+    )
+    context = None
+    if data['context_within_image']:
+        dilations = tuple(int(rate) for rate in data['aspp_dilations'])
+        context = dict(type='ASPPHead', dilations=dilations)
+    head = MODELS.build(
+        dict(
+            common,
+            type='MCIBIPlusPlusHead',
+            in_channels=data['backbone_3'].shape[1],
+            in_index=1,
+            context=context,
+            transform_channels=data['transform_channels'],
+            bank=dict(type='GaussianBank', momentum=data['momentum']),
+        )
+    ).to(dtype)
+    auxiliary = MODELS.build(
+        dict(
+            common,
+            type='FCNHead',
+            in_channels=data['backbone_2'].shape[1],
+            in_index=0,
+            num_convs=1,
+            concat_input=False,
+            loss_decode=dict(type='CrossEntropyLoss', loss_weight=data['loss_scale_aux']),
+        )
+    ).to(dtype)
+    load_parts(
+        {**memory_parts(head), 'bottleneck': nn.ModuleDict(head.bottleneck.named_children())},
+        data,
+    )
+    load_classifier(head.coarse_classifier[0], head.coarse_classifier[2], data, 'decoder_pr')
+    load_classifier(head.final_conv, head.conv_seg, data, 'decoder_cls')
+    if context:
+        load_classifier(head.context_classifier[0], head.context_classifier[2], data, 'decoder_cwi')
+        load_parts({'self_attention': head.context_relation}, data)
+        aspp = head.context.head
+        part = 'context_within_image_module'
+        for i, module in enumerate(aspp.aspp_modules):
+            load_parts({f'{part}.parallel_branches.{i}': module}, data)
+        state = golden.weights(data, f'{part}.global_branch.')
+        aspp.image_pool[1].load_state_dict(
+            {('conv.' if k[0] == '1' else 'bn.') + k[2:]: v for k, v in state.items()}, strict=False
+        )
+        state = golden.to_conv_modules(golden.weights(data, f'{part}.bottleneck.'))
+        # the pooled branch comes last there and first here
+        pooled, branches = slice(-channels, None), slice(None, -channels)
+        kernel = state['conv.weight']
+        state['conv.weight'] = torch.cat([kernel[:, pooled], kernel[:, branches]], dim=1)
+        aspp.bottleneck.load_state_dict(state, strict=False)
+    state = golden.weights(data, 'auxiliary_decoder.')
+    auxiliary.convs[0].load_state_dict(
+        {{'0': 'conv.', '1': 'bn.'}[k[0]] + k[2:]: v for k, v in state.items() if k[0] in '01'},
+        strict=False,
+    )
+    auxiliary.conv_seg.load_state_dict({k[2:]: v for k, v in state.items() if k[0] == '4'})
+    head.bank.statistics.copy_(data['memory_before'])
+    head.bank.noise.copy_(data['eps'])
+    return head, auxiliary, data
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('name', golden.names('mcibipp_step_*'))
+def test_golden_step(name, dtype):
+    head, auxiliary, data = golden_step_head(name, dtype)
+    maps = [data['backbone_2'].requires_grad_(), data['backbone_3'].requires_grad_()]
+
+    head.eval()
+    with torch.no_grad():
+        once = head(maps)
+        head.num_passes = 2
+        twice = head(maps)
+        head.num_passes = 1
+    exact = dtype == torch.float64
+    for got, key in ((once, 'eval_logits'), (twice, 'eval_logits_second_pass')):
+        atol = 1e-9 if exact else 1e-5 * data[key].abs().max().item()
+        torch.testing.assert_close(got, data[key], rtol=0, atol=atol)
+
+    head.train()
+    samples = tiny_head.samples(data['labels'])
+    losses = head.loss(maps, samples, None)
+    aux = auxiliary.train().loss(maps, samples, None)
+    names = {'loss_pr': 'coarse_loss_ce', 'loss_cls': 'loss_ce', 'loss_cwi': 'context_loss_ce'}
+    found = {key: losses[ours] for key, ours in names.items() if ours in losses}
+    found['loss_aux'] = aux['loss_ce']
+    # cross entropy in MMSegmentation is divided by all pixels, here by the labelled ones
+    labelled = (data['labels'] != 255).double().mean().to(dtype)
+    total = 0
+    for key, value in found.items():
+        value = value / labelled
+        total = total + value
+        tolerance = dict(rtol=0, atol=1e-9) if exact else dict(rtol=1e-5, atol=0)
+        torch.testing.assert_close(value, value.new_tensor(data[key]), **tolerance)
+    assert len(found) == (4 if data['context_within_image'] else 3)
+    assert float(total) == pytest.approx(data['loss_total'], rel=1e-9 if exact else 1e-5)
+    wanted = {
+        'grad_backbone_2': maps[0],
+        'grad_backbone_3': maps[1],
+        'grad_decoder_cls_conv2_weight': head.conv_seg.weight,
+        'grad_decoder_pr_conv2_weight': head.coarse_classifier[2].weight,
+    }
+    for grad, key in zip(torch.autograd.grad(total, list(wanted.values())), wanted):
+        atol = 1e-9 if exact else 1e-4 * data[key].abs().max().item()
+        torch.testing.assert_close(grad, data[key], rtol=0, atol=atol)
+    atol = 1e-9 if exact else 1e-6
+    torch.testing.assert_close(head.bank.statistics, data['memory_after'], rtol=0, atol=atol)
+
+
+def test_dropout_is_not_the_same_in_each_iteration():
+    """The release seeds PyTorch's own generator in each forward pass; here nobody's is touched."""
+    head = build(dropout_ratio=0.5)
+    inputs = tiny_head.features()
+    weights = torch.rand(1, 5, 2, 2, dtype=torch.float64)
+    before = torch.get_rng_state()
+    head.read_memory(weights)
+    assert torch.equal(torch.get_rng_state(), before)
+    first, second = (head(inputs) for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize('context', [None, dict(type='PSPHead', channels=6)])
+def test_warm_up_reads_the_memory_by_the_labels(context):
+    """One-hot weights of the labels, own weights where there is none; then own weights."""
+    head = build(warmup_iters=1, context=context)
+    seen = []
+    read = head.read_memory
+    head.read_memory = lambda weights: (seen.append(weights.detach()), read(weights))[1]
+    labels = tiny_head.label_maps()
+    for _ in range(2):
+        head.loss(tiny_head.features(), tiny_head.samples(labels), None)
+    warm, own = seen
+    small = F.interpolate(labels[:, None].double(), own.shape[2:], mode='nearest')[:, 0].long()
+    known = small < 5
+    assert known.any()
+    assert not known.all()
+    expected = F.one_hot(small.clamp(max=4), 5).movedim(-1, 1).double()
+    torch.testing.assert_close(warm[:, :, :][known[:, None].expand_as(warm)],
+                               expected[known[:, None].expand_as(warm)])  # fmt: skip
+    # nothing but the weights that the loss sees differ: the layers have not been changed
+    assert own.max() < 1
+    assert ((own.sum(dim=1) - 1).abs() < 1e-12).all()
+    head.eval()
+    head.loss(tiny_head.features(), tiny_head.samples(labels), None)
+    assert seen[-1].max() < 1  # never in eval
+
+
+def test_memory_is_trained_by_no_loss_and_moved_by_each_step():
+    head = build()
+    start = head.bank.statistics.clone()
+    losses, grads = tiny_head.step(head)
+    assert set(losses) == {
+        'loss_ce', 'acc_seg', 'coarse_loss_ce', 'coarse_acc_seg', 'stat_left_out_pixels'
+    }  # fmt: skip
+    assert not any('bank' in name for name in grads)
+    moved = (head.bank.statistics != start).any(dim=1)
+    assert moved.tolist() == [True, True, False, True, True]  # class 2 is nowhere
+
+
+@pytest.mark.parametrize('options', [
+    dict(),
+    dict(context=dict(type='PSPHead', channels=6)),
+    dict(context=dict(type='PSPHead', channels=6), relate_context=False, final_kernel_size=3),
+    dict(downsample_before_sa=True, num_passes=2),
+])  # fmt: skip
+def test_folded_head_predicts_the_same(options):
+    head = build(**options)
+    tiny_head.step(head)
+    head.eval()
+    inputs = tiny_head.features(3)
+    with torch.no_grad():
+        before = head(inputs)
+        after = head.fold_()(inputs)
+    assert before.shape == (2, 5, *tiny_head.SIZES[-1])
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (dict(num_passes=0), 'num_passes must be an integer of at least 1, got 0'),
+    (dict(warmup_iters=-1), 'warmup_iters must be an integer of at least 0, got -1'),
+    (dict(bank=dict(type='FeatureBank')), 'bank must be the config of a GaussianBank'),
+    (dict(bank=dict(channels=3)), 'bank channels=3 must equal channels=8'),
+])  # fmt: skip
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**options)
