@@ -6,6 +6,7 @@ from .mcibi_head import MCIBIHead
 from .mcibi_plus_plus_head import MCIBIPlusPlusHead
 from .mdrl_head import MDRLHead
 from .memory_head import MemoryHead
+from .proto_seg_head import ProtoSegHead
 
 __all__ = [
     'CAAHead',
@@ -16,4 +17,5 @@ __all__ = [
     'MCIBIPlusPlusHead',
     'MDRLHead',
     'MemoryHead',
+    'ProtoSegHead',
 ]

@@ -6,6 +6,7 @@ from .class_aware_loss import (
     class_centers,
 )
 from .class_consistency_loss import ClassGlobalConsistencyLoss, ClassLocalConsistencyLoss
+from .prototype_losses import PixelPrototypeContrastLoss, PixelPrototypeDistanceLoss
 from .resized_cross_entropy import resized_cross_entropy
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     'InterClassCenterToCenterLoss',
     'InterClassCenterToPixelLoss',
     'IntraClassCenterToPixelLoss',
+    'PixelPrototypeContrastLoss',
+    'PixelPrototypeDistanceLoss',
     'class_centers',
     'resized_cross_entropy',
 ]

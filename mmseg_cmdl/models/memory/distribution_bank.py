@@ -145,6 +145,7 @@ class DistributionBank(MemoryBank):
         correct: Optional[Tensor] = None,
         ignore_index: int = 255,
         similarity: Optional[Tensor] = None,
+        assigned: Optional[Tensor] = None,
     ) -> Optional[BankUpdate]:
         """Moves the bank towards this batch (eq. 6 to 8), in place, over all ranks.
 
@@ -156,6 +157,8 @@ class DistributionBank(MemoryBank):
             ignore_index (int): Label of pixels without a class. So is any label outside 0..K-1.
             similarity (Tensor, optional): [P, K, N], what :meth:`similarity` gives, where it is at
                 hand already, as it is after the losses.
+            assigned (Tensor, optional): int64 [P], what :meth:`assign` gives, where it is at hand
+                already; 'gumbel' draws anew.
 
         Returns:
             BankUpdate | None: Counts; None while autograd recomputes a checkpointed forward pass.
@@ -179,7 +182,9 @@ class DistributionBank(MemoryBank):
             classes = classes.masked_fill(left_out, self.num_classes)
             self._count(classes, own_scores, correct, left_out)
 
-            rows = self._assign(own_scores, classes).add_(classes, alpha=self.num_distributions)
+            if assigned is None or self.assignment == 'gumbel':
+                assigned = self._assign(own_scores, classes)
+            rows = assigned.add(classes, alpha=self.num_distributions)
             moving = correct if self.update_pixels == 'correct' else labelled
             num_rows = self.num_classes * self.num_distributions
             rows.masked_fill_(left_out | ~moving, num_rows)
@@ -190,17 +195,40 @@ class DistributionBank(MemoryBank):
             self.num_updates += 1
             return BankUpdate(*totals)
 
+    def assign(self, similarity: Tensor, classes: Tensor) -> Tensor:
+        """Distribution of its class that the balanced assignment gives each pixel (eq. 6 and 7).
+
+        The largest entry, whatever `assignment` is: ProtoSeg's losses take it for their target even
+        where the update draws.
+
+        Args:
+            similarity (Tensor): [P, K, N].
+            classes (Tensor): int64 [P] in 0..K, K for pixels without a class.
+
+        Returns:
+            Tensor: int64 [P] in 0..N-1; what pixels without a class have means nothing.
+        """
+        with float32_island(similarity.device.type):
+            own_scores = of_own_class(similarity.detach(), classes)
+            return self._balance(own_scores, classes).argmax(dim=0)
+
+    def _balance(self, own_scores: Tensor, classes: Tensor) -> Tensor:
+        """Balanced assignment over all ranks, but for the last scaling of pixels, [N, P]."""
+        # one process takes the path of many, so that both do the same arithmetic
+        return balance(
+            own_scores, classes, self.num_classes, self.epsilon, self.iterations, all_reduce_sum_
+        )
+
     def _assign(self, own_scores: Tensor, classes: Tensor) -> Tensor:
         """Distribution [P] of its class that each pixel is given to."""
-        # one process takes the path of many, so that both do the same arithmetic
-        options = self.num_classes, self.epsilon, self.iterations, all_reduce_sum_
         if self.assignment == 'argmax':
             # a pixel's own factor doesn't change which entry is the largest
-            balanced = balance(own_scores, classes, *options)
+            balanced = self._balance(own_scores, classes)
         else:
             positions = torch.arange(len(classes), device=classes.device)
             positions += _pixels_of_lower_ranks(classes)
             noise = gumbel_noise(positions, self.num_distributions, self.seed, self.num_updates)
+            options = self.num_classes, self.epsilon, self.iterations, all_reduce_sum_
             balanced = (sinkhorn(own_scores, classes, *options) + noise).t()
         return balanced.argmax(dim=0)
 
