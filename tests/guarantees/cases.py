@@ -27,6 +27,8 @@ RELEASED = [
 ]
 MDRL = dict(type='MDRLHead', bank=BANK)
 MCIBI = dict(type='MCIBIHead')
+MCIBIPP = dict(type='MCIBIPlusPlusHead')
+PROTOSEG = dict(type='ProtoSegHead', bank=BANK)
 DGCW = dict(type='DGCWHead')
 PSP = dict(type='PSPHead', pool_scales=(1, 2, 3))
 ASPP = dict(type='ASPPHead', dilations=(1, 2, 3))
@@ -51,6 +53,16 @@ CASES = {
     'mcibi_psp': dict(head=dict(MCIBI, context=PSP, hard_aggregate=True)),
     'mcibi_aspp': dict(head=dict(MCIBI, context=ASPP, update_size='feature')),
     'mcibi_cc': dict(head=dict(MCIBI, context=CC)),
+    'mcibipp': dict(head=MCIBIPP),
+    'mcibipp_psp': dict(head=dict(MCIBIPP, context=PSP, num_passes=2)),
+    'mcibipp_aspp': dict(
+        head=dict(MCIBIPP, context=ASPP, relate_context=False, downsample_before_sa=True)
+    ),
+    'protoseg': dict(head=PROTOSEG),
+    'protoseg_psp_gumbel': dict(
+        head=dict(PROTOSEG, context=PSP, bank=dict(BANK, assignment='gumbel'))
+    ),
+    'car_protoseg': dict(head=PROTOSEG, segmentor='CAREncoderDecoder'),
     'car': dict(head=FCN, segmentor='CAREncoderDecoder'),
     'car_released': dict(
         head=dict(PSP, channels=8), segmentor='CAREncoderDecoder', formulation='released'
@@ -77,7 +89,7 @@ CASES = {
 # CPHead is built for one size of the feature map; all others take images of any size.
 ANY_SIZE = [name for name in CASES if not name.endswith('cp')]
 # One of each method, for what is slow.
-METHODS = ['mdrl', 'mcibi', 'car', 'dgcw']
+METHODS = ['mdrl', 'mcibi', 'mcibipp', 'protoseg', 'car', 'dgcw']
 
 
 def shared(core, names=CASES):
