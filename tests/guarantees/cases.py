@@ -59,7 +59,7 @@ CASES = {
         head=dict(MCIBIPP, context=ASPP, relate_context=False, downsample_before_sa=True)
     ),
     'protoseg': dict(head=PROTOSEG),
-    'protoseg_psp_gumbel': dict(
+    'protoseg_gumbel_psp': dict(
         head=dict(PROTOSEG, context=PSP, bank=dict(BANK, assignment='gumbel'))
     ),
     'car_protoseg': dict(head=PROTOSEG, segmentor='CAREncoderDecoder'),
@@ -86,6 +86,8 @@ CASES = {
 }  # fmt: skip
 
 
+# Those with a memory of the classes.
+WITH_MEMORY = [name for name in CASES if name.startswith(('mdrl', 'mcibi', 'protoseg'))]
 # CPHead is built for one size of the feature map; all others take images of any size.
 ANY_SIZE = [name for name in CASES if not name.endswith('cp')]
 # One of each method, for what is slow.

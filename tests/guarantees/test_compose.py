@@ -205,6 +205,9 @@ def weightless(config):
         head['loss_consistency'] = [
             dict(loss, loss_weight=0.0) for loss in head.get('loss_consistency', cases.RELEASED)
         ]
+    if head['type'] == 'ProtoSegHead':
+        head['loss_prototype'] = [dict(type=name, loss_weight=0.0) for name in (
+            'PixelPrototypeContrastLoss', 'PixelPrototypeDistanceLoss')]  # fmt: skip
     if head['type'] == 'MCIBIHead':
         head['loss_memory'] = dict(type='CrossEntropyLoss', loss_weight=0.0)
     if config['type'].startswith('CAR'):
@@ -224,8 +227,9 @@ def test_loss_weight_zero_is_the_head_without_the_loss(name):
     images, samples = cases.batch(dtype=torch.float64)
     losses = model.loss(images, samples)
     extra = [key for key in losses if 'loss' in key
-             and ('loss_cl' in key or 'loss_cg' in key or 'memory_' in key or key[:4] == 'car.')]  # fmt: skip  # noqa: E501
-    assert extra or name.startswith(('dgcw', 'caa', 'cp'))
+             and (any(part in key for part in ('loss_cl', 'loss_cg', 'loss_pp', 'memory_'))
+                  or key[:4] == 'car.')]  # fmt: skip
+    assert extra or name.startswith(('mcibipp', 'dgcw', 'caa', 'cp'))
     for key in extra:
         assert losses[key] == 0, key
     cases.objective(losses).backward()
@@ -239,13 +243,18 @@ def test_loss_weight_zero_is_the_head_without_the_loss(name):
             assert torch.equal(p.grad, expected), key
 
 
-@pytest.mark.parametrize('name', [n for n in cases.CASES if n.startswith(('mdrl', 'mcibi'))])
+TRAINED_MEMORIES = [n for n in cases.WITH_MEMORY if not n.startswith('mcibipp')]
+
+
+@pytest.mark.parametrize('name', TRAINED_MEMORIES)
 def test_loss_weight_zero_is_the_head_built_without_the_loss(name):
     """Losses and gradients, bit for bit, and MCIBI's memory."""
     config = weightless(cases.model_config(name, norm='GN'))
     torch.manual_seed(0)
     model = cases.from_config(config).double().train()
     option, steps = dict(loss_memory=None), 2
+    if name.startswith('protoseg'):
+        option = dict(loss_prototype=None)
     if name.startswith('mdrl'):
         # without a loss there is no projection; the first step reads the same bank nevertheless
         option, steps = dict(loss_consistency=[], embedding='pixel'), 1
@@ -263,7 +272,7 @@ def test_loss_weight_zero_is_the_head_built_without_the_loss(name):
                 assert torch.equal(torch.as_tensor(got[key]), torch.as_tensor(value)), key
         for key, p in plain.named_parameters():
             assert torch.equal(model.get_parameter(key).grad, p.grad), key
-    if name.startswith('mcibi'):
+    if not name.startswith('mdrl'):
         assert_same(cases.memory(model), cases.memory(plain))
 
 

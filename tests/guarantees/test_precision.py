@@ -100,7 +100,9 @@ def test_training_under_amp_optim_wrapper(name, dtype, device, monkeypatch):
         return model, totals
 
     model, totals = train(half=True)
-    assert totals == pytest.approx(train(half=False)[1], rel=TRAINING[dtype])
+    # CAR on prototypes: where rounding changes the nearest one, what follows differs
+    tolerance = TRAINING[dtype] * (3 if name == 'car_protoseg' else 1)
+    assert totals == pytest.approx(train(half=False)[1], rel=tolerance)
     assert totals[-1] < totals[1] - 0.05  # MCIBI has no memory to classify before the second step
     for key, value in model.state_dict().items():
         assert value.isfinite().all(), key
@@ -151,14 +153,16 @@ def test_extreme_features(name, kind):
 
 
 @pytest.mark.parametrize('kind', ['nan', 'inf', '-inf'])
-@pytest.mark.parametrize('name', [n for n in cases.CASES if n.startswith(('mdrl', 'mcibi'))])
+@pytest.mark.parametrize('name', cases.WITH_MEMORY)
 def test_one_pixel_that_is_not_finite(name, kind):
     """It never reaches the bank, the others do, and a scalar counts it."""
     labels = cases.label_maps()
     labels[labels == 255] = 0
     model, losses, _ = spoiled_step(name, kind, labels)
     check_memory(model)
-    key = next(k for k in cases.memory(model) if k.endswith(('distributions', 'features')))
+    key = next(
+        k for k in cases.memory(model) if k.endswith(('distributions', 'features', 'statistics'))
+    )
     start = cases.memory(cases.build(name, norm='GN', auxiliary=False))[key]
     assert not torch.equal(cases.memory(model)[key], start)  # the other pixels moved it
     counted = [value for k, value in losses.items() if k.endswith('stat_left_out_pixels')]

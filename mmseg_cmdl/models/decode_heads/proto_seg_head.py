@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...utils import (
     as_list,
     at_least_float32,
+    check_finite,
     class_rows,
     labels_at_feature_size,
     layer_norm,
@@ -86,6 +87,7 @@ class ProtoSegHead(MemoryHead):
         kwargs, context = place_leftovers('ProtoSegHead', kwargs, context)
         in_channels, kwargs, context = place_inputs('ProtoSegHead', in_channels, kwargs, context)
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
+        check_finite(self, dropout_ratio=self.dropout_ratio)
         if self.out_channels != num_classes:
             raise ValueError(
                 'ProtoSegHead: a class needs prototypes of its own, so one logit per class; got '

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ...utils import at_least_float32, global_mean
+from ...utils import at_least_float32, check_finite, global_mean
 
 
 class _PrototypeLoss(nn.Module):
@@ -19,6 +19,7 @@ class _PrototypeLoss(nn.Module):
 
     def __init__(self, loss_weight: float, loss_name: str):
         super().__init__()
+        check_finite(self, loss_weight=loss_weight)
         if 'loss' not in loss_name:
             raise ValueError(
                 f'{type(self).__name__}: loss_name must contain "loss" to be added to '
@@ -71,7 +72,8 @@ class PixelPrototypeContrastLoss(_PrototypeLoss):
         self, temperature: float = 1.0, loss_weight: float = 1.0, loss_name: str = 'loss_ppc'
     ):
         super().__init__(loss_weight, loss_name)
-        if not temperature > 0:
+        check_finite(self, temperature=temperature)
+        if temperature <= 0:
             raise ValueError(
                 f'PixelPrototypeContrastLoss: temperature must be positive, got {temperature}'
             )

@@ -10,7 +10,7 @@ import torch
 from mmseg.registry import MODELS
 from torch import Tensor
 
-from ...utils import all_reduce_sum_
+from ...utils import all_reduce_sum_, check_finite
 from .class_sums import class_sums, upsampled_class_sums
 from .initial_memory import InitialMemory
 from .memory_bank import MemoryBank, float32_island
@@ -78,6 +78,7 @@ class GaussianBank(MemoryBank):
     ):
         super().__init__(None if init == 'standard' else init)
         self._check_counts(num_classes=num_classes)
+        check_finite(self, momentum=momentum)
         if not 0 <= momentum <= 1:
             raise ValueError(
                 'GaussianBank: momentum is the weight of the new statistics and must be in [0, 1], '
