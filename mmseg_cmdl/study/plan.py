@@ -316,7 +316,7 @@ def as_control(cfg: Config, kind: str) -> Config:
         head.type = 'PixelControlHead'
     else:
         head.type = 'LearnedControlHead'
-        head.vectors = tuple(built.bank.vectors.shape[1:])
+        head.vectors = tuple(built.bank.class_vectors().shape[1:])
         head.fuse = hasattr(built, 'fuse_memory')
     imports = (cfg.get('custom_imports') or {}).get('imports') or []
     imports = [imports] if isinstance(imports, str) else list(imports)

@@ -158,7 +158,7 @@ def test_folded_model_predicts_the_same(name):
         assert not any(word in key.split('.') for key in folded.state_dict())
 
 
-@pytest.mark.parametrize('name', [n for n in cases.CASES if n.startswith(('mdrl', 'mcibi'))])
+@pytest.mark.parametrize('name', [n for n in cases.WITH_MEMORY if not n.startswith('protoseg')])
 def test_voting_is_one_matrix(name):
     """The memory is a weight [C, K] of a 1x1 conv; MDRL's is kernel times bank."""
     model = trained(name, dtype=torch.float64).eval()
@@ -171,7 +171,7 @@ def test_voting_is_one_matrix(name):
             head.fuse_memory.conv.weight.flatten(1).unflatten(1, head.bank.distributions.shape[1:]),
         ).detach()  # fmt: skip
     else:
-        matrix = head.bank.features.t()
+        matrix = head.bank.class_vectors()[:, 0].t()
     head.fold_()
     torch.testing.assert_close(head.folded_memory(weights).detach(), expected, rtol=0, atol=1e-12)
     convs = [m for m in head.folded_memory.modules() if isinstance(m, nn.Conv2d)]

@@ -309,6 +309,7 @@ class DatasetContextHead(MemoryHead):
         if self.folded_memory is None:
             self.eval()
             self.folded_memory = self.fold_memory()
+            self.folded = True
             for name in self.training_parts:
                 setattr(self, name, None)
         return self

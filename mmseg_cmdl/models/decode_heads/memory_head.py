@@ -58,6 +58,8 @@ class MemoryHead(BaseDecodeHead):
     still in eval, where gradients are off, and where no parameter of the head is trained.
     """
 
+    # whether `fold_` has made it one for inference only
+    folded = False
     # what `fold_` takes off
     training_parts = ('consistency', 'loss_decode')
     # layers between the backbone's feature maps and what the memory stores
@@ -190,7 +192,7 @@ class MemoryHead(BaseDecodeHead):
         return classes, self.bank.nearest(vectors, classes)
 
     def _needs_memory(self, what: str) -> None:
-        if self.consistency is None:
+        if self.folded:
             raise RuntimeError(
                 f'{type(self).__name__} has been folded for inference, so it can not {what} any '
                 'more; load the checkpoint into a new model'

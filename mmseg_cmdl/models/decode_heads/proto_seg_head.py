@@ -67,7 +67,8 @@ class ProtoSegHead(MemoryHead):
         ValueError: Options that don't fit together, or a label that is out of range.
     """
 
-    embedding_layers = ('bottleneck', 'context', 'conv_seg', 'projection', 'embedding_norm')
+    training_parts = (*MemoryHead.training_parts, 'bank')
+    embedding_layers = ('bottleneck', 'context', 'conv_seg', 'embedding_conv', 'embedding_norm')
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class ProtoSegHead(MemoryHead):
         )
         self.conv_seg = nn.Conv2d(channels, channels, 1)
         self.init_cfg = None  # that of the base class starts a classifier near 0
-        self.projection = nn.Conv2d(channels, width, 1)
+        self.embedding_conv = nn.Conv2d(channels, width, 1)
         self.embedding_norm = nn.LayerNorm(width)
         self.score_norm = nn.LayerNorm(num_classes)
         self.consistency = self._build_consistency(
@@ -142,7 +143,7 @@ class ProtoSegHead(MemoryHead):
         """R [B, C, h, w] to unit vectors [B, h, w, Z], at least float32 whatever autocast says."""
         if self.dropout is not None:
             pixels = self.dropout(pixels)
-        embeddings = self.projection(F.relu(self.conv_seg(pixels))).permute(0, 2, 3, 1)
+        embeddings = self.embedding_conv(F.relu(self.conv_seg(pixels))).permute(0, 2, 3, 1)
         with torch.autocast(embeddings.device.type, enabled=False):
             axis = -1 if self.norm_axis == 'channel' else 2
             embeddings = F.normalize(at_least_float32(embeddings), dim=axis)
@@ -156,7 +157,12 @@ class ProtoSegHead(MemoryHead):
 
     def cls_seg(self, feat: Tensor) -> Tensor:
         """R [B, C, h, w] to logits [B, K, h, w]."""
-        return self.classify(self.bank.similarity(self.embed(feat)))
+        embeddings = self.embed(feat)
+        if self.folded:
+            similarity = self.prototypes(embeddings).unflatten(-1, (self.num_classes, -1))
+        else:
+            similarity = self.bank.similarity(embeddings)
+        return self.classify(similarity)
 
     def forward(self, inputs: List[Tensor]) -> Tensor:
         """Feature maps of the backbone to logits [B, K, h, w]."""
@@ -256,8 +262,16 @@ class ProtoSegHead(MemoryHead):
         )
 
     def fold_(self) -> 'ProtoSegHead':
-        """Takes off what only training needs; for deployment, there is no way back."""
-        self.eval()
-        for name in self.training_parts:
-            setattr(self, name, None)
+        """Turns this into a head for inference only, which predicts the same; no way back.
+
+        The prototypes become the weight of a linear layer, and what only training needs goes.
+        """
+        if not self.folded:
+            self.eval()
+            rows = self.bank.class_vectors().flatten(0, 1)
+            self.prototypes = nn.Linear(rows.shape[1], len(rows), bias=False).to(rows)
+            self.prototypes.weight = nn.Parameter(rows.clone(), requires_grad=False)
+            self.folded = True
+            for name in self.training_parts:
+                setattr(self, name, None)
         return self
