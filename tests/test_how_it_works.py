@@ -12,6 +12,7 @@ from mmseg_cmdl.models.decode_heads import (
     dataset_context_head,
     label_check,
     mdrl_head,
+    memory_head,
     single_image_context,
 )
 from mmseg_cmdl.models.segmentors import class_aware_regularization
@@ -20,7 +21,7 @@ from tests.paths import ROOT
 
 PAGE = ROOT / 'docs' / 'how-it-works.md'
 MODULES = (
-    models, utils, decode_heads, losses, memory, dataset_context_head, label_check, mdrl_head,
+    models, utils, decode_heads, losses, memory, dataset_context_head, label_check, mdrl_head, memory_head,
     single_image_context, class_aware_regularization,
 )  # fmt: skip
 # of the config, of PyTorch and of the equations
@@ -57,7 +58,7 @@ def test_every_name_is_one_of_the_code():
     wrong = [name for name in names() if name not in parts and not known(name)]
     assert not wrong
     assert 'loss_consistency' in mdrl_head.MDRLHead.__init__.__kwdefaults__
-    assert 'batch' in dataset_context_head.MemoryLosses.forward.__code__.co_varnames
+    assert 'batch' in memory_head.MemoryLosses.forward.__code__.co_varnames
 
 
 @pytest.mark.parametrize('name', ['MDRLHead.no_such_method', 'NoSuchClass', 'tools/none.py'])

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmseg.models.utils import resize
-from mmseg.registry import MODELS
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
+from ...registry import MODELS
 from ...utils import as_list, class_rows, labels_at_feature_size
 from ..layers import RelationAttention
 from ..memory import GaussianBank

@@ -8,9 +8,9 @@ from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
-from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ...registry import MODELS
 from ...utils import at_least_float32, check_finite, global_mean
 
 

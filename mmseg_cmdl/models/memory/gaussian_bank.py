@@ -7,9 +7,9 @@ text was not at hand.
 from typing import NamedTuple, Optional
 
 import torch
-from mmseg.registry import MODELS
 from torch import Tensor
 
+from ...registry import MODELS
 from ...utils import all_reduce_sum_, check_finite
 from .class_sums import class_sums, upsampled_class_sums
 from .initial_memory import InitialMemory
