@@ -21,8 +21,8 @@ from tests.paths import ROOT
 
 PAGE = ROOT / 'docs' / 'how-it-works.md'
 MODULES = (
-    models, utils, decode_heads, losses, memory, dataset_context_head, label_check, mdrl_head, memory_head,
-    single_image_context, class_aware_regularization,
+    models, utils, decode_heads, losses, memory, dataset_context_head, label_check, mdrl_head,
+    memory_head, single_image_context, class_aware_regularization,
 )  # fmt: skip
 # of the config, of PyTorch and of the equations
 OTHER = {'context', 'import mmseg_cmdl', '1 - cosine', 'conv_seg'}
