@@ -48,7 +48,7 @@ requirements = python="$(PYTHON)"; test -n "$$python" || { echo "error: no Pytho
 install:  ## install the package itself, not editable, into .venv, with all that the tests need
 	@$(call requirements,dev) -- $(PIP_ARGS)
 
-demo:  ## train FCN and MDRL-FCN on synthetic scenes, compare them in a table and a figure
+demo:  ## train three models to tell climates in satellite pictures; a table and a map
 	@$(call requirements,demo) -- $(PIP_ARGS)
 	$(CLEAN_ENV) "$(BIN)/python" tools/demo.py $(DEMO_ARGS)
 

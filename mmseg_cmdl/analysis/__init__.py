@@ -13,8 +13,16 @@ from .examined_model import ExaminedModel, Example, chosen_classes
 from .feature_space import Embedded, PixelSample, embed_sample, reduce_to_plane, silhouette
 from .pixel_similarity import feature_at, pixel_relation
 from .prediction_scores import class_iou, confusion_matrix, mean_iou, pixel_accuracy
+from .whole_picture import (
+    ClassDistributions,
+    WholePicture,
+    main_distributions,
+    nearest_places,
+    see_whole,
+)
 
 __all__ = [
+    'ClassDistributions',
     'ClassStatistics',
     'DistributionUsage',
     'Embedded',
@@ -22,6 +30,7 @@ __all__ = [
     'Example',
     'NearestPatches',
     'PixelSample',
+    'WholePicture',
     'assign',
     'chosen_classes',
     'class_iou',
@@ -31,12 +40,15 @@ __all__ = [
     'entropy',
     'feature_at',
     'gather_statistics',
+    'main_distributions',
     'mean_iou',
     'measure_complexity',
     'measure_statistics',
+    'nearest_places',
     'off_diagonal_mean',
     'pixel_accuracy',
     'pixel_relation',
     'reduce_to_plane',
+    'see_whole',
     'silhouette',
 ]

@@ -25,11 +25,12 @@ def test_commands_and_pictures_are_there():
 
 
 def test_one_figure_of_the_demos_folder(trained, tmp_path, capsys):
-    for name, (config, checkpoint) in (('fcn', trained.fcn), ('mdrl-fcn', trained.mdrl)):
+    for name, (config, checkpoint) in (('fcn', trained.fcn), ('mdrl_nonlocal', trained.mdrl)):
         (tmp_path / 'demo' / name).mkdir(parents=True)
         shutil.copy(config, tmp_path / 'demo' / name)
         shutil.copy(checkpoint, tmp_path / 'demo' / name / 'iter_1.pth')
         (tmp_path / 'demo' / name / 'last_checkpoint').write_text('/moved/since/iter_1.pth')
+    Image.new('RGB', (3, 2), (1, 2, 3)).save(tmp_path / 'demo' / 'demo.png')
     arguments = ['--demo', str(tmp_path / 'demo'), '--out', str(tmp_path / 'docs'), '--only',
                  'channel_variance', '--work-dir', str(tmp_path / 'work')]  # fmt: skip
     gallery.main([*arguments, '--max-images', '1'])
@@ -38,7 +39,9 @@ def test_one_figure_of_the_demos_folder(trained, tmp_path, capsys):
     original = tmp_path / 'work' / 'channel_variance' / 'channel_variance.png'
     with Image.open(tmp_path / 'docs' / picture) as copy, Image.open(original) as drawn:
         np.testing.assert_array_equal(np.asarray(copy), np.asarray(drawn.convert('RGB')))
-    assert re.search(r'Measured here: mean: FCN [\d.e-]+, MDRL-FCN [\d.e-]+\.\n', page)
+    with Image.open(tmp_path / 'docs' / 'demo.png') as copy:
+        assert copy.getcolors() == [(6, (1, 2, 3))]
+    assert re.search(r'Measured here: mean: FCN [\d.e-]+, MDRL [\d.e-]+\.\n', page)
     assert str(tmp_path) not in page
     before = original.stat().st_mtime_ns
     gallery.main([*arguments, '--reuse'])

@@ -1,7 +1,7 @@
 """The gallery in docs/: every figure of tools/analysis, from the demo's checkpoints.
 
-Runs the commands of tools/analysis on the FCN and MDRL-FCN that `make demo` trained, and writes
-gallery.md and its pictures, the large ones reduced to 256 colours.
+Runs the commands of tools/analysis on the FCN and the MDRL that `make demo` trained, and writes
+gallery.md and its pictures, the large ones reduced to 256 colours, and a copy of demo.png.
 
 Example:
     make demo
@@ -20,7 +20,8 @@ from PIL import Image
 
 from mmseg_cmdl.launch import checked_checkpoint, latest_checkpoint
 
-NAMES = ('FCN', 'MDRL-FCN')
+FOLDERS = {'FCN': 'fcn', 'MDRL': 'mdrl_nonlocal'}  # of each model in that of the demo
+NAMES = tuple(FOLDERS)
 BOTH, MDRL = 'CONFIG CHECKPOINT MDRL_CONFIG MDRL_CHECKPOINT', 'MDRL_CONFIG MDRL_CHECKPOINT'
 
 
@@ -33,7 +34,7 @@ class Figure:
         arguments (str): After the models.
         pictures (list[str]): Of what it writes, those that are shown.
         text (str): What is to be seen.
-        both (bool): Takes both models, else MDRL-FCN alone.
+        both (bool): Takes both models, else MDRL alone.
         numbers (callable, optional): From the folder it wrote, a line with its main numbers.
     """
 
@@ -86,7 +87,7 @@ FIGURES = [
     Figure(
         'Which distribution each pixel belongs to',
         'distribution_map',
-        '--draw 0 1 --patches 3 --classes car building',
+        '--draw 4 7 --patches 3 --classes arid polar',
         ['maps.png'],
         "Each pixel in the colour of its class, and in the shade of the nearest of the class's "
         'distributions.',
@@ -96,7 +97,7 @@ FIGURES = [
         'What a distribution stands for',
         'distribution_map',
         None,
-        ['class_05_car.png', 'class_03_building.png'],
+        ['class_02_arid.png', 'class_05_polar.png'],
         'Above, the pixels of the class in the colour of their distribution; below, for each '
         "distribution its share of the class's pixels and the real pixels nearest to it.",
         both=False,
@@ -113,7 +114,7 @@ FIGURES = [
     Figure(
         'Feature space',
         'feature_space',
-        '--classes road car sky person --pixels 200',
+        '--classes tropical arid temperate cold --pixels 200',
         ['feature_space.png'],
         't-SNE of pixels of four classes. On the right the unit vectors that MDRL compares with '
         "its distributions, which are drawn in; on the left what enters FCN's classifier.",
@@ -143,7 +144,7 @@ FIGURES = [
     Figure(
         'Pixel relation',
         'pixel_relation',
-        '--image 0 --pixel-of car building',
+        '--image 7 --pixel-of arid tropical',
         ['pixel_relation.png'],
         'How similar every pixel is to the marked one.',
     ),
@@ -192,7 +193,7 @@ def parse_args(argv=None):
         '--models',
         nargs=4,
         metavar=('CONFIG', 'CKPT', 'MDRL_CONFIG', 'MDRL_CKPT'),
-        help='an FCN and an MDRL-FCN instead of those of the demo',
+        help='an FCN and an MDRL instead of those of the demo',
     )
     parser.add_argument(
         '--out',
@@ -234,8 +235,8 @@ def models_of_demo(folder):
         SystemExit: The demo hasn't run there.
     """
     found = []
-    for name in NAMES:
-        work_dir = folder / name.lower()
+    for name in FOLDERS.values():
+        work_dir = folder / name
         configs = sorted(work_dir.glob('*.py'))
         checkpoint = latest_checkpoint(str(work_dir)) if work_dir.is_dir() else None
         if not configs or checkpoint is None:
@@ -269,7 +270,8 @@ def small_copy(source, target, small=100_000):
     with Image.open(source) as picture:
         copy = picture.convert('RGB')
         if source.stat().st_size > small:
-            copy = copy.quantize(256, dither=Image.Dither.NONE)
+            # kmeans: flat colours of small areas, as those of a legend, stay what they are
+            copy = copy.quantize(256, dither=Image.Dither.NONE, kmeans=2)
         copy.save(target, optimize=True)
 
 
@@ -291,9 +293,9 @@ def main(argv=None):
     lines = [
         '# Gallery',
         '',
-        'What `tools/analysis` draws, from the FCN and the MDRL-FCN that `make demo` trains: a '
-        'small ResNet-18, a few hundred iterations on synthetic scenes. They show what the '
-        'figures look like, not how good the methods are. Made by',
+        'What `tools/analysis` draws, from the FCN and the MDRL, on a non-local context, that '
+        '`make demo` trains: a small ResNet-18, 500 iterations on satellite pictures. They show '
+        'what the figures look like, not how good the methods are. Made by',
         '',
         '```shell',
         'make demo',
@@ -328,6 +330,9 @@ def main(argv=None):
             shutil.rmtree(work, ignore_errors=True)
     page = args.out / 'gallery.md'
     page.write_text('\n'.join(lines).rstrip() + '\n', encoding='utf-8')
+    poster = args.demo / 'demo.png'
+    if not args.models and poster.is_file():
+        small_copy(poster, args.out / 'demo.png')
     total = sum(path.stat().st_size for path in pictures.glob('*.png'))
     print(f'\n{page}, {total / 1e6:.2f} MB of pictures')
 
