@@ -21,11 +21,14 @@ from .label_check import LABELS_ARE_CHECKED
 from .memory_head import MemoryHead
 from .single_image_context import (
     SingleImageContext,
+    brings_a_finer_map,
     check_losses,
+    check_no_cascade,
     check_required,
     inherited_options,
     place_inputs,
     place_leftovers,
+    takes_several_maps,
 )
 
 
@@ -51,6 +54,15 @@ class DatasetContextHead(MemoryHead):
             without its classifier, sees all feature maps of the backbone, and inherits
             `in_channels`, `in_index`, `channels`, `num_classes`, `norm_cfg`, `align_corners` and
             the like from this head unless it sets them. Defaults to None.
+        pixels (str, optional): Where R comes from. 'backbone': the feature map that `in_index`
+            selects; a context is related to it (eq. 2 to 4). 'context': what the context would
+            classify, at its size, by a 1x1 conv; there is no second branch then. By default
+            'context' where the context is a decoder of several feature maps or brings its map to a
+            finer size, as UPerHead, SegformerHead and DepthwiseSeparableASPPHead do, so that the
+            logits are as fine as those of that head; otherwise 'backbone'.
+        key_stride (int, optional): The memory is averaged over squares of so many pixels before the
+            pixels attend to it, since the cost of attention grows with the square of their number.
+            Defaults to 4 with `pixels='context'`, otherwise to 1, the papers' form.
         fusion (str): T in eq. 4: 'concat' (3x3 conv on [R, R_dl]), 'add', or 'weighted_add' (the
             weight of R_dl at each pixel is predicted from both by a 1x1 conv).
             Defaults to 'concat'.
@@ -75,6 +87,8 @@ class DatasetContextHead(MemoryHead):
         *,
         num_classes: Optional[int] = None,
         context: Optional[dict] = None,
+        pixels: Optional[str] = None,
+        key_stride: Optional[int] = None,
         fusion: str = 'concat',
         transform_channels: Optional[int] = None,
         hard_aggregate: bool = False,
@@ -90,6 +104,7 @@ class DatasetContextHead(MemoryHead):
         needed = dict(in_channels=in_channels, channels=channels, num_classes=num_classes)
         check_required(name, kwargs, **needed)
         kwargs, context = place_leftovers(name, kwargs, context, **needed)
+        several_maps = takes_several_maps(in_channels, kwargs)
         in_channels, kwargs, context = place_inputs(
             name, in_channels, kwargs, context, channels=channels, num_classes=num_classes
         )
@@ -114,17 +129,37 @@ class DatasetContextHead(MemoryHead):
         if transform_channels is None:
             transform_channels = max(1, channels // 2)
 
-        self.bottleneck = ConvModule(self.in_channels, channels, 3, padding=1, **self.conv_options)
+        if pixels is None:
+            finer = context is not None and (several_maps or brings_a_finer_map(context))
+            pixels = 'context' if finer else 'backbone'
+        if pixels not in ('backbone', 'context') or (pixels == 'context' and context is None):
+            raise ValueError(
+                f"{name}: pixels must be 'backbone', or 'context' together with a context, got "
+                f'{pixels!r}'
+            )
+        self.pixels = pixels
+        if key_stride is None:
+            key_stride = 4 if pixels == 'context' else 1
+        self.context = None
+        if pixels == 'context':
+            inherited = inherited_options(self, in_channels, channels)
+            self.context = SingleImageContext(context, inherited)
+            check_no_cascade(name, self.context)
+            self.bottleneck = ConvModule(self.context.channels, channels, 1, **self.conv_options)
+            self.embedding_layers = ('context', *self.embedding_layers)
+        else:
+            self.bottleneck = ConvModule(
+                self.in_channels, channels, 3, padding=1, **self.conv_options
+            )
         self.coarse_classifier = self._build_classifier(channels)
         self.relation = RelationAttention(
-            channels, channels, transform_channels, **self.conv_options
+            channels, channels, transform_channels, key_stride=key_stride, **self.conv_options
         )
         if fusion == 'concat':
             self.fuse_pixels = ConvModule(2 * channels, channels, 3, padding=1, **self.conv_options)
         elif fusion == 'weighted_add':
             self.fusion_weight = nn.Conv2d(2 * channels, 1, 1)
-        self.context = None
-        if context is not None:
+        if context is not None and pixels == 'backbone':
             inherited = inherited_options(self, in_channels, channels)
             self.context = SingleImageContext(context, inherited)
             self._build_context_layers(channels, self.context.channels, transform_channels)
@@ -168,12 +203,19 @@ class DatasetContextHead(MemoryHead):
         """
         pixels = self.pixel_features(inputs)
         coarse_logits = self.coarse_classifier(pixels)
-        context = None if self.context is None else self.context(inputs, coarse_logits)
+        context = self.context(inputs, coarse_logits) if self.has_context_branch else None
         return pixels, coarse_logits, self.aggregate(pixels, coarse_logits, context)
 
     def pixel_features(self, inputs: List[Tensor]) -> Tensor:
         """R [B, C, h, w]."""
+        if self.pixels == 'context':
+            return self.bottleneck(self.context(inputs))
         return self.bottleneck(self._transform_inputs(inputs))
+
+    @property
+    def has_context_branch(self) -> bool:
+        """Whether a single-image context is related to R, instead of being what R is made of."""
+        return self.context is not None and self.pixels == 'backbone'
 
     def class_weights(self, coarse_logits: Tensor) -> Tensor:
         """Class weights [B, K, h, w] with which each pixel reads the memory."""

@@ -96,7 +96,7 @@ class MCIBIPlusPlusHead(DatasetContextHead):
             self.downsample = ConvModule(
                 self.channels, self.channels, 3, stride=2, padding=1, **self.conv_options
             )
-        joined = self.channels + (0 if self.context is None else self.context.channels)
+        joined = self.channels + (self.context.channels if self.has_context_branch else 0)
         self.final_conv = ConvModule(
             joined,
             self.channels,
@@ -105,7 +105,7 @@ class MCIBIPlusPlusHead(DatasetContextHead):
             **self.conv_options,
         )
         self.loss_context = nn.ModuleList(
-            MODELS.build(loss) for loss in as_list(loss_context) if self.context is not None
+            MODELS.build(loss) for loss in as_list(loss_context) if self.has_context_branch
         )
         self.consistency = self._build_consistency([])
 
@@ -162,7 +162,7 @@ class MCIBIPlusPlusHead(DatasetContextHead):
         """R, coarse logits, the context's map, and the logits that the class weights come from."""
         pixels = self.pixel_features(inputs)
         coarse_logits = self.coarse_classifier(pixels)
-        if self.context is None:
+        if not self.has_context_branch:
             return pixels, coarse_logits, None, coarse_logits
         context = self.context(inputs, coarse_logits)
         context = resize(

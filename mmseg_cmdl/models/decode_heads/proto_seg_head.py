@@ -5,7 +5,6 @@ from typing import Dict, List, Optional, Tuple, Union
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
-from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from ..memory import DistributionBank
 from .memory_head import MemoryHead
 from .single_image_context import (
     SingleImageContext,
+    check_no_cascade,
     inherited_options,
     place_inputs,
     place_leftovers,
@@ -104,12 +104,7 @@ class ProtoSegHead(MemoryHead):
             self.context = SingleImageContext(
                 context, inherited_options(self, in_channels, channels)
             )
-            if isinstance(self.context.head, BaseCascadeDecodeHead):
-                raise ValueError(
-                    f'ProtoSegHead: {context["type"]} refines the logits of a head before it, and '
-                    'this head has none before its prototypes; name a context that is no cascade '
-                    'head, such as PSPHead'
-                )
+            check_no_cascade('ProtoSegHead', self.context)
         self.bank = self._build_bank(
             bank, DistributionBank, num_distributions=10, channels=self.channels
         )
@@ -134,9 +129,7 @@ class ProtoSegHead(MemoryHead):
 
     def pixel_features(self, inputs: List[Tensor]) -> Tensor:
         """R [B, C, h, w]."""
-        features = (
-            self._transform_inputs(inputs) if self.context is None else self.context(inputs, None)
-        )
+        features = self._transform_inputs(inputs) if self.context is None else self.context(inputs)
         return self.bottleneck(features)
 
     def embed(self, pixels: Tensor) -> Tensor:

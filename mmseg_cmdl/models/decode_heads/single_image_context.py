@@ -8,6 +8,7 @@ from typing import Any, Iterable, List, Optional, Set, Tuple, Union
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
+from mmseg.models.decode_heads import DepthwiseSeparableASPPHead, SETRUPHead
 from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
@@ -345,6 +346,35 @@ def _build_head(cfg: dict, options: dict) -> nn.Module:
         ) from error
 
 
+def takes_several_maps(in_channels: Union[int, List[int], None], options: dict) -> bool:
+    """Whether options are those of a decoder of several maps, and not of maps made into one."""
+    several = isinstance(in_channels, (list, tuple))
+    return several and options.get('input_transform') in (None, 'multiple_select')
+
+
+def brings_a_finer_map(context: dict) -> bool:
+    """Whether a context may classify a finer map than the one that the head around it takes."""
+    cls = registered_class(context)
+    return takes_several_maps(context.get('in_channels'), context) or (
+        # these have one `in_index`, and take a second map unasked, or enlarge theirs
+        inspect.isclass(cls) and issubclass(cls, (DepthwiseSeparableASPPHead, SETRUPHead))
+    )
+
+
+def check_no_cascade(name: str, context: 'SingleImageContext') -> None:
+    """Refuses a context that refines logits where there are none yet.
+
+    Raises:
+        ValueError: Names the context and what to write instead.
+    """
+    if isinstance(context.head, BaseCascadeDecodeHead):
+        raise ValueError(
+            f'{name}: {type(context.head).__name__} refines the logits of a head before it, and '
+            'here what is classified is made of its own map. Name a context that is no cascade '
+            'head, such as PSPHead'
+        )
+
+
 class SingleImageContext(BaseModule):
     """A decode head without its classifiers: its last feature map is the context.
 
@@ -382,12 +412,12 @@ class SingleImageContext(BaseModule):
                 setattr(self.head, name, nn.Identity())
         self.head.dropout = nn.Identity()  # not None: some heads call it unasked
 
-    def forward(self, inputs: List[Tensor], coarse_logits: Tensor) -> Tensor:
+    def forward(self, inputs: List[Tensor], coarse_logits: Optional[Tensor] = None) -> Tensor:
         """
         Args:
             inputs (list[Tensor]): All feature maps of the backbone.
-            coarse_logits (Tensor): [B, K, h, w]; a cascade head (OCR) takes them as what the
-                stage before it predicted.
+            coarse_logits (Tensor, optional): [B, K, h, w]; a cascade head (OCR) takes them as what
+                the stage before it predicted.
 
         Returns:
             Tensor: [B, channels, h', w'].

@@ -28,6 +28,8 @@ class RelationAttention(SelfAttentionBlock):
         value_out_norm (bool): The same for g_f and g_c.
         matmul_norm (bool): Divide the products by sqrt(transform_channels). Defaults to True.
         with_out_project (bool): Have g_c; without it g_f gives `out_channels`. Defaults to True.
+        key_stride (int): Keys and values are averaged over squares of so many pixels first. Ours,
+            for maps of many pixels; the papers have none. Defaults to 1.
         conv_cfg, norm_cfg, act_cfg (dict, optional): Of the ConvModules.
     """
 
@@ -44,6 +46,7 @@ class RelationAttention(SelfAttentionBlock):
         value_out_norm: bool = True,
         matmul_norm: bool = True,
         with_out_project: bool = True,
+        key_stride: int = 1,
         conv_cfg: Optional[dict] = None,
         norm_cfg: Optional[dict] = dict(type='BN'),
         act_cfg: Optional[dict] = dict(type='ReLU'),
@@ -52,6 +55,11 @@ class RelationAttention(SelfAttentionBlock):
             raise ValueError(
                 'RelationAttention: share_key_query needs maps of equal channels, got '
                 f'query_channels={query_channels} and key_channels={key_channels}'
+            )
+        if isinstance(key_stride, bool) or not isinstance(key_stride, int) or key_stride < 1:
+            raise ValueError(
+                'RelationAttention: key_stride must be an integer of at least 1, got '
+                f'{key_stride!r}'
             )
         super().__init__(
             key_in_channels=key_channels,
@@ -71,6 +79,7 @@ class RelationAttention(SelfAttentionBlock):
             norm_cfg=norm_cfg,
             act_cfg=act_cfg,
         )
+        self.key_stride = key_stride
 
     def forward(self, query_feats: Tensor, key_feats: Tensor) -> Tensor:
         """Relates two maps.
@@ -82,6 +91,11 @@ class RelationAttention(SelfAttentionBlock):
         Returns:
             Tensor: [B, out_channels, h, w].
         """
+        if self.key_stride > 1:
+            # the last square of a row or column may be smaller
+            key_feats = F.avg_pool2d(
+                key_feats, self.key_stride, ceil_mode=True, count_include_pad=False
+            )
         query, key, value = (
             x.flatten(2).transpose(1, 2).unsqueeze(1)  # [B, 1, hw, channels]
             for x in (

@@ -60,6 +60,8 @@ HEADS = {
     'DGCWHead': dict(downsample=2),
     'MDRLHead': dict(bank=dict(type='DistributionBank', num_distributions=2)),
     'MCIBIHead': {},
+    'MCIBIPlusPlusHead': {},
+    'ProtoSegHead': dict(bank=dict(type='DistributionBank', num_distributions=2)),
 }
 
 # conv_seg is there, and yet CAR has nothing to work on, or the head can't run here.

@@ -1,0 +1,164 @@
+"""Memory heads on a decoder's own map (`pixels='context'`): size, form, cost, what is refused."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmseg.registry import MODELS
+
+from mmseg_cmdl.models import RelationAttention
+from tests import stack
+from tests.models.decode_heads import tiny_head
+from tests.models.segmentors import every_head, tiny_segmentor
+
+MEMORY = {
+    'MDRLHead': dict(bank=dict(type='DistributionBank', num_distributions=2)),
+    'MCIBIHead': {},
+    'MCIBIPlusPlusHead': {},
+    'ProtoSegHead': dict(bank=dict(type='DistributionBank', num_distributions=2)),
+}
+OURS = [*MEMORY, 'DGCWHead', 'CPHead', 'CAAHead']
+# what a memory head can stand in for, with the old head as its context, by one changed line
+DECODERS = [
+    name
+    for name, options in every_head.HEADS.items()
+    if not isinstance(options, list) and name not in OURS
+]
+# Their losses and inputs in training are their own, so the one changed line is refused there.
+REFUSED = {
+    'PIDHead': 'loss|takes|forward|map',
+    'DDRHead': 'loss|takes|forward|map',
+}
+SEVERAL = [
+    'UPerHead', 'SegformerHead', 'FPNHead', 'SETRMLAHead', 'LightHamHead', 'DPTHead', 'LRASPPHead',
+]  # fmt: skip
+FINER = [*SEVERAL, 'DepthwiseSeparableASPPHead', 'SETRUPHead']
+
+
+def changed(name, kind):
+    """Config of the head under one changed line: the type, and the old type as the context."""
+    config = dict(every_head.config(name))
+    return {**config, **MEMORY[kind], 'type': kind, 'context': dict(type=config['type'])}
+
+
+def build(decode_head, name):
+    return tiny_segmentor.build(decode_head, 'EncoderDecoder', backbone=every_head.backbone(name))
+
+
+@pytest.mark.parametrize('kind', ['MDRLHead', 'MCIBIHead'])
+@pytest.mark.parametrize(
+    'name', stack.for_training([name for name in DECODERS if name not in REFUSED])
+)
+def test_logits_are_as_fine_as_those_of_the_head_that_was_there(name, kind):
+    """One changed line, a training step, and the size of the map of logits before and after."""
+    plain = build(every_head.config(name), name).eval()
+    model = build(changed(name, kind), name)
+    assert model.decode_head.pixels == ('context' if name in FINER or name in (
+        'ANNHead', 'EncHead') else 'backbone')  # fmt: skip
+    losses = tiny_segmentor.train_step(model)
+    assert all(torch.as_tensor(value).isfinite().all() for value in losses.values())
+    moved = model.decode_head.bank.num_updates
+    assert int(moved) == 1
+    model.eval()
+    with torch.no_grad():
+        maps = model.extract_feat(tiny_segmentor.images())
+        output = plain.decode_head(maps)
+        output = output[0] if isinstance(output, tuple) else output
+        assert model.decode_head(maps).shape == output.shape
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_heads_with_losses_of_their_own_are_refused_in_a_sentence(name):
+    config = dict(changed(name, 'MDRLHead'), **every_head.losses(name))
+    with pytest.raises((ValueError, TypeError), match=REFUSED[name]):
+        tiny_segmentor.train_step(build(config, name))
+
+
+def uper(kind='MDRLHead', **options):
+    return tiny_head.build(
+        **{**MEMORY[kind], 'type': kind, 'loss_consistency': tiny_head.paper()}
+        if kind == 'MDRLHead' else {**MEMORY[kind], 'type': kind},
+        in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3],
+        context=dict(type='UPerHead', pool_scales=(1, 2)), **options,
+    )  # fmt: skip
+
+
+def test_pixels_are_what_the_decoder_would_classify():
+    """R is a 1x1 conv of the decoder's map; no second branch; all of it at the decoder's size."""
+    head = uper().eval()
+    inputs = tiny_head.features()
+    with torch.no_grad():
+        decoded = head.context(inputs)
+        assert decoded.shape[2:] == tiny_head.SIZES[0]
+        conv = head.bottleneck
+        assert conv.conv.kernel_size == (1, 1)
+        expected = conv.activate(conv.norm(F.conv2d(decoded, conv.conv.weight)))
+        pixels, coarse, augmented = head.forward_features(inputs)
+        torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-12)
+        assert coarse.shape[2:] == augmented.shape[2:] == tiny_head.SIZES[0]
+        assert head.memory_vectors(inputs).shape[1:3] == tiny_head.SIZES[0]
+    names = {name for name, _ in head.named_children()}
+    assert not names & {'context_relation', 'fuse_context'}
+    assert any(key.startswith('context.') for key in head.embedding_state())
+
+
+def test_keys_are_averaged_over_squares():
+    """The relation with key_stride is the plain one on the averaged memory, rests included."""
+    torch.manual_seed(0)
+    strided = RelationAttention(6, 6, 4, key_stride=2).double().eval()
+    plain = RelationAttention(6, 6, 4).double().eval()
+    plain.load_state_dict(strided.state_dict())
+    query, memory = torch.randn(2, 2, 6, 5, 7, dtype=torch.float64)
+    small = torch.zeros(2, 6, 3, 4, dtype=torch.float64)
+    for y in range(3):
+        for x in range(4):
+            small[:, :, y, x] = memory[:, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean((2, 3))
+    torch.testing.assert_close(strided(query, memory), plain(query, small), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(('options', 'stride'), [({}, 4), (dict(key_stride=1), 1)])
+def test_default_key_stride_is_four_on_a_decoder_and_one_otherwise(options, stride):
+    assert uper(**options).relation.key_stride == stride
+    assert tiny_head.build(context=dict(type='PSPHead')).relation.key_stride == 1
+
+
+def test_the_papers_form_can_be_asked_for():
+    head = uper(pixels='backbone')
+    assert head.has_context_branch
+    assert head(tiny_head.features()).shape[2:] == tiny_head.SIZES[3]
+
+
+def test_a_single_map_head_can_be_the_decoder_too():
+    head = tiny_head.build(pixels='context', context=dict(type='PSPHead', pool_scales=(1, 2)))
+    losses, grads = tiny_head.step(head)
+    assert all(grad is not None for grad in grads.values())
+    assert not head.has_context_branch
+    assert all(value.isfinite() for value in losses.values())
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (dict(pixels='context'), "pixels must be 'backbone', or 'context' together with a context"),
+    (dict(pixels='decoder'), "got 'decoder'"),
+    (dict(pixels='context', context=dict(type='OCRHead', ocr_channels=4)), 'no cascade head'),
+    (dict(key_stride=0), 'key_stride must be an integer of at least 1, got 0'),
+])  # fmt: skip
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_head.build(**options)
+
+
+def test_folded_head_predicts_the_same():
+    head = uper()
+    tiny_head.step(head)
+    inputs = tiny_head.features(3)
+    with torch.no_grad():
+        before = head.eval()(inputs)
+        torch.testing.assert_close(head.fold_()(inputs), before, rtol=0, atol=1e-12)
+
+
+def test_depthwise_separable_aspp_is_told_from_its_parent():
+    """DeepLabV3+ takes the first map unasked, and classifies at its size; DeepLabV3 doesn't."""
+    pixels = {}
+    for name in ('ASPPHead', 'DepthwiseSeparableASPPHead'):
+        head = MODELS.build(changed(name, 'MCIBIHead'))
+        pixels[name] = head.pixels
+    assert pixels == {'ASPPHead': 'backbone', 'DepthwiseSeparableASPPHead': 'context'}
