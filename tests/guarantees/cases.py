@@ -49,7 +49,19 @@ CASES = {
             bank=dict(BANK, assignment='gumbel', update_pixels='all'),
         )
     ),
+    # on a decoder of several maps, at its size
+    'mdrl_segformer': dict(
+        head=dict(
+            MDRL, context=dict(type='SegformerHead'), in_channels=[*CHANNELS], in_index=[0, 1, 2, 3]
+        )
+    ),
     'mcibi': dict(head=MCIBI),
+    'mcibi_uper': dict(
+        head=dict(
+            MCIBI, context=dict(type='UPerHead', pool_scales=(2, 3)), in_channels=[*CHANNELS],
+            in_index=[0, 1, 2, 3],
+        )
+    ),
     'mcibi_psp': dict(head=dict(MCIBI, context=PSP, hard_aggregate=True)),
     'mcibi_aspp': dict(head=dict(MCIBI, context=ASPP, update_size='feature')),
     'mcibi_cc': dict(head=dict(MCIBI, context=CC)),
