@@ -2,6 +2,7 @@
 
 from typing import Optional
 
+import torch
 import torch.nn.functional as F
 from mmseg.models.utils import SelfAttentionBlock
 from torch import Tensor
@@ -92,10 +93,7 @@ class RelationAttention(SelfAttentionBlock):
             Tensor: [B, out_channels, h, w].
         """
         if self.key_stride > 1:
-            # the last square of a row or column may be smaller
-            key_feats = F.avg_pool2d(
-                key_feats, self.key_stride, ceil_mode=True, count_include_pad=False
-            )
+            key_feats = self._averaged(key_feats)
         query, key, value = (
             x.flatten(2).transpose(1, 2).unsqueeze(1)  # [B, 1, hw, channels]
             for x in (
@@ -109,3 +107,15 @@ class RelationAttention(SelfAttentionBlock):
         related = related.squeeze(1).transpose(1, 2)
         related = related.unflatten(2, query_feats.shape[2:])
         return related if self.out_project is None else self.out_project(related)
+
+    def _averaged(self, feats: Tensor) -> Tensor:
+        """Means over squares of `key_stride` pixels; the last of a row or column may be smaller.
+
+        By padding, not by `ceil_mode`, whose condition on sizes torch.export can't keep open.
+        """
+        side = self.key_stride
+        sums, counts = (
+            F.avg_pool2d(F.pad(x, (0, side - 1, 0, side - 1)), side, divisor_override=1)
+            for x in (feats, torch.ones_like(feats[:1, :1]))
+        )
+        return sums / counts
