@@ -271,7 +271,7 @@ class Environment:
             done = subprocess.run([*command, *arguments], env={**environment, **variables})
             if done.returncode == 0:
                 return True
-            print('uv could not install that (see above): pip tries', flush=True)
+            print('uv could not install that (see above): pip tries')
         arguments = ['--force-reinstall' if word == '--reinstall' else word for word in arguments]
         arguments = [word for word in arguments if not word.startswith('--torch-backend')]
         return self.pip_install(*arguments, **variables).returncode == 0
@@ -334,7 +334,7 @@ def install_requirements(environment, kind, family):
     up_to_date = wanted.items() <= note.items() and environment.runs()
     if up_to_date and kind in kinds:
         return
-    print(f'Installing the pinned requirements into {environment.folder} ...', flush=True)
+    print(f'Installing the pinned requirements into {environment.folder} ...')
     if not up_to_date:
         environment.make()
         kinds = []
@@ -389,6 +389,7 @@ def main():
     )
     args = parser.parse_args(words)
     os.chdir(ROOT)
+    sys.stdout.reconfigure(line_buffering=True)  # in a pipe too, between the lines of uv and pip
     environment = Environment(args.folder, pip_args)
     with environment.alone():
         install_requirements(environment, args.kind, args.family)
