@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..utils import entropy_of_counts, of_own_class
+
 # Similarities formed at a time.
 _CHUNK_ELEMENTS = 1 << 23
 
@@ -38,8 +40,7 @@ def assign(embeddings: Tensor, classes: Tensor, distributions: Tensor) -> Assign
     parts = []
     for part, labels in zip(*(x.split(max(1, _CHUNK_ELEMENTS // len(rows))) for x in (flat, own))):
         scores = (part @ rows.t()).unflatten(1, (num_classes, num_distributions))
-        index = labels.clamp(0, num_classes - 1)[:, None, None].expand(-1, 1, num_distributions)
-        similarity, chosen = scores.gather(1, index).squeeze(1).max(dim=1)
+        similarity, chosen = of_own_class(scores, labels.clamp(min=0)).max(dim=1)
         labelled = (labels >= 0) & (labels < num_classes) & similarity.isfinite()
         parts.append(
             (
@@ -55,14 +56,7 @@ def entropy(counts: np.ndarray) -> np.ndarray:
     """Entropy of shares along the last axis in units of its largest value, ln N: 1 for equal
     shares, 0 where one takes all; NaN where there are no counts. 1 for N = 1.
     """
-    counts = np.asarray(counts, dtype=np.float64)
-    if counts.shape[-1] == 1:
-        return np.where(counts[..., 0] > 0, 1.0, np.nan)
-    with np.errstate(invalid='ignore', divide='ignore'):
-        shares = counts / counts.sum(axis=-1, keepdims=True)
-        terms = np.where(shares > 0, shares * np.log(np.where(shares > 0, shares, 1)), 0)
-    total = -terms.sum(axis=-1) / np.log(counts.shape[-1])
-    return np.where(counts.sum(axis=-1) > 0, np.maximum(total, 0), np.nan)
+    return entropy_of_counts(torch.as_tensor(np.asarray(counts))).numpy()
 
 
 class DistributionUsage:

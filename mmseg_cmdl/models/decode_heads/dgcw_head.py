@@ -152,7 +152,7 @@ class DGCWHead(BaseDecodeHead):
     def loss(
         self, inputs: List[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
     ) -> Dict[str, Tensor]:
-        """As in the base class (L_f of eq. 7), after the labels are checked.
+        """As in the base class (L_f of DGCW eq. 7), after the labels are checked.
 
         Args:
             inputs (list[Tensor]): Feature maps of the backbone.

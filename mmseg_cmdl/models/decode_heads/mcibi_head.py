@@ -73,14 +73,15 @@ class MCIBIHead(DatasetContextHead):
         bank (dict): Config of a :class:`FeatureBank`; `num_classes`, `channels` and `type` are
             filled in.
         loss_memory (dict | list[dict], optional): Losses of the classifier on the memory itself,
-            over the classes in memory (L_M, eq. 17); None for none. Defaults to cross entropy with
-            weight 1.
+            over the classes in memory (L_M, MCIBI eq. 17); None for none. Defaults to cross entropy
+            with weight 1.
         memory_loss_start (int): Number of training iterations before `loss_memory` begins.
             Defaults to 0.
         memory_momentum (float): m_0, weight of the new features in the memory. Defaults to 0.9.
-        momentum_power (float): p in eq. 7; 0 keeps the momentum constant. Defaults to 0.9.
+        momentum_power (float): p in MCIBI eq. 7; 0 keeps the momentum constant. Defaults to 0.9.
         update_size (str): 'label' updates the memory from the features at the size of the labels
-            (eq. 8); 'feature' from the labels at the size of the features. Defaults to 'label'.
+            (MCIBI eq. 8); 'feature' from the labels at the size of the features. Defaults to
+            'label'.
         **kwargs: Options of :class:`DatasetContextHead`: `context`, `fusion`, `hard_aggregate`, ...
 
     The classifier sees the memory with the running statistics of its batch norm. As a batch of
@@ -135,17 +136,17 @@ class MCIBIHead(DatasetContextHead):
         )
 
     def read_memory(self, weights: Tensor) -> Tensor:
-        """Dataset-level representations (eq. 12): [B, K, h, w] to C'_bi [B, C, h, w]."""
+        """Dataset-level representations (MCIBI eq. 12): [B, K, h, w] to C'_bi [B, C, h, w]."""
         return self.bank.vote(weights)
 
     def classify_memory(self) -> Tensor:
-        """Logits [K, K, 1, 1] of the vectors in memory (eq. 15)."""
+        """Logits [K, K, 1, 1] of the vectors in memory (MCIBI eq. 15)."""
         vectors = self.bank.read()[:, :, None, None].to(self.conv_seg.weight.dtype)
         with _running_statistics(self.final_conv):
             return self.cls_seg(vectors)
 
     def memory_losses(self, pixels: Tensor, labels: Tensor) -> Dict[str, Tensor]:
-        """See the base class: the classifier learns the memory too (eq. 15 and 17).
+        """See the base class: the classifier learns the memory too (MCIBI eq. 15 and 17).
 
         A loss is called as `loss(logits [K, K, 1, 1], labels [K, 1, 1], weight=..., ignore_index=
         ...)`, with weights that make its mean the one over the classes in memory.
@@ -173,7 +174,7 @@ class MCIBIHead(DatasetContextHead):
         return losses
 
     def update_bank(self, pixels: Tensor, labels: Tensor) -> Dict[str, Tensor]:
-        """Moves the bank (eq. 6 to 10), with features at the size of the labels (eq. 8) or theirs.
+        """Moves the bank (MCIBI eq. 6 to 10), by features at the size of the labels or at theirs.
 
         Args:
             pixels (Tensor): R [B, C, h, w].

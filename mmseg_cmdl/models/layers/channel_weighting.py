@@ -58,7 +58,7 @@ def relation_sum(
     norm: str = 'sum',
     chunk_size: Optional[int] = None,
 ) -> Tensor:
-    """``sum_j ReLU(G (W_ij * V_i))``: eq. 2 to 5 up to the second conv of g, chunk by chunk over i.
+    """``sum_j ReLU(G (W_ij * V_i))``: DGCW eq. 2 to 5 but for the second conv of g, by chunks of i.
 
     Args:
         query (Tensor): Q [B, n, C].
@@ -201,7 +201,7 @@ def _backward(
 
 @MODELS.register_module()
 class ChannelWeighting(BaseModule):
-    """Distance guided channel weighting (eq. 1 to 5), for a map of any neck or head.
+    """Distance guided channel weighting (DGCW eq. 1 to 5), for a map of any neck or head.
 
     ``out_i = F_i + sum_j g(W_ij * V_i)`` over all pixels j of the image, where
     ``W_ij = f((Q_i - K_j)^2)`` weighs channels and g is 1x1 conv, ReLU, 1x1 conv. The second conv

@@ -19,7 +19,7 @@ class GlobalPoolingContext(BaseModule):
     """GAP of table 2: the mean over all pixels, through a 1x1 conv, added to every pixel.
 
     The paper says that the conv's result is brought to the size of the map, and leaves open how
-    the two meet; they are added, as in eq. 5.
+    the two meet; they are added, as in DGCW eq. 5.
 
     Args:
         channels (int): C.

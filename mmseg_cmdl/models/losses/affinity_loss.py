@@ -16,7 +16,9 @@ _SMALLEST_SUM = 1e-12
 
 @MODELS.register_module()
 class AffinityLoss(nn.Module):
-    """Compares a predicted affinity p [N, N] with the ideal one, a_ij = [y_i = y_j] (eq. 1 to 6).
+    """Compares a predicted affinity p [N, N] with the ideal one, a_ij = [y_i = y_j].
+
+    CPNet eq. 1 to 6:
 
     ``unary_weight`` times the mean binary cross entropy over pairs, plus ``global_weight`` times
     the mean over pixels j of ``-(log precision + log recall + log specificity)`` of row j:

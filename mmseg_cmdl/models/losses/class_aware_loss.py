@@ -11,8 +11,15 @@ import torch
 from torch import Tensor
 
 from ...registry import MODELS
-from ...utils import at_least_float32, check_finite, class_rows, global_mean, global_sum, row_sums
-from .class_consistency_loss import ClassConsistencyLoss
+from ...utils import (
+    at_least_float32,
+    check_finite,
+    class_rows,
+    global_mean,
+    global_sum,
+    row_sums,
+)
+from .formulated_loss import FormulatedLoss
 
 # The released code holds what it squares or averages inside these.
 _SUM_RANGE = (1e-7, 1 - 1e-7)
@@ -58,7 +65,7 @@ def check_pixels(features: Tensor, labels: Tensor) -> None:
 
 
 @MODELS.register_module()
-class IntraClassCenterToPixelLoss(ClassConsistencyLoss):
+class IntraClassCenterToPixelLoss(FormulatedLoss):
     """L_intra-c2p: pulls pixels to the centre of their class (CAR, eq. 2 and 3).
 
     - 'paper': mean over labelled pixels and channels of ``(mu[y] - x)^2``;
@@ -118,7 +125,7 @@ class IntraClassCenterToPixelLoss(ClassConsistencyLoss):
         return self.loss_weight * mean.square().clamp(min=_SMALLEST_INTRA)
 
 
-class InterClassLoss(ClassConsistencyLoss):
+class InterClassLoss(FormulatedLoss):
     """What both losses between classes share: the threshold and who takes part in the softmax."""
 
     def __init__(self, threshold: float, classes: str, threshold_classes: str, *args):
@@ -254,8 +261,8 @@ class InterClassCenterToPixelLoss(InterClassLoss):
             or only those 'present'. Defaults to 'all' (released code).
         threshold_classes (str): Whether K in `threshold / (K - 1)` counts 'all' classes or those
             'present'. Defaults to 'all'.
-        scale (bool): Divide products by sqrt(C), as in eq. 4 and in the released code; eq. 8 and 11
-            have no such division. Defaults to True.
+        scale (bool): Divide products by sqrt(C), as in CAR eq. 4 and in the released code; CAR eq.
+            8 and 11 have no such division. Defaults to True.
         loss_name (str): Defaults to 'loss_inter_c2p'.
     """
 

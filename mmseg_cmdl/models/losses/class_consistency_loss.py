@@ -22,36 +22,8 @@ from ...utils import (
     layer_norm,
     of_own_class,
 )
+from .formulated_loss import FormulatedLoss
 from .resized_cross_entropy import resized_cross_entropy
-
-
-class ClassConsistencyLoss(nn.Module):
-    """What both losses share: their options, and labels as classes of pixels."""
-
-    def __init__(self, formulation: str, loss_weight: float, loss_name: str):
-        super().__init__()
-        check_finite(self, loss_weight=loss_weight)
-        if formulation not in ('paper', 'released'):
-            raise ValueError(
-                f"{type(self).__name__}: formulation must be 'paper' or 'released', "
-                f'got {formulation!r}'
-            )
-        if 'loss' not in loss_name:
-            raise ValueError(
-                f'{type(self).__name__}: loss_name must contain "loss" to be added to '
-                f'the objective, got {loss_name!r}'
-            )
-        self.formulation = formulation
-        self.loss_weight = loss_weight
-        self._loss_name = loss_name
-
-    @property
-    def loss_name(self) -> str:
-        """Key in the dictionary of losses."""
-        return self._loss_name
-
-    def extra_repr(self) -> str:
-        return f'formulation={self.formulation!r}, loss_weight={self.loss_weight}'
 
 
 def pixel_classes(
@@ -94,7 +66,7 @@ def class_balanced_weights(classes: Tensor, num_classes: int) -> Tensor:
 
 
 @MODELS.register_module()
-class ClassLocalConsistencyLoss(ClassConsistencyLoss):
+class ClassLocalConsistencyLoss(FormulatedLoss):
     """L_clcl: cross entropy over each class's nearest distribution (MDRL, eq. 12 to 14).
 
     ``s[i, c] = max_n cos(i, d[c, n])`` (minus the smallest distance), ``L = -log softmax(s)[y]``.
@@ -103,7 +75,7 @@ class ClassLocalConsistencyLoss(ClassConsistencyLoss):
         formulation (str): 'paper' works at feature size, with nearest labels, plainly.
             'released' normalises the K scores of each pixel (LayerNorm over classes, affine) and
             resizes them bilinearly, corners aligned, to label size. Defaults to 'paper'.
-        loss_weight (float): alpha in eq. 18; 0.01 in the paper. Defaults to 1.0.
+        loss_weight (float): alpha in MDRL eq. 18; 0.01 in the paper. Defaults to 1.0.
         num_classes (int, optional): K, for the affine LayerNorm of 'released'; the head gives it.
             Without it the LayerNorm has no weights.
         loss_name (str): Defaults to 'loss_clcl'.
@@ -133,7 +105,7 @@ class ClassLocalConsistencyLoss(ClassConsistencyLoss):
         Returns:
             Tensor: Scalar, times `loss_weight`.
         """
-        scores = at_least_float32(similarity.max(dim=-1).values)  # eq. 13
+        scores = at_least_float32(similarity.max(dim=-1).values)  # MDRL eq. 13
         num_classes = scores.shape[-1]
         size = scores.shape[1:3]
         if self.formulation == 'released':
@@ -146,13 +118,13 @@ class ClassLocalConsistencyLoss(ClassConsistencyLoss):
         classes = pixel_classes(labels, size, num_classes, ignore_index)
         if self.formulation == 'released':
             total = resized_cross_entropy(scores, classes, align_corners=True)
-        else:  # eq. 14
+        else:  # MDRL eq. 14
             total = F.cross_entropy(scores, classes, ignore_index=num_classes, reduction='sum')
         return self.loss_weight * global_mean(total, (classes < num_classes).sum())
 
 
 @MODELS.register_module()
-class ClassGlobalConsistencyLoss(ClassConsistencyLoss):
+class ClassGlobalConsistencyLoss(FormulatedLoss):
     """L_cgcl: contrast of the N distributions of the true class with all others (MDRL, eq. 15).
 
     With A the sum of ``exp(cos / tau)`` over the N distributions of the true class and B over all
@@ -165,7 +137,7 @@ class ClassGlobalConsistencyLoss(ClassConsistencyLoss):
     Args:
         temperature (float): tau, in units of a cosine; unused by 'released'. Defaults to 0.5.
         formulation (str): 'paper' or 'released'. Defaults to 'paper'.
-        loss_weight (float): beta in eq. 18; 0.05 in the paper. Defaults to 1.0.
+        loss_weight (float): beta in MDRL eq. 18; 0.05 in the paper. Defaults to 1.0.
         loss_name (str): Defaults to 'loss_cgcl'.
 
     Means run over the pixels of all ranks; 0, with a graph, where there are none.
@@ -200,7 +172,7 @@ class ClassGlobalConsistencyLoss(ClassConsistencyLoss):
         classes = pixel_classes(labels, similarity.shape[1:3], num_classes, ignore_index).flatten()
         labelled = classes < num_classes
         scores = at_least_float32(similarity).flatten(0, 2)  # [P, K, N]
-        if self.formulation == 'paper':  # eq. 15
+        if self.formulation == 'paper':  # MDRL eq. 15
             scores = scores / self.temperature
             positives = of_own_class(scores, classes).logsumexp(dim=1)  # log A
             losses = scores.flatten(1).logsumexp(dim=1) - positives  # log(A + B) - log A

@@ -78,7 +78,7 @@ def class_sums(features: Tensor, labels: Tensor, memory: Tensor, ignore_index: i
 
 
 def _distance(products: Tensor, lengths: Tensor) -> Tensor:
-    """1 - cosine (eq. 9), never negative by rounding."""
+    """1 - cosine (MCIBI eq. 9), never negative by rounding."""
     return (1 - products / lengths.clamp(min=_SHORTEST)).clamp_(min=0, max=2)
 
 

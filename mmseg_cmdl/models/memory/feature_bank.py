@@ -27,17 +27,18 @@ class FeatureBank(MemoryBank):
     """Memory of one feature per class (MCIBI).
 
     An update moves the vector of each class that the batch has, over all ranks, towards its
-    pixels: ``M[k] = (1 - m) M[k] + m R'[k]`` (eq. 6). ``R'[k]`` is the mean of the pixels of the
-    class, with the weights ``1 - cos(pixel, M[k])`` (eq. 9 and 10) or equal ones. The first time a
-    class is seen, its vector becomes the plain mean, whatever strategy and momentum are.
+    pixels: ``M[k] = (1 - m) M[k] + m R'[k]`` (MCIBI eq. 6). ``R'[k]`` is the mean of the pixels of
+    the class, with the weights ``1 - cos(pixel, M[k])`` (MCIBI eq. 9 and 10) or equal ones. The
+    first time a class is seen, its vector becomes the plain mean, whatever strategy and momentum
+    are.
 
-    Where all pixels of a class are parallel to its vector eq. 10 divides 0 by 0; then, up to
+    Where all pixels of a class are parallel to its vector MCIBI eq. 10 divides 0 by 0; then, up to
     rounding, the plain mean is taken. The cosine with a vector of length 0 counts as 0.
 
     Args:
         num_classes (int): K.
         channels (int): C.
-        strategy (str): 'cosine' (eq. 10) or 'mean'. Defaults to 'cosine'.
+        strategy (str): 'cosine' (MCIBI eq. 10) or 'mean'. Defaults to 'cosine'.
         init (str): 'first_seen', or the path of a file that tools/init_memory.py has written, read
             when the head's weights are initialised. Classes that the file doesn't have begin when
             first seen. Defaults to 'first_seen'.
@@ -85,13 +86,13 @@ class FeatureBank(MemoryBank):
         ignore_index: int = 255,
         align_corners: bool = False,
     ) -> Optional[FeatureUpdate]:
-        """Moves the bank towards this batch (eq. 6 and 8 to 10), in place, over all ranks.
+        """Moves the bank towards this batch (MCIBI eq. 6 and 8 to 10), in place, over all ranks.
 
         Args:
             features (Tensor): [P, C]; or [B, C, h, w], which are taken bilinearly resized to the
-                label maps, as in eq. 8, without ever forming them so large.
+                label maps, as in MCIBI eq. 8, without ever forming them so large.
             labels (Tensor): [P]; or [B, H, W].
-            momentum (float | Tensor): m in eq. 6, the weight of the new value, in [0, 1].
+            momentum (float | Tensor): m in MCIBI eq. 6, the weight of the new value, in [0, 1].
             ignore_index (int): Label of pixels without a class. So is any label outside 0..K-1.
             align_corners (bool): Of the resizing. Defaults to False.
 
@@ -114,7 +115,7 @@ class FeatureBank(MemoryBank):
             return FeatureUpdate(sums.labelled, sums.left_out)
 
     def _move_(self, memory: Tensor, sums: ClassSums, momentum: Union[float, Tensor]) -> None:
-        """eq. 6 from the sums of all ranks."""
+        """MCIBI eq. 6 from the sums of all ranks."""
         counts, weights = sums.plain[:, -1:], sums.weighted[:, -1:]
         mean = sums.plain[:, :-1] / counts.clamp(min=1e-6)
         target = mean

@@ -20,7 +20,7 @@ def sinkhorn(
     iterations: int = 3,
     all_reduce: Optional[Callable[[Tensor], Tensor]] = None,
 ) -> Tensor:
-    """Soft assignment of each pixel to the distributions of its own class (eq. 7).
+    """Soft assignment of each pixel to the distributions of its own class (MDRL eq. 7).
 
     Starts from `exp(scores / epsilon)`. Each iteration scales, first, every distribution of every
     class to the same total over the pixels of that class and, second, every pixel to the same
@@ -30,7 +30,8 @@ def sinkhorn(
         scores (Tensor): Similarity [P, N] of each pixel to the N distributions of its own class.
         classes (Tensor): Class [P] of each pixel, int64; `num_classes` means left out.
         num_classes (int): K.
-        epsilon (float): Smoothness (lambda in eq. 6), in units of the scores. Defaults to 0.05.
+        epsilon (float): Smoothness (lambda in MDRL eq. 6), in units of the scores. Defaults to
+            0.05.
         iterations (int): Number of iterations, at least 1. Defaults to 3.
         all_reduce (Callable, optional): Sums a tensor over all ranks in place and returns it; then
             each class is balanced over the pixels of all ranks. Called once per iteration. The
