@@ -11,6 +11,7 @@ import torch
 from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from ...utils import (
     add_loss,
@@ -53,6 +54,10 @@ class ClassAwareRegularization(BaseModule):
     """The linear conv before `conv_seg`, and the losses on what enters `conv_seg`.
 
     A forward pre-hook of `conv_seg` puts the conv in and, inside :meth:`capture`, keeps its output.
+    Where the head drops channels before `conv_seg`, as MMSegmentation's heads do, conv and losses
+    see the features before that: to a variance inside classes, dropped channels are a spread of
+    0.1 E[x^2] that only smaller features lessen. The dropout then follows the conv.
+
     The conv starts as the identity where its channels match, and as random orthonormal directions
     where it has fewer channels out than in; then the head gets a `conv_seg` that fits.
 
@@ -119,7 +124,9 @@ class ClassAwareRegularization(BaseModule):
                 classifier = self._build_linear(head, max_channels)
         # a bound method: copies of the model (EMA) get a hook to their own conv
         classifier.register_forward_pre_hook(self._enter_classifier)
-        self._capturing, self._features = False, []
+        if isinstance(getattr(head, 'dropout', None), _DropoutNd):
+            head.dropout.register_forward_hook(self._leave_dropout)
+        self._capturing, self._features, self._dropped = False, [], None
 
     @torch.no_grad()
     def _build_linear(self, head: nn.Module, max_channels: int) -> nn.Conv2d:
@@ -140,10 +147,24 @@ class ClassAwareRegularization(BaseModule):
         )
         return head.conv_seg
 
+    def _leave_dropout(self, dropout: nn.Module, inputs: tuple, output: Tensor) -> None:
+        if self._capturing:
+            self._dropped = (dropout, inputs[0], output)
+
     def _enter_classifier(self, classifier: nn.Module, inputs: tuple) -> tuple:
-        features = inputs[0] if self.linear is None else self.linear(inputs[0])
+        features, (dropout, before, after) = inputs[0], self._dropped or (None, None, None)
+        self._dropped = None
+        # heads may drop channels elsewhere too: only what comes here right after it counts
+        dropped = after is features and dropout is not None
+        if dropped:
+            features = before
+        if self.linear is not None:
+            features = self.linear(features)
         if self._capturing:
             self._features.append(features)
+        if dropped:
+            # without a conv what was dropped already; else once more, of what the conv gives
+            features = after if self.linear is None else dropout.forward(features)
         return (features, *inputs[1:])
 
     @contextmanager
@@ -153,7 +174,7 @@ class ClassAwareRegularization(BaseModule):
         try:
             yield
         finally:
-            self._capturing = False
+            self._capturing, self._dropped = False, None
 
     def loss(self, labels: Tensor) -> Dict[str, Tensor]:
         """All losses on the captured features, which are let go.

@@ -368,6 +368,33 @@ def test_cascade_regularizes_the_last_head():
     assert model.car.linear.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize('linear', [True, False])
+def test_losses_see_the_features_before_the_dropout(linear):
+    """Of features that are the same inside each class no variance is left; logits are dropped."""
+    model = build(head(dropout_ratio=0.5), linear=linear).double().train()
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, K, (2, 6, 5), generator=generator)
+    vectors = torch.rand(K, 8, generator=generator, dtype=torch.float64) + 1
+    features = vectors[labels].permute(0, 3, 1, 2).contiguous()
+    seen = []
+    model.decode_head.conv_seg.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    torch.manual_seed(0)
+    with model.car.capture():
+        model.decode_head.cls_seg(features)
+    losses = model.car.loss(labels)
+    assert losses['loss_intra_c2p'].item() < 1e-20
+    dropped = (seen[0] == 0).all(dim=(2, 3))
+    assert 0 < dropped.sum() < dropped.numel()  # whole channels of an image, and not all
+    kept = (~dropped)[:, :, None, None].expand_as(features)
+    torch.testing.assert_close(seen[0][kept], 2 * features[kept])
+    # what another branch drops isn't taken for what is classified
+    with model.car.capture():
+        model.decode_head.dropout(features)
+        model.decode_head.conv_seg(features + 1)
+    assert model.car.loss(labels)['loss_intra_c2p'].item() < 1e-20
+    assert torch.equal(seen[1], features + 1)
+
+
 def test_trains_with_the_loss_going_down():
     """The three losses by themselves, on one batch."""
     model = build(head(dropout_ratio=0.0)).train()
