@@ -59,7 +59,13 @@ DATASET_TYPES = dict(
         'pascal-context': 'PascalContextDataset',
     },
 )
-METHODS = dict(mdrl='MDRLHead', mcibi='MCIBIHead', dgcw='DGCWHead')
+METHODS = dict(
+    mdrl='MDRLHead',
+    mcibi='MCIBIHead',
+    mcibipp='MCIBIPlusPlusHead',
+    protoseg='ProtoSegHead',
+    dgcw='DGCWHead',
+)
 # where a paper has one of its own for a dataset; 0.01 elsewhere
 LEARNING_RATES = {
     'dgcw_pascal-context': 0.005,
@@ -410,7 +416,7 @@ def test_runner_runs_the_schedule(name, tmp_path):
 @every_config
 def test_name_says_what_the_config_does(name):
     fields = re.fullmatch(
-        r'(?:(mdrl|mcibi|dgcw)_)?(fcn|pspnet|ccnet|ocrnet|deeplabv3|nonlocal)_'
+        r'(?:(mdrl|mcibi|mcibipp|protoseg|dgcw)_)?(fcn|pspnet|ccnet|ocrnet|deeplabv3|nonlocal)_'
         r'(r\d+s?-d8|s101-d8|hr48|vit-l|efficientnet-lite0-d8)(?:-(ohem))?_(\d+)xb(\d+)-(\w+?)_'
         r'([a-z0-9-]+?)-(\d+)x(\d+)(?:_([a-z0-9]+)-\9x\10)?',
         name,
@@ -562,7 +568,7 @@ def plain(cfg, drop=()):
     [
         (name, method)
         for name in PATHS
-        for method in ('mdrl', 'mcibi')
+        for method in ('mdrl', 'mcibi', 'mcibipp', 'protoseg')
         if f'{method}_{name}' in PATHS
     ],
 )

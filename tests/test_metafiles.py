@@ -18,6 +18,7 @@ METAFILES = sorted(CONFIGS.glob('*/metafile.yml'))
 PATHS = {path.stem: path for path in sorted(CONFIGS.rglob('*.py')) if '_base_' not in path.parts}
 SINGLE, MULTI = 'mIoU (paper)', 'mIoU (paper, ms+flip)'
 MEASURED = 'mIoU (measured here)'
+TOOLBOX = 'mIoU (released toolbox)'
 SETTING = {'cityscapes': '4xb2-80k_cityscapes-512x1024', 'ade20k': '4xb4-160k_ade20k-512x512'}
 
 # MDRL, tables 1, 5 and 6: (context, backbone, dataset): (plain, MDRL, MDRL with ms+flip)
@@ -164,6 +165,20 @@ DGCW = {
     ('deeplabv3_r101-d8-ohem', '4xb4-80k_pascal-context-513x513'): {SINGLE: 53.9},
     ('deeplabv3_r101-d8-ohem', '4xb4-160k_ade20k-513x513'): {SINGLE: 45.51},
 }
+# docs/modelzoo/mcibiplusplus/README.md of sssegmentation, README.md of ProtoSeg's repository
+MCIBIPP_TOOLBOX = {
+    'cityscapes': dict(fcn='78.77', pspnet='79.91', deeplabv3='80.72'),
+    'ade20k': dict(fcn='43.39', pspnet='43.88', deeplabv3='44.85'),
+    'lip': dict(fcn='51.13', pspnet='52.93', deeplabv3='53.59'),
+}
+TOOLBOX_FIGURES = {
+    **{
+        f'mcibipp_{context}_r50-d8_{MCIBI_SETTING[dataset]}': figure
+        for dataset, row in MCIBIPP_TOOLBOX.items()
+        for context, figure in row.items()
+    },
+    'protoseg_fcn_hr48_4xb2-80k_cityscapes-512x1024': '80.10',
+}
 DGCW = {f'dgcw_{network}_{setting}': metrics for (network, setting), metrics in DGCW.items()}
 
 
@@ -210,8 +225,9 @@ def test_entry_agrees_with_its_config(name):
     assert (ROOT / collection['README']).parent == metafile.parent
     heads = cfg.model.decode_head
     head = heads[-1] if isinstance(heads, list) else heads
-    for method in ('MDRL', 'MCIBI', 'DGCW'):
-        assert (entry['In Collection'] == method) == (head.type == f'{method}Head')
+    for method in ('MDRL', 'MCIBI', 'MCIBI++', 'ProtoSeg', 'DGCW'):
+        kind = f'{method}Head'.replace('++', 'PlusPlus')
+        assert (entry['In Collection'] == method) == (head.type == kind)
     assert (entry['In Collection'] == 'CAR') == (
         cfg.model.type.startswith('CAR') and cfg.model.get('losses') != []
     )
@@ -237,6 +253,8 @@ def test_figures_say_whose_they_are():
             if figure
         }
         expected.update(DGCW.get(name, {}))
+        if name in TOOLBOX_FIGURES:
+            expected[TOOLBOX] = float(TOOLBOX_FIGURES[name])
         metrics = dict(entry['Results']['Metrics'])
         measured = metrics.pop(MEASURED, None)
         assert metrics == expected, name
@@ -249,6 +267,7 @@ def test_figures_say_whose_they_are():
         for row in rows:  # a row may be in two of the paper's tables
             assert (measured is None) == (row[-1] == 'not yet measured'), name
             assert measured is None or str(measured) in row[-1], name
+            assert name not in TOOLBOX_FIGURES or row[1] == TOOLBOX_FIGURES[name], name
 
 
 def test_readme_tables_have_the_papers_figures():
