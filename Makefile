@@ -59,7 +59,7 @@ test-onedl:  ## run the tests on the maintained fork of MMSegmentation, in .venv
 	@$(MAKE) --no-print-directory test FAMILY=onedl
 
 test-guarantees: install  ## run the long tests of docs/guarantees.md too, an hour or more
-	$(PYTEST) -o addopts=--import-mode=importlib tests/guarantees tests/deployment $(PYTEST_ARGS)
+	$(PYTEST) -o addopts=--import-mode=importlib tests/guarantees tests/deployment tests/test_tutorials.py $(PYTEST_ARGS)
 
 docs:  ## build the site into docs/_build/html; warnings and dead links are errors
 	@$(call requirements,docs) --requirements-only -- $(PIP_ARGS)

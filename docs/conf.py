@@ -1,6 +1,7 @@
 """The site: `make docs`. Pages are Markdown (MyST), the API reference comes from the docstrings."""
 
 import importlib
+import importlib.util
 import pkgutil
 import pydoc
 import re
@@ -68,6 +69,9 @@ def resolve_references(app, what, name, obj, options, lines):
 
     def resolved(match):
         role, target = match.groups()
+        if role == 'mod':
+            known = importlib.util.find_spec(target)
+            return f'`{target}`' if known else match[0]
         if target.partition('.')[0] in PUBLIC:
             return f':{role}:`.{target}`'
         if '.' in target:
@@ -81,7 +85,7 @@ def resolve_references(app, what, name, obj, options, lines):
         return f'`{target}`' if known else f':{role}:`mmseg_cmdl.{target}`'
 
     for index, line in enumerate(lines):
-        lines[index] = re.sub(r':(class|func|meth|attr|data):`([^`]+)`', resolved, line)
+        lines[index] = re.sub(r':(class|func|meth|attr|data|exc|mod):`([^`]+)`', resolved, line)
 
 
 def leave_out_private_bases(app, name, obj, options, bases):

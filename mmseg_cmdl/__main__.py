@@ -1,8 +1,10 @@
 """``python -m mmseg_cmdl``: the versions found, and whether each way of using the package works.
 
 It runs in any environment, also one in which importing mmseg_cmdl fails: that is what it is for.
+``python -m mmseg_cmdl config`` lists the shipped configs or writes one of them to a file.
 """
 
+import argparse
 import importlib
 import platform
 import sys
@@ -113,8 +115,48 @@ DOORS = {
 }
 
 
-def main():
-    """Print the report. Returns 0 whatever it says: it is a description, not a test."""
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        prog='python -m mmseg_cmdl',
+        description='Without a command: the versions found, and what works with them.',
+    )
+    commands = parser.add_subparsers(dest='command')
+    config = commands.add_parser(
+        'config', help='list the shipped configs, or write one of them to a file of its own'
+    )
+    config.add_argument('name', nargs='?', help='of a shipped config; without it, list them all')
+    config.add_argument('--out', help='file to write (default: the name in the current folder)')
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Print the report, or do what the command says. Returns the exit code."""
+    args = parse_args(argv)
+    if args.command == 'config':
+        return write_or_list(args.name, args.out)
+    report()
+    return 0
+
+
+def write_or_list(name, out):
+    """The command `config`."""
+    from . import shipped_configs
+    from .errors import InputError
+
+    if name is None:
+        print('\n'.join(shipped_configs.config_names()))
+        return 0
+    try:
+        written = shipped_configs.write_config(name, out or f'{Path(name).stem}.py')
+    except InputError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    print(f"wrote {written}; build on it with _base_ = './{written.name}'")
+    return 0
+
+
+def report():
+    """Print the report. It is a description, not a test."""
     from . import environment
 
     print('versions')
@@ -129,7 +171,6 @@ def main():
             outcome, error = _attempt(door)
         is_open, text = outcome or (False, error)
         print(f'  {name:16}{"open  " if is_open else "closed"}  {text}')
-    return 0
 
 
 if __name__ == '__main__':

@@ -27,7 +27,11 @@ def prose(path):
 
 def anchors(path):
     """Anchors of the headings, as GitHub and MyST make them."""
-    lines = re.sub(r'^```.*?^```', '', path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = path.read_text()
+    shown = re.match(r'This page of the site is \[.*\]\((.*)\)\.\n$', text)
+    if shown:
+        return anchors(path.parent / shown[1])
+    lines = re.sub(r'^```.*?^```', '', text, flags=re.DOTALL | re.MULTILINE)
     titles = re.findall(r'^#+ (.*)$', lines, flags=re.MULTILINE)
     return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles}
 

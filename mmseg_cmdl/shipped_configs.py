@@ -1,0 +1,61 @@
+"""The configs that come with the package: where they are, and a copy to build one's own on.
+
+mmengine resolves `_base_ = 'PACKAGE::...'` for a list of packages of its own only. A copy of a
+shipped config with all of its bases merged in is one file that stands on its own, in a repository
+or on a cluster that has only the installed package.
+"""
+
+import difflib
+from pathlib import Path
+from typing import List
+
+from mmengine.config import Config
+
+from .errors import InputError
+from .launch import configs_folder
+
+
+def config_names() -> List[str]:
+    """Names of all shipped configs, without folder and suffix, sorted."""
+    return sorted(path.stem for path in configs_folder().glob('[!_]*/*.py'))
+
+
+def config_path(name: str) -> Path:
+    """Where a shipped config is.
+
+    Args:
+        name (str): Its name, with or without `.py`.
+
+    Raises:
+        InputError: There is none of that name; names those like it.
+    """
+    stem = Path(name).name[:-3] if name.endswith('.py') else Path(name).name
+    found = sorted(configs_folder().glob(f'[!_]*/{stem}.py'))
+    if found:
+        return found[0]
+    words = stem.split('_')
+    near = [known for known in config_names() if all(word in known for word in words)]
+    near = near or difflib.get_close_matches(stem, config_names(), n=5)
+    hint = f'; there are {", ".join(near[:5])}' if near else ''
+    raise InputError(
+        f'no shipped config is called {name!r}{hint}. `python -m mmseg_cmdl config` lists all'
+    )
+
+
+def write_config(name: str, out: str) -> Path:
+    """Writes a shipped config, its bases merged in, to one file.
+
+    Args:
+        name (str): See :func:`config_path`.
+        out (str): Path of the file, which mustn't be there yet; its folder is made.
+
+    Raises:
+        InputError: There is no such config, or `out` is there.
+    """
+    config = Config.fromfile(str(config_path(name)), import_custom_modules=False)
+    target = Path(out)
+    if target.exists():
+        raise InputError(f'{target} is there already; remove it, or give another name')
+    target.parent.mkdir(parents=True, exist_ok=True)
+    config.dump(str(target))
+    return target
