@@ -430,11 +430,13 @@ def _settings(arms: Sequence[Arm], precise_bn: int) -> dict:
 
 
 def command_line(words: Sequence[str]) -> str:
-    """A command as it was given, without the settings that belong to the machine."""
+    """A command as it was given, without settings and folders that belong to the machine."""
     kept = [w for w in words if w.partition('=')[0].split('.')[-1] not in OF_THE_MACHINE]
-    return shlex.join(kept)
+    return shlex.join(_ABSOLUTE.sub('', word) for word in kept)
 
 
+#: Folders of an absolute path, whose last part stays.
+_ABSOLUTE = re.compile(r"(?:^|(?<=[\s=:'\"]))/(?:[^\s/'\"]+/)*(?=[^\s/'\"])")
 _OURS = ('StudyMetric', 'StudyRecorder', 'SeedPerIterationHook')
 
 

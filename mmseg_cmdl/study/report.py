@@ -137,7 +137,7 @@ def analyse(folder: Path, resolution: float = 2.0) -> dict:
         images=example['areas']['images'],
         images_per_unit=example['areas']['images_per_unit'],
         classes=example['classes'],
-        devices=sorted({f'{r["device"]}, {r["threads"]} threads a job' for r in everything}),
+        devices=sorted({f'{r["device"]}, threads of a job: {r["threads"]}' for r in everything}),
         versions=[
             dict(pairs)
             for pairs in sorted({tuple(sorted(r['versions'].items())) for r in everything})
@@ -378,7 +378,14 @@ def notes(study: dict) -> List[str]:
     ]
     for versions in study['versions']:
         out.append(', '.join(f'{key} {value}' for key, value in versions.items()) + '.')
+    if study['commits']:
+        out.append('Commits (+: with changes): ' + ', '.join(study['commits']) + '.')
     return out
+
+
+def has_curves(study: dict) -> bool:
+    """Whether there is a learning curve: two validations at least."""
+    return any(len(arm['curve']) > 1 for arm in study['arms'])
 
 
 def as_text(study: dict) -> str:
@@ -415,7 +422,11 @@ def as_markdown(study: dict) -> str:
             'classes, is below 0.05.',
             markdown_table(header, body),
         ]
-    parts += ['## Learning', '![Learning curves](curves.png)']
+    parts.append('## Learning')
+    if has_curves(study):
+        parts.append('![Learning curves](curves.png)')
+    else:
+        parts.append('Validated once, at the end, so there is no learning curve.')
     parts += ['## Arms', markdown_table(('arm', 'changes'), _changes(study))]
     return '\n\n'.join(part for part in parts if part) + '\n'
 
@@ -512,7 +523,8 @@ def write_report(folder: Path, resolution: float = 2.0) -> dict:
     study = analyse(folder, resolution)
     write_json(folder / 'study.json', study)
     pictures = [save_figure(draw_differences(study), folder / 'study.png')]
-    pictures.append(save_figure(draw_curves(study), folder / 'curves.png'))
+    if has_curves(study):
+        pictures.append(save_figure(draw_curves(study), folder / 'curves.png'))
     if any(arm.get('classes') for arm in study['arms']):
         pictures.append(save_figure(draw_classes(study), folder / 'classes.png'))
     (folder / 'study.md').write_text(as_markdown(study), encoding='utf-8')

@@ -59,6 +59,7 @@ def draw_differences(study: dict) -> Figure:
         if found['mean'] is not None:
             differences.plot([found['mean']], [place], marker='|', ms=13, mew=2.5, color=color)
     differences.axvline(0, color=_BASELINE, lw=1, zorder=0)
+    _limit(differences, arms)
     scores.set_yticks(range(len(arms)), [_label(arm) for arm in arms], fontsize=9)
     scores.set_ylim(len(arms) - 0.5, -0.5)
     scores.set_title('mIoU of each run, mean and standard deviation', fontsize=10)
@@ -86,6 +87,16 @@ def draw_differences(study: dict) -> Figure:
             handles=handles, loc='outside lower center', ncols=6, fontsize=8.5, frameon=False
         )
     return figure
+
+
+def _limit(axis, arms) -> None:
+    """Shows all seeds; the interval of two or three runs on to the edge."""
+    found = [arm['difference'] for arm in arms if 'difference' in arm]
+    seeds = [0.0, *(value for one in found for value in one['seeds'].values())]
+    low, high = min(seeds), max(seeds)
+    span = max(high - low, 0.5)
+    left, right = axis.get_xlim()
+    axis.set_xlim(max(left, low - 0.6 * span), min(right, high + 0.6 * span))
 
 
 def _dot(axis, value, place, color, failed):

@@ -154,9 +154,12 @@ def test_a_folder_goes_on_with_more_arms_and_refuses_another_config(tiny_config,
 
 def test_a_plan_names_nothing_of_the_machine(tiny_config, tiny_data, tmp_path):
     arms = plan.resolve(tiny_config, ['mdrl'], results=tmp_path / 'study' / 'results')
-    words = ['study.py', 'x.py', '--cfg-options', f'val_dataloader.dataset.data_root={tiny_data}']
+    words = ['study.py', 'configs/x.py', '--work-dir', str(tmp_path / 'earth')]
+    words += ['--arm', f'mine: {tmp_path}/y.py lr=/1', '--cfg-options', f'a.data_root={tiny_data}']
     plan.save(tmp_path / 'study', arms, command=plan.command_line(words))
     text = (tmp_path / 'study' / 'plan.json').read_text()
-    assert json.loads(text)['commands'] == ['study.py x.py --cfg-options']
+    assert json.loads(text)['commands'] == [
+        "study.py configs/x.py --work-dir earth --arm 'mine: y.py lr=1' --cfg-options"
+    ]
     assert str(tiny_data) not in text
     assert str(tmp_path) not in text
