@@ -48,7 +48,7 @@ def parse_args(argv=None):
         '--controls',
         nargs='*',
         metavar='ARM',
-        help='add two controls to these arms (none named: to all with a memory), which have the '
+        help='add two controls to these arms (none named: to all with MDRLHead or MCIBIHead), which have the '
         'same modules and no memory: in ARM~pixels the relation attends to the pixels themselves, '
         'in ARM~learned to class vectors learned by gradient',
     )

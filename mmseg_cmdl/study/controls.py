@@ -3,16 +3,15 @@
 Registered for the jobs by `custom_imports`, as the recorder is.
 """
 
-from typing import Dict, Optional, Tuple
+from typing import Dict, Tuple
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
-from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from ..models.decode_heads.dataset_context_head import DatasetContextHead
-from ..models.layers import RelationAttention
+from ..registry import MODELS
 
 
 class NoMemory(nn.Module):
@@ -40,31 +39,21 @@ class _Control(DatasetContextHead):
         return {}
 
 
-class _OnItself(RelationAttention):
-    def forward(self, query_feats: Tensor, key_feats: Tensor) -> Tensor:
-        return super().forward(query_feats, query_feats)
-
-
 @MODELS.register_module()
 class PixelControlHead(_Control):
     """The relation attends to the pixels themselves in the place of what the memory gives.
 
     Args:
-        transform_channels (int, optional): As in :class:`DatasetContextHead`.
-        **kwargs: Its other options.
+        **kwargs: Options of :class:`DatasetContextHead`.
     """
-
-    def __init__(self, *args, transform_channels: Optional[int] = None, **kwargs):
-        super().__init__(*args, transform_channels=transform_channels, **kwargs)
-        if transform_channels is None:
-            transform_channels = max(1, self.channels // 2)
-        self.relation = _OnItself(
-            self.channels, self.channels, transform_channels, **self.conv_options
-        )
 
     def read_memory(self, weights: Tensor) -> Tensor:
         """What the relation doesn't look at."""
         return weights
+
+    def relate(self, pixels: Tensor, memory: Tensor) -> Tensor:
+        """R attends to itself."""
+        return super().relate(pixels, pixels)
 
 
 @MODELS.register_module()

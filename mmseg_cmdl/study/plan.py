@@ -17,6 +17,8 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
 from ..models.decode_heads.dataset_context_head import DatasetContextHead
+from ..models.decode_heads.mcibi_head import MCIBIHead
+from ..models.decode_heads.mdrl_head import MDRLHead
 from . import controls as _controls  # noqa: F401  registers them
 
 #: What the method 'car' makes of a segmentor.
@@ -281,15 +283,15 @@ def with_controls(configs: Dict[str, Config], wanted: Optional[Sequence[str]]) -
     for name in wanted:
         if name not in memory:
             raise StudyError(
-                f'--controls {name}: no arm of that name has a memory; those that have one: '
-                f'{", ".join(memory) or "none"}'
+                f'--controls {name}: no arm of that name has the memory of MDRLHead or MCIBIHead; '
+                f'those that have: {", ".join(memory) or "none"}'
             )
     return list(wanted) or memory
 
 
 def _has_memory(kind) -> bool:
     cls = class_of(str(kind).rsplit('.', 1)[-1])
-    return cls is not None and issubclass(cls, DatasetContextHead)
+    return cls is not None and issubclass(cls, (MDRLHead, MCIBIHead))
 
 
 def as_control(cfg: Config, kind: str) -> Config:
