@@ -48,9 +48,9 @@ def parse_args(argv=None):
         '--controls',
         nargs='*',
         metavar='ARM',
-        help='add two controls to these arms (none named: to all with MDRLHead or MCIBIHead), which have the '
-        'same modules and no memory: in ARM~pixels the relation attends to the pixels themselves, '
-        'in ARM~learned to class vectors learned by gradient',
+        help='add two controls to these arms (none named: to all with MDRLHead or MCIBIHead), '
+        'which have the same modules and no memory: in ARM~pixels the relation attends to the '
+        'pixels themselves, in ARM~learned to class vectors learned by gradient',
     )
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], metavar='SEED')
     parser.add_argument('--jobs', type=int, default=1, help='at a time (default: %(default)s)')
