@@ -1,16 +1,20 @@
 """MCIBIHead: one running feature per class, mixed into every pixel (MCIBI)."""
 
+import logging
 from contextlib import contextmanager
-from typing import Dict, List, Union
+from typing import Dict, List, Optional, Union
 
 import torch
-from mmengine.logging import MessageHub
+from mmengine.logging import MessageHub, print_log
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...registry import MODELS
 from ...utils import as_list, check_finite, labels_at_feature_size
 from ..memory import FeatureBank
+from ..memory.memory_bank import in_backward
 from .dataset_context_head import DatasetContextHead
 
 
@@ -18,15 +22,17 @@ class AnnealedMomentum:
     """Momentum of the memory (MCIBI, eq. 7): the weight of what is new.
 
     ``m_t = (1 - t / T)^power (m_0 - m_0 / 100) + m_0 / 100``, with the iteration t and the number
-    of iterations T of the runner that trains; m_0 where none does. A function of t alone, so
-    resuming needs no state.
+    of iterations T of the runner that trains. Where none does, t is the number of the bank's
+    updates and T `max_iters`; without that the momentum stays at m_0, which is said once in the
+    log. A function of t alone, so resuming needs no state.
 
     Args:
         start (float): m_0.
         power (float): 0 keeps the momentum at m_0.
+        max_iters (int, optional): T where no runner trains.
     """
 
-    def __init__(self, start: float, power: float):
+    def __init__(self, start: float, power: float, max_iters: Optional[int] = None):
         if not 0 <= start <= 1:
             raise ValueError(
                 'MCIBIHead: memory_momentum is the weight of the new features and must be in '
@@ -34,27 +40,62 @@ class AnnealedMomentum:
             )
         if power < 0:
             raise ValueError(f'MCIBIHead: momentum_power must be at least 0, got {power}')
+        if max_iters is not None and (not isinstance(max_iters, int) or max_iters < 1):
+            raise ValueError(
+                'MCIBIHead: max_iters is the number of training iterations and must be an integer '
+                f'of at least 1, got {max_iters!r}'
+            )
         self.start = start
         self.power = power
+        self.max_iters = max_iters
+        self._told = False
 
-    def at(self, iteration: int, num_iterations: int) -> float:
-        """m_t."""
-        left = max(0.0, 1 - iteration / num_iterations)
+    def at(self, iteration: Union[int, Tensor], num_iterations: int) -> Union[float, Tensor]:
+        """m_t; a tensor of an iteration that is one."""
+        if isinstance(iteration, Tensor):
+            iteration = iteration.double()
+        left = 1 - iteration / num_iterations
+        left = left.clamp(min=0) if isinstance(left, Tensor) else max(0.0, left)
         return left**self.power * (self.start - self.start / 100) + self.start / 100
 
-    def now(self) -> float:
-        """m_t at the runner's iteration, or m_0."""
+    def now(self, num_updates: Tensor) -> Union[float, Tensor]:
+        """m_t at the runner's iteration, or at that of the bank.
+
+        Args:
+            num_updates (Tensor): Number of updates of the bank, a scalar.
+        """
         hub = MessageHub.get_current_instance()
         num_iterations = hub.get_info('max_iters')
         # a runner that is done leaves its iteration behind, but not its stage
-        if hub.get_info('loop_stage') is None or not num_iterations:
-            return self.start
-        return self.at(hub.get_info('iter'), num_iterations)
+        if hub.get_info('loop_stage') is not None and num_iterations:
+            return self.at(hub.get_info('iter'), num_iterations)
+        if self.max_iters is not None:
+            return self.at(num_updates, self.max_iters)
+        if self.power > 0 and not self._told:
+            self._told = True
+            print_log(
+                f'MCIBIHead: no Runner trains, so nobody says how long the training is, and the '
+                f"memory's momentum stays at {self.start} instead of falling (MCIBI eq. 7). Set "
+                'max_iters of the head to the number of iterations; momentum_power=0 says that a '
+                'constant momentum is meant',
+                'current',
+                logging.WARNING,
+            )
+        return self.start
+
+
+def _statistics(module: nn.Module) -> Dict[str, Tensor]:
+    """Copies of the running statistics of all batch norms inside, by name."""
+    return {
+        name: buffer.clone()
+        for name, buffer in module.named_buffers()
+        if name.rpartition('.')[2] in ('running_mean', 'running_var')
+    }
 
 
 @contextmanager
-def _running_statistics(module: nn.Module):
-    """Norms inside use their running statistics, and leave them."""
+def _norms_in_eval(module: nn.Module):
+    """Batch norms inside use running statistics, and leave them."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
     for norm in norms:
         norm.training = False
@@ -82,6 +123,8 @@ class MCIBIHead(DatasetContextHead):
         update_size (str): 'label' updates the memory from the features at the size of the labels
             (MCIBI eq. 8); 'feature' from the labels at the size of the features. Defaults to
             'label'.
+        max_iters (int, optional): Number of training iterations, for the momentum, where no Runner
+            of mmengine trains: in a loop of your own. Defaults to None.
         **kwargs: Options of :class:`DatasetContextHead`: `context`, `fusion`, `hard_aggregate`, ...
 
     The classifier sees the memory with the running statistics of its batch norm. As a batch of
@@ -105,6 +148,7 @@ class MCIBIHead(DatasetContextHead):
         memory_momentum: float = 0.9,
         momentum_power: float = 0.9,
         update_size: str = 'label',
+        max_iters: Optional[int] = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
@@ -123,7 +167,7 @@ class MCIBIHead(DatasetContextHead):
                 f'MCIBIHead: memory_loss_start is a number of iterations, got {memory_loss_start}'
             )
         self.update_size = update_size
-        self.momentum = AnnealedMomentum(memory_momentum, momentum_power)
+        self.momentum = AnnealedMomentum(memory_momentum, momentum_power, max_iters)
         self.bank = self._build_bank(bank, FeatureBank, channels=self.channels)
         if self.bank.channels != self.channels:
             raise ValueError(
@@ -131,6 +175,7 @@ class MCIBIHead(DatasetContextHead):
                 f'{self.bank.channels} must equal channels={self.channels}'
             )
         self.memory_loss_start = memory_loss_start
+        self._memory_statistics = None
         self.consistency = self._build_consistency(
             map(MODELS.build, as_list(loss_memory)), prefix='memory_'
         )
@@ -142,8 +187,13 @@ class MCIBIHead(DatasetContextHead):
     def classify_memory(self) -> Tensor:
         """Logits [K, K, 1, 1] of the vectors in memory (MCIBI eq. 15)."""
         vectors = self.bank.read()[:, :, None, None].to(self.conv_seg.weight.dtype)
-        with _running_statistics(self.final_conv):
-            return self.cls_seg(vectors)
+        # A copy, because a further forward pass moves the statistics before this one's backward
+        # pass has read them; and the same copy where autograd recomputes this pass.
+        if self._memory_statistics is None or not in_backward():
+            self._memory_statistics = _statistics(self.final_conv)
+        with _norms_in_eval(self.final_conv):
+            vectors = functional_call(self.final_conv, self._memory_statistics, (vectors,))
+        return BaseDecodeHead.cls_seg(self, vectors)
 
     def memory_losses(self, pixels: Tensor, labels: Tensor) -> Dict[str, Tensor]:
         """See the base class: the classifier learns the memory too (MCIBI eq. 15 and 17).
@@ -186,11 +236,11 @@ class MCIBIHead(DatasetContextHead):
         if self.update_size == 'feature':
             labels = labels_at_feature_size(labels, pixels.shape[2:]).flatten()
             pixels = self.embed(pixels).flatten(0, 2)
-        momentum = self.momentum.now()
+        momentum = self.momentum.now(self.bank.num_updates)
         counted = self.bank.update_(pixels, labels, momentum, self.ignore_index, self.align_corners)
         if counted is None:
             return {}
         return dict(
-            stat_memory_momentum=pixels.new_full((), momentum),
+            stat_memory_momentum=torch.as_tensor(momentum).to(pixels),
             stat_left_out_pixels=counted.left_out,
         )

@@ -1,7 +1,7 @@
 """MDRLHead: several distributions per class in a memory bank (MDRL / CMDL)."""
 
 import inspect
-from typing import Dict, List, Optional, Union
+from typing import Dict, List, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -129,25 +129,35 @@ class MDRLHead(DatasetContextHead):
 
         The convolution of `fuse_memory` is applied to the bank, not to the N voted maps.
         """
-        conv = self.fuse_memory.conv
-        voted = self.bank.vote(weights, conv.weight)
-        if conv.bias is not None:
-            voted = voted + conv.bias[:, None, None].to(voted.dtype)
+        matrix, bias = self._fused_rows(weights.dtype)
+        voted = F.conv2d(weights, matrix.t()[:, :, None, None])
+        if bias is not None:
+            voted = voted + bias[:, None, None].to(voted.dtype)
         if self.fuse_memory.with_norm:
             voted = self.fuse_memory.norm(voted)
         return self.fuse_memory.activate(voted) if self.fuse_memory.with_activation else voted
+
+    def _fused_rows(self, dtype: torch.dtype) -> Tuple[Tensor, Optional[Tensor]]:
+        """The convolution of `fuse_memory` on the N vectors of each class, [K, C], and its bias.
+
+        The layer is called, so that a conv that standardises its weight (ConvWS), a
+        parametrization, an adapter or a hook acts as on the voted maps.
+        """
+        conv = self.fuse_memory.conv
+        rows = self.bank.class_vectors().flatten(1).to(dtype)
+        matrix = conv(rows[:, :, None, None]).flatten(1).to(dtype)
+        bias = getattr(conv, 'bias', None)
+        return (matrix, None) if bias is None else (matrix - bias.to(dtype), bias)
 
     @torch.no_grad()
     def fold_memory(self) -> nn.Module:
         """See the base class; the norm and activation of `fuse_memory` follow the conv."""
         fuse = self.fuse_memory
-        kernel = fuse.conv.weight.flatten(1)  # [C, N * Z]
-        matrix = kernel @ self.bank.class_vectors().flatten(1).to(kernel.dtype).t()  # [C, K]
-        conv = nn.Conv2d(self.num_classes, self.channels, 1, bias=fuse.conv.bias is not None)
-        conv = conv.to(kernel)
-        conv.weight.copy_(matrix[..., None, None])
-        if fuse.conv.bias is not None:
-            conv.bias.copy_(fuse.conv.bias)
+        matrix, bias = self._fused_rows(self.conv_seg.weight.dtype)
+        conv = nn.Conv2d(self.num_classes, self.channels, 1, bias=bias is not None).to(matrix)
+        conv.weight.copy_(matrix.t()[..., None, None])
+        if bias is not None:
+            conv.bias.copy_(bias)
         return nn.Sequential(
             conv,
             *([fuse.norm] if fuse.with_norm else []),

@@ -267,7 +267,7 @@ class ChannelWeighting(BaseModule):
             )
         # the meta device, on which operations are counted, has no autocast
         with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
-            return self._update(x.to(self.g1.weight.dtype), relation_sum)
+            return self._update(x.to(self.g2.weight.dtype), relation_sum)
 
     def _update(self, x: Tensor, form: Callable) -> Tensor:
         """Eq. 1 and 5 around the form of the sum, which is in float32 or better."""
@@ -275,7 +275,9 @@ class ChannelWeighting(BaseModule):
             conv(x).flatten(2).transpose(1, 2).contiguous()
             for conv in (self.query, self.key, self.value)
         )
-        weight = self.g1.weight.flatten(1)
+        # called and not read, so that a parametrization, an adapter or a hook of the layer acts
+        one_hot = torch.eye(self.channels, dtype=x.dtype, device=x.device)
+        weight = self.g1(one_hot[:, :, None, None]).flatten(1).t()
         precise = torch.promote_types(query.dtype, torch.float32)
         query, key, value, weight = (t.to(precise) for t in (query, key, value, weight))
         related = form(query, key, value, weight, self.norm, self.chunk_size)

@@ -1,3 +1,4 @@
+import copy
 import math
 import pickle
 from contextlib import contextmanager
@@ -376,7 +377,7 @@ def test_momentum_is_eq_7():
     for iteration in (0, 1, 500, 999, 1000, 1500):
         with runner_at(iteration, 1000):
             expected = mcibi.momentum(min(iteration, 1000), 1000, 0.8, 0.5)
-            assert head.momentum.now() == pytest.approx(expected, rel=1e-12)
+            assert head.momentum.now(head.bank.num_updates) == pytest.approx(expected, rel=1e-12)
     assert mcibi.momentum(0, 10) == pytest.approx(0.9)
     assert mcibi.momentum(10, 10) == pytest.approx(0.009)
 
@@ -397,12 +398,14 @@ def test_momentum_reaches_the_memory():
 
 def test_momentum_is_constant_without_a_runner_or_with_power_0():
     head = tiny_head.build_mcibi()
-    assert head.momentum.now() == 0.9
+    assert head.momentum.now(head.bank.num_updates) == 0.9
     with runner_at(70, 100) as hub:
-        assert head.momentum.now() < 0.5
-        assert tiny_head.build_mcibi(momentum_power=0.0).momentum.now() == pytest.approx(0.9)
+        assert head.momentum.now(head.bank.num_updates) < 0.5
+        assert tiny_head.build_mcibi(momentum_power=0.0).momentum.now(
+            torch.zeros(())
+        ) == pytest.approx(0.9)
         hub.update_info('loop_stage', None)  # as a runner that is done leaves it
-        assert head.momentum.now() == 0.9
+        assert head.momentum.now(head.bank.num_updates) == 0.9
 
 
 # ---- state, precision, cost ----
@@ -664,3 +667,90 @@ def test_one_class_and_one_pixel():
         )
         assert all(value.isfinite().all() for value in losses.values())
     assert head.bank.filled.tolist() == [True] + [False] * 4
+
+
+# ---- a loop without mmengine's Runner ----
+
+
+def test_momentum_is_annealed_by_the_number_of_updates_where_no_runner_trains():
+    head = tiny_head.build_mcibi(memory_momentum=0.8, momentum_power=0.5, max_iters=4)
+    momenta = [tiny_head.step(head, seed)[0]['stat_memory_momentum'].item() for seed in range(6)]
+    expected = [mcibi.momentum(min(t, 4), 4, 0.8, 0.5) for t in range(6)]
+    assert momenta == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_runner_says_more_than_max_iters():
+    head = tiny_head.build_mcibi(max_iters=4)
+    with runner_at(3, 10):
+        losses, _ = tiny_head.step(head)
+    assert losses['stat_memory_momentum'].item() == pytest.approx(mcibi.momentum(3, 10))
+
+
+@pytest.mark.parametrize(('options', 'times'), [
+    (dict(), 1), (dict(max_iters=9), 0), (dict(momentum_power=0), 0),
+])  # fmt: skip
+def test_a_momentum_that_nobody_anneals_is_said_once(options, times, monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        'mmseg_cmdl.models.decode_heads.mcibi_head.print_log', lambda text, *args: said.append(text)
+    )
+    head = tiny_head.build_mcibi(**options)
+    for seed in range(3):
+        tiny_head.step(head, seed)
+    assert len(said) == times
+    assert all('Set max_iters of the head' in text for text in said)
+
+
+@pytest.mark.parametrize('value', [0, -3, 2.5])
+def test_max_iters_is_a_number_of_iterations(value):
+    with pytest.raises(ValueError, match='max_iters is the number of training iterations'):
+        tiny_head.build_mcibi(max_iters=value)
+
+
+# ---- the classifier is called twice in a step: on the pixels and on the memory ----
+
+
+def _loss(head, seed):
+    inputs = [x * (1 + seed) for x in tiny_head.features(seed)]
+    return tiny_head.objective(
+        head.loss(inputs, tiny_head.samples(tiny_head.label_maps(seed)), None)
+    )
+
+
+def test_two_losses_and_one_backward_under_batch_norm():
+    """The gradient of a sum of two batches' losses is that of one and then the other."""
+    together = tiny_head.build_mcibi()
+    _loss(together, 0).backward()  # fills the memory
+    together.zero_grad()
+    apart = copy.deepcopy(together)
+    (_loss(together, 1) + _loss(together, 2)).backward()
+    _loss(apart, 1).backward()
+    _loss(apart, 2).backward()
+    for (name, p), q in zip(together.named_parameters(), apart.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_activation_checkpointing_under_batch_norm(reentrant):
+    """Recomputed after the first pass has moved the running statistics: the same gradients."""
+    plain = tiny_head.build_mcibi()
+    _loss(plain, 0).backward()
+    plain.zero_grad()
+    head = copy.deepcopy(plain)
+    samples = tiny_head.samples(tiny_head.label_maps(1))
+
+    def run(module, call):
+        inputs = tiny_head.features(1)
+        inputs[3].requires_grad_()
+
+        def objective(x):
+            return tiny_head.objective(module.loss([*inputs[:3], x], samples, None))
+
+        call(objective, inputs[3]).backward()
+        return inputs[3].grad
+
+    expected = run(plain, lambda objective, x: objective(x))
+    got = run(head, lambda objective, x: checkpoint(objective, x, use_reentrant=reentrant))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    for (name, p), q in zip(head.named_parameters(), plain.named_parameters()):
+        torch.testing.assert_close(p.grad, q[1].grad, rtol=0, atol=1e-12, msg=name)

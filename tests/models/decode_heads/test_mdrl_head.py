@@ -644,3 +644,43 @@ def test_trains_in_bfloat16_throughout(losses):
     assert all(grad.isfinite().all() for grad in grads.values())
     norms = head.bank.distributions.float().norm(dim=-1)
     torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=0.01)
+
+
+# ---- fuse_memory is called, not read ----
+
+
+def _voted_and_then_called(head, weights):
+    """Feature voting group by group, and the layer on the N voted maps (MDRL eq. 9)."""
+    distributions = head.bank.distributions
+    maps = torch.einsum('bkhw,knz->bnzhw', weights, distributions).flatten(1, 2)
+    return head.fuse_memory(maps)
+
+
+class _Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+@pytest.mark.parametrize('kind', ['plain', 'ConvWS', 'parametrization', 'hook', 'bias'])
+def test_whatever_layer_fuses_the_memory_acts(kind):
+    options = dict(conv_cfg=dict(type='ConvWS')) if kind == 'ConvWS' else {}
+    if kind == 'bias':
+        options = dict(norm_cfg=None)
+    head = tiny_head.build(**options).eval()
+    conv = head.fuse_memory.conv
+    if kind == 'parametrization':
+        nn.utils.parametrize.register_parametrization(conv, 'weight', _Doubled())
+    if kind == 'hook':
+        conv.register_forward_hook(lambda module, inputs, output: 3 * output)
+    if kind == 'bias':
+        nn.init.normal_(conv.bias)
+    weights = torch.rand(2, 5, 3, 4, dtype=torch.float64).softmax(dim=1)
+    got = head.read_memory(weights)
+    expected = _voted_and_then_called(head, weights)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+    folded = head.fold_memory()
+    torch.testing.assert_close(folded(weights), expected.detach(), rtol=0, atol=1e-10)
+    if kind == 'parametrization':  # read afresh in each forward pass
+        (grad,) = torch.autograd.grad(got.sum(), conv.parametrizations.weight.original)
+        assert grad.abs().sum() > 0
+        head.read_memory(weights).sum().backward()

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from mmseg.registry import MODELS
+from torch import nn
 
 from mmseg_cmdl.models.layers import ChannelWeighting, channel_weighting
 from tests import stack
@@ -248,3 +249,20 @@ def test_wrong_options_are_refused(options, message):
 def test_a_map_of_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match=r'channels=6\) needs a map of shape \[B, 6, h, w\], got'):
         build()(torch.zeros(shape))
+
+
+def test_what_stands_on_g1_acts():
+    """A hook and a parametrization of the first conv of g, which is called and not read."""
+    torch.manual_seed(0)
+    layer = ChannelWeighting(4).double()
+    doubled = copy.deepcopy(layer)
+    with torch.no_grad():
+        doubled.g1.weight.mul_(2)
+    layer.g1.register_forward_hook(lambda module, inputs, output: 2 * output)
+    x = torch.randn(1, 4, 3, 3, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), doubled(x), rtol=0, atol=1e-10)
+    spectral = nn.utils.spectral_norm(ChannelWeighting(4).double().g1)
+    other = ChannelWeighting(4).double()
+    other.g1 = spectral
+    for _ in range(2):  # the second backward pass failed on a weight that was read
+        other(x).sum().backward()
