@@ -3,7 +3,8 @@
 from typing import Dict, Optional, Sequence
 
 from mmseg.datasets import COCOStuffDataset
-from mmseg.registry import DATASETS
+
+from ..registry import DATASETS
 
 # Categories that COCO-Stuff names and no image is labelled with, and their places among the 182.
 _UNLABELLED = {

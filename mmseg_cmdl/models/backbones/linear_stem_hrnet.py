@@ -3,8 +3,9 @@
 from typing import Callable
 
 from mmseg.models.backbones import HRNet
-from mmseg.registry import MODELS
 from torch import nn
+
+from ...registry import MODELS
 
 
 @MODELS.register_module()

@@ -21,7 +21,9 @@ from ..memory import DistributionBank
 from .memory_head import MemoryHead
 from .single_image_context import (
     SingleImageContext,
+    check_losses,
     check_no_cascade,
+    check_required,
     inherited_options,
     place_inputs,
     place_leftovers,
@@ -72,10 +74,10 @@ class ProtoSegHead(MemoryHead):
 
     def __init__(
         self,
-        in_channels: Union[int, List[int]],
-        channels: int,
+        in_channels: Union[int, List[int], None] = None,
+        channels: Optional[int] = None,
         *,
-        num_classes: int,
+        num_classes: Optional[int] = None,
         bank: dict = dict(type='DistributionBank', num_distributions=10),
         context: Optional[dict] = None,
         loss_prototype: Union[dict, List[dict], None] = (
@@ -85,10 +87,15 @@ class ProtoSegHead(MemoryHead):
         norm_axis: str = 'channel',
         **kwargs,
     ):
-        kwargs, context = place_leftovers('ProtoSegHead', kwargs, context)
-        in_channels, kwargs, context = place_inputs('ProtoSegHead', in_channels, kwargs, context)
+        needed = dict(in_channels=in_channels, channels=channels, num_classes=num_classes)
+        check_required('ProtoSegHead', kwargs, **needed)
+        kwargs, context = place_leftovers('ProtoSegHead', kwargs, context, stages=False, **needed)
+        in_channels, kwargs, context = place_inputs(
+            'ProtoSegHead', in_channels, kwargs, context, channels=channels, num_classes=num_classes
+        )
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
         check_finite(self, dropout_ratio=self.dropout_ratio)
+        check_losses('ProtoSegHead', self.loss_decode)
         if self.out_channels != num_classes:
             raise ValueError(
                 'ProtoSegHead: a class needs prototypes of its own, so one logit per class; got '

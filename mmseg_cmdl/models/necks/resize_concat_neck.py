@@ -6,8 +6,10 @@ import torch
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from mmseg.models.utils import resize
-from mmseg.registry import MODELS
 from torch import Tensor
+
+from ...registry import MODELS
+from ...utils import check_finite
 
 
 @MODELS.register_module()
@@ -39,6 +41,7 @@ class ResizeConcatNeck(BaseModule):
         init_cfg: Optional[dict] = None,
     ):
         super().__init__(init_cfg)
+        check_finite(self, stride=stride)
         self.in_channels = list(in_channels)
         self.stride = stride
         self.align_corners = align_corners

@@ -3,8 +3,9 @@
 from typing import List, Sequence, Tuple
 
 from mmseg.models.segmentors.seg_tta import SegTTAModel
-from mmseg.registry import MODELS
 from mmseg.utils import SampleList
+
+from ...registry import MODELS
 
 
 @MODELS.register_module()

@@ -13,6 +13,7 @@ OURS = {
     'MDRLHead': dict(loss_consistency=[dict(type='ClassLocalConsistencyLoss')]),
     'MCIBIHead': {},
     'DGCWHead': {},
+    'ProtoSegHead': {},
 }
 # the head that was there, and options of its config in MMSegmentation
 BEFORE = {
