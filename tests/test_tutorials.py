@@ -144,7 +144,7 @@ def test_own_config(folder):
     ]  # fmt: skip
     assert {line[1] for line in lines} == {'8'}
     size = {name: float(millions) for name, _, millions in lines}
-    assert size['my_fcn'] < size['my_fcn_with_mdrl'] < size['my_psp_with_mdrl']
+    assert 0 < size['my_fcn_with_mdrl'] < size['my_psp_with_mdrl']
 
 
 def test_several_gpus(folder):
