@@ -119,8 +119,8 @@ class CPHead(BaseDecodeHead):
         logits = self.prior_conv(values).flatten(2).transpose(1, 2)
         pixels = values.flatten(2).transpose(1, 2)  # [B, N, C']
         intra = logits.sigmoid() @ pixels / pixels.shape[1]
-        # (1 - P) V = sum V - P V: the second product is known from the first
-        inter = pixels.mean(dim=1, keepdim=True) - intra
+        # a product of its own: sum V - P V cancels where P is near 1, in low precision above all
+        inter = (-logits).sigmoid() @ pixels / pixels.shape[1]
         contexts = (
             conv(context.transpose(1, 2).reshape_as(values))
             for conv, context in ((self.intra_conv, intra), (self.inter_conv, inter))

@@ -69,6 +69,22 @@ def test_forward_is_that_of_the_equations():
     torch.testing.assert_close(head(inputs), expected, rtol=0, atol=1e-10)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_the_context_of_other_classes_is_right_where_the_prior_is_near_one(dtype, tolerance):
+    """1 - P is 6e-6 there; the mean less what P gathers has no digit of it left."""
+    head, inputs = build(dtype), [x.to(dtype) for x in tiny_head.features()]
+    head.prior_conv.conv.weight.zero_()
+    head.prior_conv.bn.bias.fill_(12)
+    seen = []
+    head.inter_conv.register_forward_pre_hook(lambda module, args: seen.append(args[0].double()))
+    head(inputs)
+    values = head.aggregation(inputs[3]).double()
+    share = torch.tensor(-12.0, dtype=torch.float64).sigmoid()
+    expected = (share * values.mean(dim=(2, 3), keepdim=True)).expand_as(values)
+    torch.testing.assert_close(seen[0], expected, rtol=tolerance, atol=tolerance * 1e-7)
+
+
 def test_losses_are_the_heads_and_the_priors():
     head, inputs = build().train(), tiny_head.features()
     samples = tiny_head.samples(tiny_head.label_maps())
