@@ -8,9 +8,10 @@ raises an ImportError that names it, the versions that will do, and the command 
 
 import sys
 
+from .errors import InputError
 from .version import __version__
 
-__all__ = ['__version__', 'register']
+__all__ = ['InputError', '__version__', 'register']
 
 
 def register():

@@ -22,6 +22,7 @@ seam                     works around                      can go when
 import functools
 import importlib
 import importlib.util
+import math
 import pickle
 import sys
 import types
@@ -95,14 +96,28 @@ def stand_in_for_mmcv_ext():
         raise ImportError(
             f'the compiled ops of mmcv {environment.version_of("mmcv")} do not load with torch '
             f'{torch.__version__} ({error}); run: pip install --no-deps --force-reinstall '
-            f"--no-binary mmcv 'mmcv>=2.0.0,<2.2.0' to build them anew, or: "
+            f"--no-binary mmcv 'mmcv{environment.COMPILED_MMCV}' to build them anew, or: "
             f'{environment.install_command("mmcv")} to do without'
         ) from error
     return False
 
 
+def _others_allow(thing):
+    """Whether somebody else has put the real thing on PyTorch's list, as the fork's mmengine does
+    while it loads a file. Our stand-in then does what that would, since one of both gets the name.
+    """
+    return thing in torch.serialization.get_safe_globals()
+
+
+def _refuse(what):
+    raise pickle.UnpicklingError(
+        f'{what} is refused: mmseg_cmdl allows only what the checkpoints of mmengine hold, plain '
+        'arrays of float32, float64, int32 or int64 in a HistoryBuffer'
+    )
+
+
 def statistics_method(owner, name):
-    """``getattr`` for what mmengine's checkpoints need of it: HistoryBuffer's statistics methods.
+    """Stands for ``getattr``: HistoryBuffer's statistics methods and nothing else.
 
     A pickled HistoryBuffer refers to its methods ``min``, ``max``, ``mean`` and ``current`` as
     ``getattr(HistoryBuffer, name)``. Allowing ``getattr`` itself would let a file reach any
@@ -114,56 +129,164 @@ def statistics_method(owner, name):
     """
     from mmengine.logging import HistoryBuffer
 
-    if getattr in torch.serialization.get_safe_globals():
+    if _others_allow(getattr):
         return getattr(owner, name)
-    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
-        return getattr(HistoryBuffer, name)
-    raise pickle.UnpicklingError(
-        f'getattr({owner!r}, {name!r}) is refused: mmseg_cmdl allows getattr only for the '
-        "statistics methods of mmengine's HistoryBuffer"
-    )
+    is_history = isinstance(owner, type) and issubclass(owner, HistoryBuffer)
+    if not is_history or name not in STATISTICS:
+        _refuse(f'getattr({owner!r}, {name!r})')
+    return getattr(HistoryBuffer, name)
 
 
+class StoredKind:
+    """Stands for a ``numpy.dtype`` in a file: one of four plain kinds, never a dtype to change.
+
+    ``numpy.dtype.__setstate__`` believes its flags, by which an array of bytes becomes one of
+    pointers.
+    """
+
+    def __init__(self, code):
+        if not isinstance(code, str) or code not in ('f4', 'f8', 'i4', 'i8'):
+            _refuse(f'a NumPy dtype {code!r}')
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state):
+        # version, byte order, and five of fields, sizes and flags, which plain kinds don't have
+        plain = isinstance(state, tuple) and state[2:8] == (None, None, None, -1, -1, 0)
+        if not plain or state[1] not in ('<', '>', '=', '|'):
+            _refuse(f'a NumPy dtype with the state {state!r}')
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+def stored_dtype(*args):
+    """Stands for ``numpy.dtype``."""
+    if _others_allow(np.dtype):
+        return np.dtype(*args)
+    return StoredKind(args[0] if args else None)
+
+
+def _values(kind, data, shape):
+    """A plain array of `shape` over a copy of `data`, whose size must be that of the shape."""
+    if isinstance(kind, np.dtype):  # others allow it; its name is all that is taken of it
+        code = kind.str[1:]
+        kind = StoredKind(code)
+    if not isinstance(kind, StoredKind) or not isinstance(data, bytes):
+        _refuse(f'an array of {type(kind).__name__} over {type(data).__name__}')
+    whole = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
+    if not whole or len(data) != math.prod(shape) * kind.dtype.itemsize:
+        _refuse(f'an array of shape {shape!r} over {len(data)} bytes')
+    return np.frombuffer(data, kind.dtype).copy().reshape(shape)
+
+
+class StoredArray(np.ndarray):
+    """Stands for ``numpy.ndarray`` in a file: filled by its pickled state alone, and checked.
+
+    It pickles as the plain array that it is.
+    """
+
+    def __new__(cls, *args):
+        if args:
+            _refuse(f'a new array of {args!r:.80}')
+        return np.ndarray.__new__(cls, (0,), np.float64)
+
+    def __reduce__(self):
+        return self.view(np.ndarray).__reduce__()
+
+    def __setstate__(self, state):
+        if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[3], bool):
+            _refuse('an array without its five parts')
+        _, shape, kind, is_fortran, data = state
+        values = _values(kind, data, shape[::-1] if is_fortran else shape)
+        # its own state again, of parts that are plain by now
+        super().__setstate__((1, shape, values.dtype, is_fortran, values.tobytes()))
+
+
+def stored_array(kind, shape, typecode):
+    """Stands for NumPy's ``_reconstruct``: an array of nothing, which its state will fill."""
+    return StoredArray()
+
+
+def stored_scalar(kind, data):
+    """Stands for NumPy's ``scalar``: a number of one of the plain kinds."""
+    return _values(kind, data, (1,))[0]
+
+
+def _stored_history():
+    """The class that stands for mmengine's HistoryBuffer in a file, and becomes it when filled."""
+    from mmengine.logging import HistoryBuffer
+
+    class StoredHistory(HistoryBuffer):
+        def __init__(self):
+            _refuse('a call of HistoryBuffer')
+
+        def __setstate__(self, state):
+            if not isinstance(state, dict) or not set(state) <= HISTORY_PARTS:
+                _refuse('a HistoryBuffer of other parts')
+            arrays = {key: state.get(key) for key in ('_log_history', '_count_history')}
+            for key, array in arrays.items():
+                if not isinstance(array, np.ndarray) or array.ndim != 1:
+                    _refuse(f'a HistoryBuffer whose {key} is a {type(array).__name__}')
+                arrays[key] = array.view(np.ndarray)
+            if len(arrays['_log_history']) != len(arrays['_count_history']):
+                _refuse('a HistoryBuffer whose values and counts differ in number')
+            length, methods = state.get('max_length'), state.get('statistics_methods', {})
+            if type(length) is not int or length < 1 or not isinstance(methods, dict):
+                _refuse(f'a HistoryBuffer of length {length!r}')
+            for name, method in methods.items():
+                # a file doesn't get to say what mean() is
+                if method is not getattr(HistoryBuffer, str(name), None) or name not in STATISTICS:
+                    _refuse(f'a HistoryBuffer with another {name!r}')
+            self.__class__ = HistoryBuffer
+            self.__setstate__({'max_length': length, **arrays})
+
+    return StoredHistory
+
+
+STATISTICS = ('min', 'max', 'mean', 'current')
+HISTORY_PARTS = {'max_length', '_log_history', '_count_history', 'statistics_methods'}
+
+
+@functools.cache
 def checkpoint_types():
-    """What a checkpoint of mmengine's Runner holds besides tensors and plain Python.
+    """What stands for the parts of a checkpoint of mmengine's Runner that PyTorch doesn't know.
 
     The message hub's log histories are HistoryBuffers around two NumPy arrays and four of their own
     methods; best scores are NumPy scalars, in single precision those of the metrics. On Windows
     NumPy 1 counts in 32 bits. NumPy 2 renamed the module of two functions, and a checkpoint carries
     the name that its writer's NumPy had: both names lead to the function that is here.
 
-    Types go by their names too: the mmengine of the maintained fork allows some of them while it
-    loads a file and takes them off PyTorch's list afterwards, and an entry (object, name) of ours
-    is another one than the bare object of theirs.
+    None of them is NumPy's own: NumPy trusts what it unpickles, so that its ``_reconstruct`` and
+    ``dtype`` together make an array of objects out of bytes, and the interpreter crashes.
+
+    Types go by their names too: the mmengine of the maintained fork allows the real ones while it
+    loads a file and takes them off PyTorch's list afterwards, and either gets the name then. Names
+    without a dot can't be written in a file: they are for what is made, not asked for.
 
     Returns:
-        list: entries for ``torch.serialization.add_safe_globals``: (object, name).
+        tuple: entries for ``torch.serialization.add_safe_globals``: (object, name).
     """
-    from mmengine.logging import HistoryBuffer
-
-    core = importlib.import_module('numpy._core' if hasattr(np, '_core') else 'numpy.core')
-    functions = (core.multiarray._reconstruct, core.multiarray.scalar)
-    scalars = (type(np.dtype(name)) for name in ('float32', 'float64', 'int32', 'int64'))
-    return [
+    return (
         (statistics_method, 'builtins.getattr'),
+        (_stored_history(), 'mmengine.logging.history_buffer.HistoryBuffer'),
+        (StoredArray, 'numpy.ndarray'),
+        (StoredArray, 'array'),
+        (stored_dtype, 'numpy.dtype'),
+        (StoredKind, 'kind'),
         *(
-            (cls, f'{cls.__module__}.{cls.__qualname__}')
-            for cls in (HistoryBuffer, np.ndarray, np.dtype, *scalars)
-        ),
-        *(
-            (function, f'{package}.multiarray.{function.__name__}')
-            for function in functions
+            (function, f'{package}.multiarray.{name}')
+            for name, function in (('_reconstruct', stored_array), ('scalar', stored_scalar))
             for package in ('numpy.core', 'numpy._core')
         ),
-    ]
+        # where others allow numpy.dtype itself, the kinds that they forgot
+        *((type(np.dtype(code)), code) for code in ('f4', 'f8', 'i4', 'i8')),
+    )
 
 
 def allow_mmengine_types():
     """Let ``torch.load`` read mmengine's own checkpoints with its weights-only check left on.
 
     mmengine calls ``torch.load(filename, map_location=...)``, which checks by default since
-    PyTorch 2.6. The types are plain data, put on PyTorch's list of safe globals; anything
-    else in a file is refused as before. Before 2.6 the check is off and nothing is done.
+    PyTorch 2.6. What is put on PyTorch's list of safe globals makes plain data and checks it;
+    anything else in a file is refused as before. Before 2.6 the check is off and nothing is done.
 
     Returns:
         bool: whether the types were put on the list.
@@ -172,7 +295,7 @@ def allow_mmengine_types():
 
     if Version(torch.__version__) < Version('2.6'):
         return False
-    torch.serialization.add_safe_globals(checkpoint_types())
+    torch.serialization.add_safe_globals(list(checkpoint_types()))
     return True
 
 

@@ -32,13 +32,29 @@ DISTRIBUTIONS = {
     'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
 }
 
-INSTALL_OPENMMLAB = (
-    "pip install mmsegmentation==1.2.2 mmengine==0.10.7 mmcv-lite==2.1.0 'setuptools<81'"
-)
+# The versions that are tested; README, requirements and setup.py say the same, by a test.
+TESTED = {
+    'openmmlab': {'mmsegmentation': '1.2.2', 'mmengine': '0.10.7', 'mmcv-lite': '2.1.0'},
+    'onedl': {
+        'onedl-mmsegmentation': '1.4.2',
+        'onedl-mmengine': '0.10.12',
+        'mmcv-lite': '2.2.0',
+    },
+}
+# Later ones have no pkg_resources, which OpenMMLab's mmengine imports.
+SETUPTOOLS = '<81'
+# An mmcv with compiled ops, for OpenMMLab's family.
+COMPILED_MMCV = '>=2.0.0,<2.2.0'
+
+
+def _pinned(family: str) -> list[str]:
+    return [f'{name}=={version}' for name, version in TESTED[family].items()]
+
+
+INSTALL_OPENMMLAB = f"pip install {' '.join(_pinned('openmmlab'))} 'setuptools{SETUPTOOLS}'"
 # mmcv-lite names OpenMMLab's mmengine as a requirement, which would overwrite the fork's.
 INSTALL_FORK = (
-    'pip install onedl-mmsegmentation==1.4.2 onedl-mmengine==0.10.12 && '
-    'pip install --no-deps mmcv-lite==2.2.0'
+    f'pip install {" ".join(_pinned("onedl")[:2])} && pip install --no-deps {_pinned("onedl")[2]}'
 )
 
 
@@ -80,7 +96,7 @@ def is_fork() -> bool:
 
 def _mmengine_of_fork() -> bool:
     mmengine = version_of('mmengine')
-    return mmengine is not None and Version(mmengine) > Version('0.10.7')
+    return mmengine is not None and Version(mmengine) > Version(TESTED['openmmlab']['mmengine'])
 
 
 def family() -> Optional[str]:
@@ -134,7 +150,7 @@ def _install(module: str) -> str:
 
 def compiled_mmcv_command() -> str:
     """The command that replaces mmcv-lite by an mmcv with compiled ops."""
-    new = 'onedl-mmcv' if is_fork() else 'mmcv>=2.0.0,<2.2.0'
+    new = 'onedl-mmcv' if is_fork() else f'mmcv{COMPILED_MMCV}'
     return f"pip uninstall -y mmcv-lite && pip install '{new}'"
 
 
@@ -161,9 +177,9 @@ def _missing_pkg_resources() -> Optional[str]:
         return None
     found = distribution_version('setuptools') or 'none'
     return (
-        'mmseg_cmdl needs setuptools <81, whose pkg_resources mmengine '
+        f'mmseg_cmdl needs setuptools {SETUPTOOLS}, whose pkg_resources mmengine '
         f'{version_of("mmengine")} imports, but {found} is installed; '
-        "run: pip install 'setuptools<81'"
+        f"run: pip install 'setuptools{SETUPTOOLS}'"
     )
 
 

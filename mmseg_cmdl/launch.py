@@ -1,22 +1,33 @@
-"""What starts a job: finding files, naming them, starting ranks, a home folder for mim.
+"""What the tools share: finding files, reading configs, starting ranks, a home folder for mim.
 
-Mistakes on the command line end in a `SystemExit` with one message that names the file or option
-and what to do; they are noticed before a model is built or a process group is started.
+Mistakes end in an :class:`InputError` that names the file, option or key and what to do; most are
+noticed before a model is built or a process group is started.
 """
 
 import argparse
+import ast
 import atexit
 import difflib
 import os
 import re
 import shutil
 import tempfile
+import traceback
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Iterator, List, Optional
+from urllib.error import URLError
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
-from mmengine.runner import CheckpointLoader, find_latest_checkpoint
+from mmengine.hooks import Hook
+from mmengine.runner import find_latest_checkpoint
+
+from .checkpoint_file import is_local, read_checkpoint, read_state
+from .command_line import TRACEBACK
+from .errors import InputError
+from .written_files import make_folder
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -27,16 +38,43 @@ def configs_folder() -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / 'configs'
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that training and testing have in common."""
+class Overrides(DictAction):
+    """mmengine's DictAction, that takes Python's lists and dicts too and says what is wrong."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for pair in values:
+            key, equals, value = pair.partition('=')
+            if not equals or not all(part for part in key.split('.')):
+                parser.error(f'argument {option_string}: {pair!r} is not KEY=VALUE')
+            try:
+                found = ast.literal_eval(value) if value[:1] in '[({' and value else None
+            except (SyntaxError, ValueError):
+                found = None  # [a,b]: names without quotes
+            if found is None:
+                try:
+                    found = self._parse_iterable(value)
+                except AssertionError as error:
+                    parser.error(f'argument {option_string}: {pair!r}: {error}')
+            options = {**(getattr(namespace, self.dest, None) or {}), key: found}
+            setattr(namespace, self.dest, options)
+
+
+def add_overrides(parser: argparse.ArgumentParser, of: str = 'the config') -> None:
+    """Add --cfg-options."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Overrides,
         metavar='KEY=VALUE',
-        help='override settings of the config: model.decode_head.channels=64 '
-        "train_dataloader.batch_size=4; lists as key=a,b or key='[a,b]', without spaces",
+        help=f'override settings of {of}: model.decode_head.channels=64 '
+        'train_dataloader.batch_size=4 model.auxiliary_head.1.channels=32; lists as key=a,b or '
+        "key='[a,b]', without spaces",
     )
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and testing have in common."""
+    add_overrides(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -67,38 +105,163 @@ def close_matches(path: str) -> list[str]:
     return [str(file) for file in ranked if likeness(file) >= 0.6][:5]
 
 
-def load_config(path: str, options=None, launcher: str = 'none') -> Config:
+def load_config(
+    path: str, options: Optional[dict] = None, launcher: str = 'none', needs: tuple = ('model',)
+) -> Config:
     """Read a config file and put command line overrides into it.
 
+    Args:
+        path (str): Config file.
+        options (dict, optional): Dotted keys to values.
+        launcher (str): Value for `cfg.launcher`.
+        needs (tuple[str]): Keys without which it is no config for the purpose.
+
     Raises:
-        SystemExit: if there is no such file; lists those with similar names.
+        InputError: There is no such file (lists those with similar names), it isn't a config, or an
+            override doesn't fit.
     """
+    path = str(path)
+    if os.path.isdir(path):
+        raise InputError(f'the config {path!r} is a folder; name a file in it')
     if not os.path.isfile(path):
         matches = close_matches(path)
         hint = '; did you mean one of these?\n  ' + '\n  '.join(matches) if matches else ''
-        raise SystemExit(f'error: there is no config file {path!r}{hint}')
-    cfg = Config.fromfile(path)
+        raise InputError(f'there is no config file {path!r}{hint}')
+    if Path(path).suffix not in ('.py', '.json', '.yaml', '.yml'):
+        raise InputError(f'{path} is no config: its name must end in .py (or .json, .yaml, .yml)')
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # it is a program, and may fail in any way
+        raise InputError(
+            f'the config {path} can not be read: {type(error).__name__}: {one_line(error)}'
+            f'{_line_in(error, path)}'
+        ) from error
+    missing = [key for key in needs if not cfg.get(key)]
+    if missing:
+        raise InputError(
+            f'the config {path} has no {" and no ".join(missing)}; give the whole config of a '
+            'segmentor, not a part of one'
+        )
+    if not isinstance(cfg.get('model', ConfigDict()), dict):
+        raise InputError(f'model of the config {path} is a {type(cfg.model).__name__}, not a dict')
     cfg.launcher = launcher
-    if options is not None:
-        cfg.merge_from_dict(options)
+    if options:
+        check_overrides(cfg, options)
+        try:
+            cfg.merge_from_dict(options)
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            names = ' '.join(f'{key}={value}' for key, value in options.items())
+            raise InputError(
+                f'--cfg-options {names} does not fit {path}: {one_line(error)}'
+            ) from error
     return cfg
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What an exception says, as one line; of an error in a worker process the last one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any('Traceback' in line for line in lines):
+        lines = lines[-1:]
+    text = ' '.join(lines)
+    return text if len(text) <= most else text[:most] + ' ...'
+
+
+def _line_in(error: BaseException, path: str) -> str:
+    """', line N' where an error tells the line of a config."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f', line {error.lineno}'
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if os.path.basename(frame.filename) == os.path.basename(path)
+    ]
+    return f', line {lines[-1]}' if lines else ''
+
+
+def check_overrides(cfg: Config, options: dict) -> None:
+    """Refuse overrides that can't be meant, before anything is built with them.
+
+    Raises:
+        InputError: An index into a list that the config doesn't have, or has shorter; a key below
+            what is no dict; text for what is a number or a switch; a bare value for a whole dict.
+    """
+    for key, value in options.items():
+        node, parts = cfg, key.split('.')
+        for i, part in enumerate(parts):
+            name = '.'.join(parts[:i])
+            is_index = re.fullmatch(r'-?\d+', part)
+            if isinstance(node, (list, tuple)):
+                if not is_index or not 0 <= int(part) < len(node):
+                    raise InputError(
+                        f'--cfg-options {key}: {name} is a list of {len(node)}; name an entry by '
+                        f'0 to {len(node) - 1}, or give the whole list'
+                    )
+                node = node[int(part)]
+            elif is_index and node is None:
+                raise InputError(
+                    f'--cfg-options {key}: the config has no {name}, so there is no entry {part} '
+                    f'to change (a default in code is none of the config); give the whole list: '
+                    f"{name}='[dict, ...]', as Python writes it"
+                )
+            elif isinstance(node, dict):
+                node = node.get(part)
+            elif node is None:
+                break  # a new key
+            else:
+                raise InputError(
+                    f'--cfg-options {key}: {name} is {node!r} in the config, which has no {part}'
+                )
+        else:
+            _check_kind(key, node, value)
+
+
+def _check_kind(key: str, old, new) -> None:
+    is_number = isinstance(old, (int, float)) and not isinstance(old, bool)
+    wrong = (
+        (isinstance(old, bool) and isinstance(new, str) and 'on or off (True, False)')
+        or (is_number and isinstance(new, (str, bool)) and f'a number ({old})')
+        or (
+            isinstance(old, dict)
+            and 'type' in old
+            and not isinstance(new, (dict, list, tuple, type(None)))
+            and 'a dict; override its entries, as in ' + f'{key}.type=...'
+        )
+    )
+    if wrong:
+        raise InputError(f'--cfg-options {key}={new}: in the config it is {wrong}')
+
+
+def type_name(kind) -> str:
+    """Name of a `type` in a config: text, or in pure Python configs the class itself."""
+    return kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
+
+
 def set_work_dir(cfg: Config, work_dir, config_path: str) -> None:
-    """Set cfg.work_dir: the command line's, else the config's, else work_dirs/<config name>."""
+    """Set cfg.work_dir: the command line's, else the config's, else work_dirs/<config name>.
+
+    Raises:
+        InputError: There can't be such a folder.
+    """
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = os.path.join('work_dirs', Path(config_path).stem)
+    make_folder(cfg.work_dir)
 
 
 def checked_checkpoint(path: str) -> str:
-    """The path or URL of a checkpoint, checked as far as that costs nothing.
+    """The path or URL of a checkpoint; a local file is one that can be read.
+
+    Nothing in it is run, and tensors are left in the file: that takes no time worth mentioning.
 
     Raises:
-        SystemExit: if a local file is missing; lists the checkpoints beside it.
+        InputError: A local file is missing (lists those beside it), or isn't a checkpoint.
     """
-    if '://' in path or os.path.isfile(path):
+    path = str(path)
+    if not is_local(path):
+        return path
+    if os.path.isfile(path):
+        read_checkpoint(path)
         return path
     folder = Path(path) if os.path.isdir(path) else Path(path).parent
     beside = sorted(folder.glob('*.pth'), key=os.path.getmtime, reverse=True)[:5]
@@ -107,23 +270,112 @@ def checked_checkpoint(path: str) -> str:
         if beside
         else f'; {folder} has no .pth file'
     )
-    raise SystemExit(f'error: there is no checkpoint file {path!r}{hint}')
+    raise InputError(f'there is no checkpoint file {path!r}{hint}')
 
 
-def latest_checkpoint(work_dir: str):
+def latest_checkpoint(work_dir: str) -> Optional[str]:
     """The checkpoint to resume from in `work_dir`, None if nothing was saved there yet.
 
     The file `last_checkpoint` holds the absolute path at the time of saving; where the folder has
     been moved since, the file of that name in it is meant.
 
     Raises:
-        SystemExit: if the checkpoint named there is gone.
+        InputError: The checkpoint named there is gone, or isn't one.
     """
     if not os.path.isfile(os.path.join(work_dir, 'last_checkpoint')):
         return None
     named = find_latest_checkpoint(work_dir)
     moved = os.path.join(work_dir, os.path.basename(named))
-    return moved if os.path.isfile(moved) else checked_checkpoint(named)
+    return checked_checkpoint(moved if os.path.isfile(moved) else named)
+
+
+class _Started(Hook):
+    """Tells whether a run has come to its first batch."""
+
+    started = False
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.started = True
+
+    before_val_iter = before_test_iter = before_train_iter
+
+
+@contextmanager
+def setting_up(cfg: Config, path: str, runner=None) -> Iterator[None]:
+    """What fails while things are built from a config is the config's affair: one sentence.
+
+    Args:
+        cfg (Config): The config.
+        path (str): Its file.
+        runner (Runner, optional): Whose run is in the block: from its first batch on, errors pass
+            as they are.
+
+    Raises:
+        InputError: Names the file, the error and where it arose. With MMSEG_CMDL_TRACEBACK=1 in the
+            environment the error passes as it is.
+    """
+    hook = _Started()
+    if runner is not None:
+        runner.register_hook(hook)
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        if hook.started or os.environ.get(TRACEBACK):
+            raise
+        raise InputError(_setup_message(cfg, path, error)) from error
+
+
+def _setup_message(cfg: Config, path: str, error: Exception) -> str:
+    if isinstance(error, URLError) or isinstance(error.__cause__, URLError):
+        return _fetch_message(cfg, error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f'{error.filename}: {error.strerror}; it is named in {path}'
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = '/'.join(Path(frame.filename).parts[-3:])
+    said = error.args[0] if isinstance(error, KeyError) and error.args else one_line(error)
+    return (
+        f'{path} can not be set up: {type(error).__name__}: {said} ({place}, line '
+        f'{frame.lineno}). Look at the config and at --cfg-options; {TRACEBACK}=1 in the '
+        'environment shows the whole traceback'
+    )
+
+
+def pretrained_weights(model: dict) -> List[tuple]:
+    """Weights that a model's config fetches: (key below `model`, file or URL)."""
+    found = []
+    for prefix, node in (('', model), ('backbone.', model.get('backbone') or {})):
+        init = node.get('init_cfg')
+        for key, value in (
+            ('pretrained', node.get('pretrained')),
+            ('init_cfg', init.get('checkpoint') if isinstance(init, dict) else None),
+        ):
+            if value:
+                found.append((f'{prefix}{key}', value))
+    return found
+
+
+def without_pretrained(model: dict) -> None:
+    """Takes the pretrained weights out of a model's config, in place: a checkpoint follows."""
+    backbone = model.get('backbone') or {}
+    for node in (model, backbone):
+        if node.get('pretrained'):
+            # timm's wrapper knows on and off only
+            node['pretrained'] = False if isinstance(node['pretrained'], bool) else None
+        if node.get('init_cfg'):
+            node['init_cfg'] = None
+
+
+def _fetch_message(cfg: Config, error: Exception) -> str:
+    weights = pretrained_weights(cfg.get('model') or {}) or [('', cfg.get('load_from') or 'a file')]
+    names = ' and '.join(str(value) for _, value in weights)
+    without = ' '.join(f'model.{key}=None' for key, _ in weights if key)
+    return (
+        f'{names} can not be fetched ({one_line(error)}). Fetch the file where there is a network '
+        f'and name it: --cfg-options model.{weights[0][0] or "pretrained"}=FILE'
+        + (f'; or start without: --cfg-options {without}' if without else '')
+    )
 
 
 def prepare_home() -> None:
@@ -152,7 +404,7 @@ def take_up_seed(cfg: Config, checkpoint: str) -> None:
     """
     if cfg.get('randomness', {}).get('seed') is not None:
         return
-    meta = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu').get('meta', {})
+    meta = read_state(checkpoint)[0].get('meta', {})
     if meta.get('seed') is not None:
         cfg.randomness = dict(cfg.get('randomness', {}), seed=meta['seed'])
 
@@ -165,8 +417,8 @@ def start_ranks(cfg: Config, local_rank: int = 0) -> None:
     gloo backend everything else works there.
 
     Raises:
-        SystemExit: if the config wants NCCL on a machine without GPU, or the launcher's
-            environment variables are missing.
+        InputError: The config wants NCCL on a machine without GPU, or the launcher's environment
+            variables are missing.
     """
     os.environ.setdefault('LOCAL_RANK', str(local_rank))
     if cfg.launcher != 'pytorch' or get_device() not in ('cpu', 'mps'):
@@ -175,15 +427,15 @@ def start_ranks(cfg: Config, local_rank: int = 0) -> None:
         key for key in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT') if key not in os.environ
     ]
     if missing:
-        raise SystemExit(
-            f'error: --launcher pytorch needs {", ".join(missing)} in the environment; start it '
+        raise InputError(
+            f'--launcher pytorch needs {", ".join(missing)} in the environment; start it '
             'with tools/dist_train.sh, tools/dist_test.sh or torchrun'
         )
     dist_cfg = dict(cfg.get('env_cfg', {}).get('dist_cfg', {}))
     backend = dist_cfg.setdefault('backend', 'nccl')
     if backend == 'nccl':
-        raise SystemExit(
-            'error: the backend nccl needs a GPU and PyTorch sees none; for ranks on CPUs add '
+        raise InputError(
+            'the backend nccl needs a GPU and PyTorch sees none; for ranks on CPUs add '
             '--cfg-options env_cfg.dist_cfg.backend=gloo'
         )
     torch.distributed.init_process_group(**dist_cfg)

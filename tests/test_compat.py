@@ -285,10 +285,34 @@ def test_foreign_statistics_method_is_refused(monkeypatch):
 @needs_check
 def test_users_own_permission_of_getattr_stands():
     content = Call(getattr, HistoryBuffer, 'data')
-    with pytest.raises(pickle.UnpicklingError, match='only for the statistics methods'):
+    with pytest.raises(pickle.UnpicklingError, match='mmseg_cmdl allows only'):
         torch.load(saved(content))
     with torch.serialization.safe_globals([getattr]):
         assert torch.load(saved(content)) is HistoryBuffer.data
+
+
+@needs_check
+def test_what_is_loaded_is_what_was_saved():
+    values = {
+        'history': HistoryBuffer([1.0, 2.5], [1, 1]), 'scalar': np.float32(3.5),
+        'number': np.int64(-7), 'matrix': np.arange(6.0).reshape(2, 3), 'zero': np.array(2.5),
+        'columns': np.asfortranarray(np.arange(6, dtype='f4').reshape(2, 3)),
+    }  # fmt: skip
+    for loaded in (torch.load(saved(values)), torch.load(saved(torch.load(saved(values))))):
+        assert type(loaded['history']) is HistoryBuffer
+        assert type(loaded['history'].data[0]) is np.ndarray
+        assert loaded['history'].data[0].tolist() == [1, 2.5]
+        assert loaded['history'].statistics('mean') == 1.75
+        for name in ('matrix', 'columns', 'zero'):
+            np.testing.assert_array_equal(loaded[name], values[name])
+            assert loaded[name].dtype == values[name].dtype
+            loaded[name] += 1  # writable
+            loaded[name] -= 1
+        for name in ('scalar', 'number'):
+            assert loaded[name] == values[name]
+            assert type(loaded[name]) is type(values[name])
+    # a file that is saved again names nothing of this package
+    assert b'mmseg_cmdl' not in pickle.dumps(torch.load(saved(values)), protocol=2)
 
 
 @needs_check
@@ -296,9 +320,9 @@ def test_every_entry_is_needed(job, monkeypatch):
     _, folder, _ = job
     wanted = compat.checkpoint_types()
     renamed = 'numpy.core.' if hasattr(np, '_core') else 'numpy._core.'
-    # Those for checkpoints from elsewhere: another NumPy, or Windows, where int was 32 bits wide.
-    elsewhere = {item for item in wanted if item[0] is type(np.dtype('int32'))}
-    elsewhere |= {item for item in wanted if renamed in item[1]}
+    # Those for checkpoints from another NumPy, and beside what others allow.
+    elsewhere = {item for item in wanted if renamed in item[1]}
+    elsewhere |= {item for item in wanted if item[1] in ('array', 'f4', 'f8', 'i4', 'i8')}
     kept = torch.serialization.get_safe_globals()
     try:
         for left_out in set(wanted) - elsewhere:
@@ -307,7 +331,7 @@ def test_every_entry_is_needed(job, monkeypatch):
             with pytest.raises(pickle.UnpicklingError):
                 torch.load(folder / 'best_mIoU_iter_4.pth')
         torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(wanted)
+        torch.serialization.add_safe_globals([item for item in wanted if item not in elsewhere])
         torch.load(folder / 'best_mIoU_iter_4.pth')
     finally:
         torch.serialization.clear_safe_globals()
@@ -315,13 +339,52 @@ def test_every_entry_is_needed(job, monkeypatch):
 
 
 @needs_check
-def test_types_that_others_allow_for_a_while_stay_allowed(job):
-    """As the fork's mmengine does at each load."""
-    _, folder, _ = job
-    theirs = [getattr, np.ndarray, np.dtype, HistoryBuffer, type(np.dtype('float64'))]
-    with torch.serialization.safe_globals(theirs):
-        torch.load(folder / 'iter_4.pth')
-    assert 'message_hub' in torch.load(folder / 'iter_4.pth')
+def test_names_without_a_dot_cannot_be_asked_for():
+    """They let what a stand-in made be filled, and PyTorch looks for module.name."""
+    for item, name in compat.checkpoint_types():
+        if isinstance(item, type) and issubclass(item, np.dtype):
+            assert '.' not in name
+    names = {name for _, name in compat.checkpoint_types() if '.' in name}
+    assert not [name for name in names if name.startswith('numpy.dtypes')]
+
+
+THEIRS = {
+    'builtins.getattr': getattr,
+    'numpy.ndarray': np.ndarray,
+    'numpy.dtype': np.dtype,
+    'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+    '_reconstruct': None,
+    'scalar': None,
+}
+
+
+@needs_check
+@pytest.mark.parametrize('chosen', range(2 ** len(THEIRS)))
+def test_beside_what_others_allow_either_may_get_the_name(monkeypatch, chosen):
+    """The fork's mmengine allows the real things at each load; which gets the name is chance."""
+    from torch import _weights_only_unpickler as unpickler
+
+    core = importlib.import_module('numpy._core' if hasattr(np, '_core') else 'numpy.core')
+    module = f'{core.__name__}.multiarray'
+    theirs = {
+        (f'{module}.{name}' if real is None else name): real or getattr(core.multiarray, name)
+        for name, real in THEIRS.items()
+    }
+    own = unpickler._get_user_allowed_globals
+    won = {name: real for i, (name, real) in enumerate(theirs.items()) if chosen >> i & 1}
+    values = dict(history=HistoryBuffer([1.0, 2.0], [1, 1]), best=np.float32(0.5))
+    kinds = [type(np.dtype(name)) for name in ('float64', 'int64', 'uint32')]
+    with torch.serialization.safe_globals([*theirs.values(), *kinds]):
+        ours = {name: item for item, name in compat.checkpoint_types()}
+        monkeypatch.setattr(
+            unpickler, '_get_user_allowed_globals', lambda: {**own(), **ours, **won}
+        )
+        loaded = torch.load(saved(values))
+    assert isinstance(loaded['history'], HistoryBuffer)
+    assert loaded['history'].data[0].tolist() == [1, 2]
+    assert loaded['best'] == 0.5
+    loaded['history'].update(3.0)
+    assert loaded['history'].data[0].tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,12 @@ from mmseg_cmdl.analysis.complexity import (
     feature_maps,
     peak_memory,
 )
+from mmseg_cmdl.command_line import device, number, positive, tool, whole_number
 from mmseg_cmdl.launch import configs_folder
 from mmseg_cmdl.models.layers.channel_weighting import NORMS, channel_weights
 from mmseg_cmdl.models.losses import class_centers
 from mmseg_cmdl.models.memory.class_sums import class_sums
+from mmseg_cmdl.written_files import make_folder, written_beside
 
 CONFIGS = configs_folder() / '_base_'
 
@@ -536,7 +538,7 @@ SECTIONS = dict(
 )
 
 
-def parse_args():
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -548,30 +550,40 @@ def parse_args():
     )
     parser.add_argument(
         '--device',
+        type=device,
         default='cuda' if torch.cuda.is_available() else 'cpu',
         help='cpu or cuda (default: cuda where there is one)',
     )
-    parser.add_argument('--repeats', type=int, default=9, help='timed rounds (default: 9)')
-    parser.add_argument('--warmup', type=int, default=2, help='rounds before them (default: 2)')
-    parser.add_argument('--threads', type=int, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument('--repeats', type=positive, default=9, help='timed rounds (default: 9)')
+    parser.add_argument(
+        '--warmup', type=whole_number(0), default=2, help='rounds before them (default: 2)'
+    )
+    parser.add_argument('--threads', type=positive, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument(
         '--classes',
-        type=int,
+        type=whole_number(2),
         nargs='+',
         default=[19, 150, 1000],
         help='K of the section losses (default: 19 150 1000)',
     )
     parser.add_argument(
-        '--images', type=int, default=2, metavar='B', help='of the section losses (default: 2)'
+        '--images',
+        type=positive,
+        default=2,
+        metavar='B',
+        help='of the section losses (default: 2)',
     )
     parser.add_argument(
         '--image-size',
-        type=int,
+        type=whole_number(16),
         default=512,
         help='of the section losses, a multiple of 16 (default: 512)',
     )
     parser.add_argument(
-        '--head-size', type=int, default=64, help='feature size of the section head (default: 64)'
+        '--head-size',
+        type=positive,
+        default=64,
+        help='feature size of the section head (default: 64)',
     )
     parser.add_argument(
         '--map-sizes',
@@ -589,35 +601,34 @@ def parse_args():
     )
     parser.add_argument(
         '--naive-gib',
-        type=float,
+        type=number(0),
         metavar='GIB',
         help='memory up to which that section times the naive form too '
         '(default: nine tenths of what is free)',
     )
     parser.add_argument(
         '--update-images',
-        type=int,
+        type=positive,
         default=8,
         metavar='B',
         help='images of the section update; 0.5 GiB for each of them in the '
         'materialised forms (default: 8)',
     )
     parser.add_argument('--json', type=Path, help='write all numbers there')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     unknown = set(args.sections) - set(SECTIONS)
     if unknown:
         parser.error(
             f'unknown section {", ".join(sorted(unknown))}: choose from {", ".join(SECTIONS)}'
         )
-    if args.repeats < 1 or args.warmup < 0:
-        parser.error('--repeats must be at least 1 and --warmup at least 0')
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        parser.error('--device cuda: this PyTorch sees no CUDA device')
     return args
 
 
-def main():
-    args = parse_args()
+@tool
+def main(argv=None):
+    args = parse_args(argv)
+    if args.json:
+        make_folder(args.json.parent)
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
@@ -633,7 +644,8 @@ def main():
     for name in args.sections or SECTIONS:
         results[name] = SECTIONS[name](timer, args)
         if args.json:  # after each section: a run that is cut short keeps what it has
-            args.json.write_text(json.dumps(results, indent=2) + '\n')
+            with written_beside(args.json) as file:
+                file.write_text(json.dumps(results, indent=2) + '\n')
 
 
 def _cpu_name():

@@ -32,6 +32,7 @@ import numpy as np  # isort: skip
 from PIL import Image  # isort: skip
 from prettytable import PrettyTable  # isort: skip
 
+from mmseg_cmdl.command_line import tool  # isort: skip
 from mmseg_cmdl.launch import latest_checkpoint, prepare_home  # isort: skip
 
 # from the quickest to train to the slowest; the last one is drawn as distributions
@@ -414,6 +415,7 @@ def run(args):
     )
 
 
+@tool
 def main(argv=None):
     args = parse_args(argv)
     if not Path(sys.executable).with_name('mim').is_file():

@@ -14,13 +14,14 @@ from pathlib import Path
 import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
 
 import torch  # isort: skip
-from mmengine.config import DictAction  # isort: skip
 from mmengine.model import revert_sync_batchnorm  # isort: skip
 from mmengine.registry import init_default_scope  # isort: skip
-from mmengine.runner import CheckpointLoader  # isort: skip
 from mmseg.registry import MODELS  # isort: skip
-from mmseg_cmdl import launch  # isort: skip
+from mmseg_cmdl import InputError, launch  # isort: skip
+from mmseg_cmdl.checkpoint_file import read_state  # isort: skip
+from mmseg_cmdl.command_line import positive, tool  # isort: skip
 from mmseg_cmdl.models.segmentors.class_aware_regularization import CAR_OPTIONS  # isort: skip
+from mmseg_cmdl.written_files import refuse_same, written_beside  # isort: skip
 
 TOLERANCE = 1e-5
 
@@ -40,7 +41,7 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         '--size',
-        type=int,
+        type=positive,
         nargs=2,
         metavar=('H', 'W'),
         default=[128, 128],
@@ -52,30 +53,22 @@ def parse_args(argv=None):
         metavar='FILE',
         help='write the config of the plain segmentor there, complete',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of the config',
-    )
-    args = parser.parse_args(argv)
-    if args.out.exists() and args.out.samefile(args.checkpoint):
-        parser.error('OUT is CHECKPOINT itself; choose another name')
-    return args
+    launch.add_overrides(parser)
+    return parser.parse_args(argv)
 
 
 def plain_config(model):
     """Config of the segmentor without CAR.
 
     Raises:
-        SystemExit: The model isn't one with CAR.
+        InputError: The model isn't one with CAR.
     """
-    cls = MODELS.get(model.type)
+    kind = model.get('type')
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
     plain_type = getattr(cls, 'plain_type', None)
     if plain_type is None:
-        raise SystemExit(
-            f"error: the config's model is {model.type!r}, which has nothing to fold: "
+        raise InputError(
+            f"the config's model is {launch.type_name(kind)!r}, which has nothing to fold: "
             'give the config with CAREncoderDecoder or CARCascadeEncoderDecoder'
         )
     plain = copy.deepcopy(model)
@@ -85,46 +78,30 @@ def plain_config(model):
     return plain
 
 
-def without_downloads(model):
-    """The same model, initialised by nothing: a checkpoint is loaded anyway."""
-    model = copy.deepcopy(model)
-    for part in (model, model.backbone):
-        for key in ('pretrained', 'init_cfg'):
-            if part.get(key):
-                part[key] = False if part.get('type') == 'TIMMBackbone' else None
-    return model
-
-
 def build(model):
-    return revert_sync_batchnorm(MODELS.build(without_downloads(model))).eval()
-
-
-def read_state(path):
-    """(checkpoint, state) of a checkpoint file, DistributedDataParallel's prefix taken off."""
-    checkpoint = CheckpointLoader.load_checkpoint(launch.checked_checkpoint(path), 'cpu')
-    state = checkpoint.get('state_dict', checkpoint)
-    return checkpoint, {
-        key[7:] if key.startswith('module.') else key: value for key, value in state.items()
-    }
+    """A model that is initialised by nothing: a checkpoint is loaded anyway."""
+    model = copy.deepcopy(model)
+    launch.without_pretrained(model)
+    return revert_sync_batchnorm(MODELS.build(model)).eval()
 
 
 def load(model, state, path):
     """Put a checkpoint's state into the model with CAR; every key must fit."""
     if model.car.linear is not None and 'car.linear.weight' not in state:
-        raise SystemExit(
-            f'error: {path} has no car.linear.weight: it is a plain checkpoint, there '
-            'is nothing to fold'
+        raise InputError(
+            f'{path} has no car.linear.weight: it is a plain checkpoint, there is nothing to fold'
         )
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise SystemExit(f'error: {path} does not fit the config: {error}') from error
+        raise InputError(f'{path} does not fit the config: {launch.one_line(error)}') from error
 
 
 @torch.no_grad()
 def largest_difference(model, plain, size):
     """(largest difference of the logits, largest logit) on a random image."""
-    image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    channels = next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d)).in_channels
+    image = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
     metas = [dict(img_shape=tuple(size), pad_shape=tuple(size), ori_shape=tuple(size))]
     torch.manual_seed(0)
     expected = model.encode_decode(image, metas)
@@ -133,13 +110,22 @@ def largest_difference(model, plain, size):
     return (got - expected).abs().max().item(), expected.abs().max().item()
 
 
+@tool
 def main(argv=None):
     args = parse_args(argv)
+    for option, out in (('OUT', args.out), ('--out-config', args.out_config)):
+        if out is not None:
+            refuse_same(out, [args.config, args.checkpoint], option)
+    if args.out_config is not None:
+        refuse_same(args.out_config, [args.out], '--out-config')
+        if args.out_config.suffix != '.py':
+            raise InputError(f'--out-config {args.out_config}: its name must end in .py')
     cfg = launch.load_config(args.config, args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     plain_model = plain_config(cfg.model)
-    model = build(cfg.model)
-    checkpoint, state = read_state(args.checkpoint)
+    checkpoint, state = read_state(launch.checked_checkpoint(args.checkpoint))
+    with launch.setting_up(cfg, args.config):
+        model = build(cfg.model)
     load(model, state, args.checkpoint)
     folded = model.folded_state_dict()
 
@@ -149,16 +135,16 @@ def main(argv=None):
         difference, scale = largest_difference(model, plain, args.size)
         print(f'largest difference of the logits: {difference:.3g}, largest logit: {scale:.3g}')
         if not difference <= TOLERANCE * max(1.0, scale):
-            raise SystemExit(
-                f'error: the folded model does not predict the same, so {args.out} was not written'
+            raise InputError(
+                f'the folded model does not predict the same, so {args.out} was not written'
             )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(meta=checkpoint.get('meta', {}), state_dict=folded), args.out)
-    print(f'{args.out}: checkpoint for {plain_model.type}')
+    with written_beside(args.out) as out:
+        torch.save(dict(meta=checkpoint.get('meta', {}), state_dict=folded), out)
+    print(f'{args.out}: checkpoint for {launch.type_name(plain_model.type)}')
     if args.out_config:
         cfg.model = plain_model
-        args.out_config.parent.mkdir(parents=True, exist_ok=True)
-        cfg.dump(args.out_config)
+        with written_beside(args.out_config) as out:
+            cfg.dump(out)
         print(f'{args.out_config}: its config')
 
 

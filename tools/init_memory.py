@@ -32,15 +32,18 @@ from mmengine.device import get_device  # isort: skip
 from mmengine.logging import MMLogger  # isort: skip
 from mmengine.model import revert_sync_batchnorm  # isort: skip
 from mmengine.registry import init_default_scope  # isort: skip
-from mmengine.runner import CheckpointLoader, Runner, set_random_seed  # isort: skip
+from mmengine.runner import Runner, set_random_seed  # isort: skip
 from mmengine.utils import ProgressBar  # isort: skip
 from mmseg.registry import MODELS  # isort: skip
-from mmseg_cmdl import launch  # isort: skip
+from mmseg_cmdl import InputError, launch  # isort: skip
+from mmseg_cmdl.checkpoint_file import read_state  # isort: skip
+from mmseg_cmdl.command_line import device, positive, seed, tool  # isort: skip
 from mmseg_cmdl.data_guard import why_never_seen  # isort: skip
 from mmseg_cmdl.models import MemoryHead  # isort: skip
 from mmseg_cmdl.models.decode_heads.label_check import batch_labels  # isort: skip
 from mmseg_cmdl.models.memory import InitialMemory  # isort: skip
 from mmseg_cmdl.utils import labels_at_feature_size  # isort: skip
+from mmseg_cmdl.written_files import make_folder, refuse_same  # isort: skip
 
 
 class Reservoir:
@@ -134,13 +137,14 @@ def _fit(units, num_centers, generator, iterations):
 
 def check_head(cfg, path):
     """Refuse a config without a memory."""
-    head = cfg.model.decode_head
-    cls = MODELS.get(head.type) if isinstance(head, dict) else None
+    head = cfg.model.get('decode_head')
+    kind = head.get('type') if isinstance(head, dict) else None
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
     if cls is None or not issubclass(cls, MemoryHead):
-        kind = head.type if isinstance(head, dict) else 'a cascade of heads'
-        sys.exit(
-            f'error: the decode head of {path} is {kind}, which has no memory; take a config '
-            'with MCIBIHead or MDRLHead'
+        found = launch.type_name(kind) if kind else 'a cascade of heads' if head else 'none'
+        raise InputError(
+            f'the decode head of {path} is {found}, which has no memory; take a config with '
+            'MCIBIHead or MDRLHead'
         )
 
 
@@ -163,8 +167,7 @@ def build_model(cfg, checkpoint, device):
 
 def load_layers(model, checkpoint):
     """Backbone and the layers up to the memory from a checkpoint; what comes after may differ."""
-    content = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
-    state = content.get('state_dict', content)
+    _, state = read_state(checkpoint)
     own = model.state_dict()
     prefixes = (
         'backbone.',
@@ -176,8 +179,8 @@ def load_layers(model, checkpoint):
             continue
         if key not in state or state[key].shape != own[key].shape:
             found = f'as {tuple(state[key].shape)}' if key in state else 'not at all'
-            sys.exit(
-                f'error: the config needs {key} as {tuple(own[key].shape)}, and {checkpoint} '
+            raise InputError(
+                f'the config needs {key} as {tuple(own[key].shape)}, and {checkpoint} '
                 f'has it {found}; give a checkpoint of this config'
             )
     model.load_state_dict(
@@ -187,26 +190,29 @@ def load_layers(model, checkpoint):
 
 def is_pretrained(cfg):
     """Whether the config names weights for the backbone."""
-    backbone = cfg.model.backbone
+    backbone = cfg.model.get('backbone') or {}
     return bool(
-        cfg.model.get('pretrained')
-        or backbone.get('pretrained')
+        launch.pretrained_weights(cfg.model)
         or backbone.get('init_cfg')
         or backbone.get('checkpoint_path')
     )
 
 
-def collect(model, cfg, size, seed, max_images):
+def build_loader(cfg, seed):
+    """The train set, each image once."""
+    loader_cfg = cfg.train_dataloader
+    loader_cfg.sampler = dict(type='DefaultSampler', shuffle=True)
+    loader_cfg.drop_last = False
+    loader_cfg.persistent_workers = False
+    return Runner.build_dataloader(loader_cfg, seed=seed)
+
+
+def collect(model, loader, size, seed, max_images):
     """Run the train set through the model once.
 
     Returns:
         tuple[Reservoir, int, list[str]]: Samples of every class, number of images, class names.
     """
-    loader_cfg = cfg.train_dataloader
-    loader_cfg.sampler = dict(type='DefaultSampler', shuffle=True)
-    loader_cfg.drop_last = False
-    loader_cfg.persistent_workers = False
-    loader = Runner.build_dataloader(loader_cfg, seed=seed)
     head = model.decode_head
     total = min(len(loader.dataset), max_images or len(loader.dataset))
     reservoir = Reservoir(head.num_classes, size, head.bank.channels, seed)
@@ -258,49 +264,42 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         '--centers',
-        type=int,
+        type=positive,
         metavar='N',
         help="vectors for each class (default: what the config's bank has)",
     )
     parser.add_argument(
         '--samples',
-        type=int,
+        type=positive,
         default=1000,
         metavar='M',
         help='pixels of each class that --strategy cluster looks at; K * M * C * 4 '
         'bytes of memory (default: 1000)',
     )
-    parser.add_argument('--seed', type=int, default=0, help='(default: 0)')
+    parser.add_argument('--seed', type=seed, default=0, help='(default: 0)')
     parser.add_argument('--checkpoint', help='checkpoint of the whole model to take weights from')
     parser.add_argument(
         '--max-images',
-        type=int,
+        type=positive,
         metavar='N',
         help='look at so many images only, drawn at random (default: all)',
     )
-    parser.add_argument('--device', default=None, help='(default: a GPU where there is one)')
+    parser.add_argument('--device', type=device, help='(default: a GPU where there is one)')
     parser.add_argument('--overwrite', action='store_true', help='replace the file if it exists')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=launch.DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of the config',
-    )
+    launch.add_overrides(parser)
     args = parser.parse_args(argv)
-    for name in ('centers', 'samples', 'max_images'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f'--{name.replace("_", "-")} must be at least 1, got {value}')
     if args.out.exists() and not args.overwrite:
         parser.error(f'{args.out} exists; pass --overwrite to replace it')
     return args
 
 
+@tool
 @torch.no_grad()
 def main(argv=None):
     args = parse_args(argv)
-    cfg = launch.load_config(args.config, args.cfg_options)
+    refuse_same(args.out, [args.config, args.checkpoint])
+    make_folder(args.out.parent)
+    cfg = launch.load_config(args.config, args.cfg_options, needs=('model', 'train_dataloader'))
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     check_head(cfg, args.config)
     device = args.device or get_device()
@@ -313,10 +312,12 @@ def main(argv=None):
         )
     MMLogger.get_current_instance().setLevel('WARNING')  # not every weight's initialisation
     set_random_seed(args.seed)
-    model = build_model(cfg, checkpoint, device)
+    with launch.setting_up(cfg, args.config):
+        model = build_model(cfg, checkpoint, device)
+        loader = build_loader(cfg, args.seed)
     num_centers = args.centers or model.decode_head.bank.class_vectors().shape[1]
     size = num_centers if args.strategy == 'random' else max(args.samples, num_centers)
-    reservoir, num_images, classes = collect(model, cfg, size, args.seed, args.max_images)
+    reservoir, num_images, classes = collect(model, loader, size, args.seed, args.max_images)
     centers, filled = choose(reservoir, args.strategy, num_centers, args.seed)
 
     origin = dict(

@@ -28,8 +28,8 @@ from pathlib import Path
 
 import mmseg_cmdl  # noqa: F401  before anything of mmseg
 
-from mmengine.config import DictAction  # isort: skip
-from mmseg_cmdl import launch  # isort: skip
+from mmseg_cmdl import InputError, launch  # isort: skip
+from mmseg_cmdl.command_line import number, tool  # isort: skip
 from mmseg_cmdl.study import jobs, plan, report  # isort: skip
 
 TRAIN = Path(__file__).resolve().with_name('train.py')
@@ -57,13 +57,7 @@ def parse_args(argv=None):
     parser.add_argument(
         '--iters', type=int, help='length of all trainings, schedule included (default: as it is)'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='settings of all arms; of a schedule, as they are after --iters',
-    )
+    launch.add_overrides(parser, 'all arms (of a schedule, as they are after --iters)')
     parser.add_argument(
         '--precise-bn',
         type=int,
@@ -98,7 +92,7 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         '--resolution',
-        type=float,
+        type=number(0),
         default=2.0,
         metavar='POINTS',
         help='of mIoU that the study should tell apart: the report says how many seeds that takes '
@@ -120,8 +114,9 @@ def parse_args(argv=None):
         return args
     if args.config is None:
         parser.error('the following arguments are required: config')
-    if not Path(args.config).is_file():
-        launch.load_config(args.config)  # says which there are
+    # says what is wrong with it, before any training
+    needs = ('model', 'train_dataloader', 'train_cfg')
+    launch.load_config(args.config, args.cfg_options, needs=needs)
     args.work_dir = args.work_dir or Path('work_dirs') / f'study_{Path(args.config).stem}'
     return args
 
@@ -181,6 +176,7 @@ def terminate(signum, frame):
     raise KeyboardInterrupt
 
 
+@tool
 def main(argv=None):
     args = parse_args(argv)
     try:
@@ -213,6 +209,8 @@ def main(argv=None):
         signal.signal(signal.SIGTERM, terminate)
         failed = jobs.Runner(todo, TRAIN, args.jobs, args.keep_checkpoints).run()
         show_report(args)
+    except InputError:
+        raise
     except (plan.StudyError, ValueError) as error:
         raise SystemExit(f'error: {error}') from None
     except KeyboardInterrupt:

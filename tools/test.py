@@ -11,8 +11,11 @@ import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
 
 from mmengine.runner import Runner  # isort: skip
 from mmseg.registry import RUNNERS  # isort: skip
-from mmseg_cmdl import launch  # isort: skip
+from mmseg_cmdl import InputError, launch  # isort: skip
+from mmseg_cmdl.checkpoint_file import TrainedPartsHook  # isort: skip
+from mmseg_cmdl.command_line import number, tool  # isort: skip
 from mmseg_cmdl.data_guard import guard_data  # isort: skip
+from mmseg_cmdl.written_files import make_folder, refuse_same  # isort: skip
 
 
 def parse_args(argv=None):
@@ -33,10 +36,16 @@ def parse_args(argv=None):
         'FOLDER/vis_data/vis_image (in a distributed run: those of rank 0)',
     )
     parser.add_argument(
-        '--wait-time', type=float, default=2, help='seconds that a window stays (default: 2)'
+        '--wait-time', type=number(0), default=2, help='seconds that a window stays (default: 2)'
     )
     parser.add_argument(
         '--tta', action='store_true', help='test-time augmentation as tta_pipeline has it'
+    )
+    parser.add_argument(
+        '--allow-missing',
+        action='store_true',
+        help='test also where the checkpoint has nothing for a part of the model, which then is as '
+        'it was initialised',
     )
     launch.add_common_arguments(parser)
     args = parser.parse_args(argv)
@@ -56,6 +65,7 @@ def draw_predictions(cfg, show, show_dir, wait_time):
     if show:
         hook.show, hook.wait_time = True, wait_time
     if show_dir:
+        make_folder(show_dir)
         if 'visualizer' not in cfg:
             cfg.visualizer = dict(type='SegLocalVisualizer', name='visualizer')
         cfg.visualizer.save_dir = show_dir
@@ -63,22 +73,33 @@ def draw_predictions(cfg, show, show_dir, wait_time):
             cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
 
 
+def data_folders(dataset):
+    """Folders that a data set's config names, those of data sets inside it included."""
+    for inner in [dataset.get('dataset'), *dataset.get('datasets', [])]:
+        if inner is not None:
+            yield from data_folders(inner)
+    root = dataset.get('data_root') or ''
+    yield root or None
+    for folder in (dataset.get('data_prefix') or {}).values():
+        yield os.path.join(root, folder)
+
+
 def write_predictions(cfg, folder):
     """Have the metric write each predicted label map as PNG into `folder`."""
     # The metric makes the folder on rank 0 only, and other ranks may be sooner to write into it.
-    os.makedirs(folder, exist_ok=True)
+    make_folder(folder)
     several = isinstance(cfg.test_evaluator, (list, tuple))
     metric = cfg.test_evaluator[0] if several else cfg.test_evaluator
     metric.output_dir = folder
-    if metric.type == 'CityscapesMetric':
+    if launch.type_name(metric.type) == 'CityscapesMetric':
         metric.keep_results = True
 
 
 def augment_tests(cfg):
     """Swap in the pipeline and the model wrapper of test-time augmentation."""
     if 'tta_pipeline' not in cfg:
-        raise SystemExit(
-            'error: --tta needs a tta_pipeline in the config; MMSegmentation has one in each of '
+        raise InputError(
+            '--tta needs a tta_pipeline in the config; MMSegmentation has one in each of '
             'configs/_base_/datasets/*.py'
         )
     dataset = cfg.test_dataloader.dataset
@@ -88,11 +109,16 @@ def augment_tests(cfg):
     cfg.model = dict(cfg.get('tta_model', dict(type='SegTTAModel')), module=cfg.model)
 
 
+@tool
 def main(argv=None):
     args = parse_args(argv)
-    cfg = launch.load_config(args.config, args.cfg_options, args.launcher)
-    launch.set_work_dir(cfg, args.work_dir, args.config)
+    needs = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
+    cfg = launch.load_config(args.config, args.cfg_options, args.launcher, needs)
     cfg.load_from, cfg.resume = launch.checked_checkpoint(args.checkpoint), False
+    for option, folder in (('--out', args.out), ('--show-dir', args.show_dir)):
+        if folder:
+            refuse_same(folder, data_folders(cfg.test_dataloader.dataset), option)
+    launch.set_work_dir(cfg, args.work_dir, args.config)
     if args.show or args.show_dir:
         draw_predictions(cfg, args.show, args.show_dir, args.wait_time)
     if args.out:
@@ -100,9 +126,12 @@ def main(argv=None):
     if args.tta:
         augment_tests(cfg)
     launch.start_ranks(cfg, args.local_rank)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    guard_data(runner, 'test')
-    runner.test()
+    with launch.setting_up(cfg, args.config):
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner.register_hook(TrainedPartsHook(args.checkpoint, args.allow_missing))
+    with launch.setting_up(cfg, args.config, runner):
+        guard_data(runner, 'test')
+        runner.test()
     launch.finish_ranks()
 
 

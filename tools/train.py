@@ -10,7 +10,9 @@ import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
 from mmengine.device import get_device  # isort: skip
 from mmengine.runner import Runner  # isort: skip
 from mmseg.registry import RUNNERS  # isort: skip
-from mmseg_cmdl import launch  # isort: skip
+from mmseg_cmdl import InputError, launch  # isort: skip
+from mmseg_cmdl.checkpoint_file import StoredConfigHook  # isort: skip
+from mmseg_cmdl.command_line import tool  # isort: skip
 from mmseg_cmdl.data_guard import guard_data  # isort: skip
 
 
@@ -45,13 +47,13 @@ def parse_args(argv=None):
 
 def enable_amp(cfg):
     """Turn the plain optimizer wrapper into the mixed-precision one, or say why that can't be."""
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    kind = launch.type_name(cfg.optim_wrapper.get('type', 'OptimWrapper'))
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise SystemExit(
-            f'error: --amp replaces optim_wrapper.type OptimWrapper, but the config has {kind}'
+        raise InputError(
+            f'--amp replaces optim_wrapper.type OptimWrapper, but the config has {kind}'
         )
     if get_device() == 'cpu':
-        raise SystemExit('error: --amp needs a GPU and PyTorch sees none; leave it out')
+        raise InputError('--amp needs a GPU and PyTorch sees none; leave it out')
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
@@ -73,17 +75,24 @@ def set_resume(cfg, resume):
         launch.take_up_seed(cfg, path)
 
 
+@tool
 def main(argv=None):
     args = parse_args(argv)
-    cfg = launch.load_config(args.config, args.cfg_options, args.launcher)
+    needs = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
+    cfg = launch.load_config(args.config, args.cfg_options, args.launcher, needs)
     launch.set_work_dir(cfg, args.work_dir, args.config)
     set_resume(cfg, args.resume)
+    if cfg.get('load_from'):
+        launch.checked_checkpoint(cfg.load_from)
     if args.amp:
         enable_amp(cfg)
     launch.start_ranks(cfg, args.local_rank)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    guard_data(runner, 'train', 'val')
-    runner.train()
+    with launch.setting_up(cfg, args.config):
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner.register_hook(StoredConfigHook())
+    with launch.setting_up(cfg, args.config, runner):
+        guard_data(runner, 'train', 'val')
+        runner.train()
     launch.finish_ranks()
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from .command_line import image_indices, progress
 from .examined_model import ExaminedModel
 
@@ -189,7 +190,7 @@ def measure_statistics(
         also (callable, optional): Called with each :class:`Example`.
 
     Raises:
-        SystemExit: No image has a labelled pixel.
+        InputError: No image has a labelled pixel.
     """
     statistics = ClassStatistics(len(model.classes), normalize)
     indices = image_indices(len(model.dataset), max_images)
@@ -198,9 +199,7 @@ def measure_statistics(
         if also is not None:
             also(example)
     if not statistics.present.any():
-        raise SystemExit(
-            f'error: no image of the split that {model.name} was shown has a labelled pixel'
-        )
+        raise InputError(f'no image of the split that {model.name} was shown has a labelled pixel')
     return statistics
 
 

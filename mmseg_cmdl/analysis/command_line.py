@@ -9,8 +9,11 @@ from typing import Iterable, Iterator, List, Optional, Sequence
 
 import numpy as np
 import torch
-from mmengine.config import DictAction
 
+from ..command_line import device, positive, seed
+from ..errors import InputError
+from ..launch import add_overrides
+from ..written_files import make_folder, refuse_same, written_beside
 from .examined_model import FEATURES, SPLITS, ExaminedModel
 
 
@@ -28,20 +31,22 @@ def parser_of(
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    metavar = 'CONFIG CHECKPOINT' if several else ('CONFIG', 'CHECKPOINT')
-    parser.add_argument(
-        'models',
-        nargs='+' if several else 2,
-        metavar=metavar,
-        help='config and checkpoint' + (', of each model to compare' * several),
-    )
     if several:
+        parser.add_argument(
+            'models',
+            nargs='+',
+            metavar='CONFIG CHECKPOINT',
+            help='config and checkpoint, of each model to compare',
+        )
         parser.add_argument(
             '--names',
             nargs='+',
             metavar='NAME',
             help="what the models are called (default: their configs' names)",
         )
+    else:
+        parser.add_argument('config', help='config file')
+        parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument(
         '--out', type=Path, required=True, metavar='FOLDER', help='pictures and numbers go there'
     )
@@ -51,7 +56,7 @@ def parser_of(
     if images:
         parser.add_argument(
             '--max-images',
-            type=int,
+            type=positive,
             metavar='N',
             help='only so many images, spread evenly over the split (default: all)',
         )
@@ -64,41 +69,39 @@ def parser_of(
             'distributions (embedding, MDRLHead only), or the feature map that the head selects '
             '(backbone); default: %(default)s',
         )
-    parser.add_argument('--device', default='cpu', help='cpu, cuda or cuda:1 (default: cpu)')
-    parser.add_argument('--seed', type=int, default=0, help='of whatever is drawn (default: 0)')
     parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of the configs, as in tools/test.py',
+        '--device', type=device, default='cpu', help='cpu, cuda or cuda:1 (default: cpu)'
     )
+    parser.add_argument('--seed', type=seed, default=0, help='of whatever is drawn (default: 0)')
+    add_overrides(parser, 'the configs')
     return parser
 
 
 def parse(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None):
-    """Parsed arguments with `models` as pairs; the seeds are set and the folder is made."""
+    """Parsed arguments with `models` as pairs; the seeds are set and the folder is made.
+
+    Raises:
+        InputError: --out can't be written to, or is an input.
+    """
     args = parser.parse_args(argv)
-    if len(args.models) % 2:
+    files = args.models if 'models' in args else [args.config, args.checkpoint]
+    if len(files) % 2:
         parser.error(
             'each model is a config and a checkpoint; got an odd number of files: '
-            + ' '.join(args.models)
+            + ' '.join(files)
         )
-    args.models = list(zip(args.models[::2], args.models[1::2]))
+    args.models = list(zip(files[::2], files[1::2]))
     names = getattr(args, 'names', None)
     if names is not None and len(names) != len(args.models):
         parser.error(f'--names has {len(names)} names for {len(args.models)} models')
-    if getattr(args, 'max_images', None) is not None and args.max_images < 1:
-        parser.error('--max-images must be at least 1')
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        parser.error(f'--device {args.device}: this PyTorch sees no CUDA device')
     args.names = names or distinct_names([Path(config).stem for config, _ in args.models])
     if len(set(args.names)) < len(args.names):
         parser.error('--names must differ from each other')
     random.seed(args.seed)
     np.random.seed(args.seed)  # noqa: NPY002  for pipelines that draw from it
     torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
+    refuse_same(args.out, files, '--out')
+    make_folder(args.out)
     return args
 
 
@@ -115,7 +118,7 @@ def load_models(args) -> Iterator[ExaminedModel]:
     """One model after the other, so that only one is held if the caller keeps none.
 
     Raises:
-        SystemExit: The models don't have the same classes.
+        InputError: The models don't have the same classes.
     """
     classes = None
     for name, (config, checkpoint) in zip(args.names, args.models):
@@ -123,8 +126,8 @@ def load_models(args) -> Iterator[ExaminedModel]:
             config, checkpoint, args.split, args.device, args.cfg_options, name
         )
         if classes is not None and model.classes != classes:
-            raise SystemExit(
-                f'error: {name} has other classes than {args.names[0]}; only models of '
+            raise InputError(
+                f'{name} has other classes than {args.names[0]}; only models of '
                 'one data set can be compared'
             )
         classes = model.classes
@@ -152,7 +155,19 @@ def progress(items: Iterable, total: int, label: str) -> Iterator:
 
 def write_json(path: Path, numbers) -> None:
     """Numbers as JSON; NaN and infinity, which JSON hasn't, as null."""
-    path.write_text(json.dumps(plain(numbers), indent=1, allow_nan=False) + '\n', encoding='utf-8')
+    write_text(path, json.dumps(plain(numbers), indent=1, allow_nan=False) + '\n')
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file of text, whole or as it was."""
+    with written_beside(path) as file:
+        file.write_text(text, encoding='utf-8')
+
+
+def write_arrays(path: Path, **arrays) -> None:
+    """Named arrays as NPZ, whole or as it was."""
+    with written_beside(path) as file:
+        np.savez_compressed(file, **arrays)
 
 
 def plain(value):

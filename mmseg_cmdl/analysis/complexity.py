@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.utils import benchmark
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..errors import InputError
+from ..launch import type_name
+
 #: The modules of MCIBI's table 3 and those of this package, by the head that holds them.
 CONTEXTS = {
     'none (FCN)': dict(type='FCNHead'),
@@ -92,20 +95,20 @@ def head_of_config(cfg: Config) -> dict:
     """Config of the decode head of a model, for one feature map: the one that its `in_index` names.
 
     Raises:
-        SystemExit: The model has none, or one that needs several maps.
+        InputError: The model has none, or one that needs several maps.
     """
     head = cfg.get('model', {}).get('decode_head')
     if head is None:
-        raise SystemExit(f'error: {cfg.filename} has no model.decode_head')
+        raise InputError(f'{cfg.filename} has no model.decode_head')
     head = dict(head[-1] if isinstance(head, (list, tuple)) else head)
     if not isinstance(head.get('in_channels'), int):
-        raise SystemExit(
-            f'error: the head of {cfg.filename} reads several feature maps '
+        raise InputError(
+            f'the head of {cfg.filename} reads several feature maps '
             f'(in_channels={head.get("in_channels")}); only heads on one can be '
             'compared at one feature size'
         )
     norm = dict(head.get('norm_cfg') or dict(type='BN'))
-    if norm['type'] == 'SyncBN':  # needs a process group; the same in eval mode
+    if type_name(norm.get('type')) == 'SyncBN':  # needs a process group; the same in eval mode
         norm['type'] = 'BN'
     return {**head, 'in_index': 0, 'norm_cfg': norm}
 

@@ -13,8 +13,10 @@ from mmengine.dataset import pseudo_collate
 from mmseg.registry import DATASETS
 from torch import Tensor, nn
 
+from ..checkpoint_file import load_state
 from ..compat import swaps_channels
-from ..launch import checked_checkpoint, load_config
+from ..errors import InputError
+from ..launch import checked_checkpoint, load_config, setting_up, without_pretrained
 from ..models.memory import MemoryBank
 from ..utils import last_head
 
@@ -79,13 +81,18 @@ class ExaminedModel:
         self.model = model.eval()
         self.dataset = dataset
         self.name = name
+        if not dataset.metainfo.get('classes'):
+            raise InputError(
+                f'the data set of {name} names no classes; set metainfo=dict(classes=[...]) in the '
+                'dataset of its config'
+            )
         self.classes = list(dataset.metainfo['classes'])
         palette = dataset.metainfo.get('palette')
         self.palette = [tuple(color) for color in palette] if palette else _palette(self.classes)
         self.head = last_head(model)
         if self.head.num_classes != len(self.classes):
-            raise SystemExit(
-                f'error: {name} predicts {self.head.num_classes} classes, but its data set has '
+            raise InputError(
+                f'{name} predicts {self.head.num_classes} classes, but its data set has '
                 f'{len(self.classes)} names of classes; set num_classes or metainfo in its config'
             )
 
@@ -111,18 +118,17 @@ class ExaminedModel:
             name (str, optional): Defaults to the config's name.
 
         Raises:
-            SystemExit: A file is missing, or the config has no such split.
+            InputError: A file is missing, or the config has no such split.
         """
         from mmseg.apis import init_model
 
         cfg = load_config(str(config), options)
         checkpoint = checked_checkpoint(str(checkpoint))
-        dataset = build_dataset(cfg, split)
-        _without_download(cfg.model)
-        try:
-            model = init_model(cfg, checkpoint, device=device)
-        except (RuntimeError, OSError) as error:
-            raise SystemExit(f'error: {checkpoint} could not be loaded: {error}') from error
+        with setting_up(cfg, str(config)):
+            dataset = build_dataset(cfg, split)
+            without_pretrained(cfg.model)
+            model = init_model(cfg, None, device=device)
+        load_state(model, checkpoint, 'Give the config that it was trained with')
         return cls(model, dataset, name or Path(config).stem)
 
     @property
@@ -139,12 +145,12 @@ class ExaminedModel:
         """The bank of the head.
 
         Raises:
-            SystemExit: The head has none; says what `why` needs it for.
+            InputError: The head has none; says what `why` needs it for.
         """
         bank = self.memory
         if bank is None:
-            raise SystemExit(
-                f'error: {why} needs a memory bank, and the head of {self.name}, a '
+            raise InputError(
+                f'{why} needs a memory bank, and the head of {self.name}, a '
                 f'{type(self.head).__name__}, has none'
             )
         return bank
@@ -174,8 +180,8 @@ class ExaminedModel:
     def example(self, index: int, features: Optional[str] = None, predict: bool = False) -> Example:
         """One of :meth:`examples`."""
         if not 0 <= index < len(self.dataset):
-            raise SystemExit(
-                f'error: there is no image {index}: the split of {self.name} has '
+            raise InputError(
+                f'there is no image {index}: the split of {self.name} has '
                 f'images 0 to {len(self.dataset) - 1}'
             )
         return self._run(pseudo_collate([self.dataset[index]]), index, features, predict)
@@ -190,8 +196,8 @@ class ExaminedModel:
         sample = data['data_samples'][0]
         path = sample.metainfo.get('img_path', f'image {index}')
         if 'gt_sem_seg' not in sample:
-            raise SystemExit(
-                f'error: {path} comes without labels: put LoadAnnotations into the '
+            raise InputError(
+                f'{path} comes without labels: put LoadAnnotations into the '
                 "split's pipeline, before PackSegInputs, or choose another --split"
             )
         raw = data['inputs'][0]
@@ -205,8 +211,8 @@ class ExaminedModel:
             output = self.model.predict(inputs, prepared['data_samples'])[0]
             prediction = output.pred_sem_seg.data[0].cpu().numpy()
             if prediction.shape != truth.shape:
-                raise SystemExit(
-                    f'error: {path}: the prediction is {prediction.shape} and the labels are '
+                raise InputError(
+                    f'{path}: the prediction is {prediction.shape} and the labels are '
                     f'{truth.shape}; load annotations after Resize, so that they keep their size'
                 )
         if features is not None:
@@ -218,15 +224,12 @@ class ExaminedModel:
             maps = maps[: valid[0], : valid[1]].cpu()
             labels = torch.from_numpy(labels[: valid[0], : valid[1]])
         image = raw.permute(1, 2, 0).cpu().numpy()
-        if image.shape[2] == 3:
-            bgr = swaps_channels(self.model.data_preprocessor)
-            image = image[..., ::-1] if bgr else image
-        else:
-            image = image[..., :1].repeat(3, axis=2)
+        if image.shape[2] == 3 and swaps_channels(self.model.data_preprocessor):
+            image = image[..., ::-1]
         return Example(
             index,
             path,
-            np.ascontiguousarray(image, dtype=np.uint8),
+            as_picture(image),
             truth,
             prediction,
             maps,
@@ -246,16 +249,16 @@ class ExaminedModel:
             return selected[0].permute(1, 2, 0).float()
         if kind == 'embedding':
             if not hasattr(self.head, 'embed') or not hasattr(self.head, 'bottleneck'):
-                raise SystemExit(
-                    f'error: {self.name} has a {type(self.head).__name__}, which embeds '
+                raise InputError(
+                    f'{self.name} has a {type(self.head).__name__}, which embeds '
                     'no pixels; take --features classifier or backbone'
                 )
             maps = self.head._transform_inputs(self.model.extract_feat(inputs))
             return self.head.embed(self.head.bottleneck(maps))[0]
         classifier = getattr(self.head, 'conv_seg', None)
         if classifier is None:
-            raise SystemExit(
-                f'error: {self.name} has a {type(self.head).__name__}, which has no '
+            raise InputError(
+                f'{self.name} has a {type(self.head).__name__}, which has no '
                 'conv_seg whose input could be looked at; take --features backbone'
             )
         caught = []
@@ -268,30 +271,44 @@ class ExaminedModel:
         return caught[-1][0].permute(1, 2, 0).float()
 
 
-def _without_download(model: dict) -> None:
-    """A checkpoint follows, so no pretrained weights are fetched first."""
-    for node in (model, model.get('backbone') or {}):
-        if node.get('pretrained') is not None:
-            node['pretrained'] = None
-    if (model.get('backbone') or {}).get('init_cfg') is not None:
-        model['backbone']['init_cfg'] = None
+def as_picture(image: np.ndarray) -> np.ndarray:
+    """An image of any kind as one for the eye.
+
+    Args:
+        image (np.ndarray): [H, W, bands]. Of more than three bands the first three are taken, of
+            one or two the first. Numbers that aren't 8 bit are scaled from their percentiles 1 and
+            99, all bands together, unless they lie in 0..255 as they are.
+
+    Returns:
+        np.ndarray: RGB, uint8 [H, W, 3].
+    """
+    bands = image[..., :3] if image.shape[2] >= 3 else image[..., :1].repeat(3, axis=2)
+    if bands.dtype != np.uint8:
+        bands = bands.astype(np.float64)
+        finite = bands[np.isfinite(bands)]
+        low, high = (0.0, 255.0) if not finite.size else (finite.min(), finite.max())
+        if low < 0 or high > 255 or high <= 1:
+            low, high = np.percentile(finite, (1, 99)) if finite.size else (0.0, 1.0)
+            bands = (bands - low) * (255 / max(high - low, 1e-12))
+        bands = np.nan_to_num(bands, nan=0, posinf=255, neginf=0).round().clip(0, 255)
+    return np.ascontiguousarray(bands, dtype=np.uint8)
 
 
 def build_dataset(cfg: Config, split: str):
     """Data set of a split, without augmentation.
 
     Raises:
-        SystemExit: The config has no such split.
+        InputError: The config has no such split.
     """
     loader = cfg.get(f'{split}_dataloader')
     if not loader:
-        raise SystemExit(f'error: {cfg.filename} has no {split}_dataloader; choose another --split')
+        raise InputError(f'{cfg.filename} has no {split}_dataloader; choose another --split')
     dataset = Config(dict(dataset=loader.dataset)).dataset.copy()
     if split == 'train':
         plain = cfg.get('val_dataloader') or cfg.get('test_dataloader')
         if not plain:
-            raise SystemExit(
-                f'error: {cfg.filename} has no val_dataloader whose pipeline the '
+            raise InputError(
+                f'{cfg.filename} has no val_dataloader whose pipeline the '
                 'training images could go through'
             )
         pipeline = _innermost(plain.dataset).pipeline
@@ -330,7 +347,7 @@ def chosen_classes(names: Optional[Sequence[str]], classes: Sequence[str]) -> li
     """Indices of classes given by name or number; all if none are given.
 
     Raises:
-        SystemExit: There is no such class; lists those there are.
+        InputError: There is no such class; lists those there are.
     """
     if not names:
         return list(range(len(classes)))
@@ -341,5 +358,5 @@ def chosen_classes(names: Optional[Sequence[str]], classes: Sequence[str]) -> li
         elif re.fullmatch(r'\d+', name) and int(name) < len(classes):
             found.append(int(name))
         else:
-            raise SystemExit(f'error: there is no class {name!r}; there are: {", ".join(classes)}')
+            raise InputError(f'there is no class {name!r}; there are: {", ".join(classes)}')
     return found

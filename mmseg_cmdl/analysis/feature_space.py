@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+
 METHODS = ('tsne', 'umap', 'pca')
 
 
@@ -50,7 +52,7 @@ class PixelSample:
         """Features [M, Z], labels [M], and image, row and column [M, 3]."""
         entries = [(k, *entry[1:]) for k in self.classes for entry in self._held[k]]
         if not entries:
-            raise SystemExit('error: no pixel of the chosen classes is in the images')
+            raise InputError('no pixel of the chosen classes is in the images')
         return (
             np.stack([e[4] for e in entries]).astype(np.float64),
             np.array([e[0] for e in entries]),
@@ -73,10 +75,20 @@ def _need(module: str, package: str, what: str):
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise SystemExit(
-            f'error: {what} needs {package}, which is not installed ({error}); run: '
-            f'pip install {package}'
+        raise InputError(
+            f'{what} needs {package}, which is not installed ({error}); run: pip install {package}'
         ) from None
+
+
+def check_method(method: str) -> None:
+    """Says what a method needs, before any work is done.
+
+    Raises:
+        InputError: scikit-learn or umap-learn is missing.
+    """
+    _need('sklearn', 'scikit-learn', 'the feature space')
+    if method == 'umap':
+        _need('umap', 'umap-learn', '--method umap')
 
 
 def reduce_to_plane(
@@ -99,13 +111,13 @@ def reduce_to_plane(
         np.ndarray: [M, 2].
 
     Raises:
-        SystemExit: scikit-learn or umap-learn is missing, or there are fewer than 5 points.
+        InputError: scikit-learn or umap-learn is missing, or there are fewer than 5 points.
     """
     if method not in METHODS:
         raise ValueError(f'method must be one of {METHODS}, got {method!r}')
     if len(features) < 5:
-        raise SystemExit(
-            f'error: {len(features)} points are too few for a picture of the feature '
+        raise InputError(
+            f'{len(features)} points are too few for a picture of the feature '
             'space; choose classes with more pixels, or more images'
         )
     decomposition = _need('sklearn.decomposition', 'scikit-learn', 'the feature space')

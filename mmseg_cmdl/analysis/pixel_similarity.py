@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
+
 
 def feature_at(
     position: Tuple[int, int],
@@ -22,11 +24,11 @@ def feature_at(
         stride (tuple[float, float]): Image pixels per feature.
 
     Raises:
-        SystemExit: The pixel lies outside of the image.
+        InputError: The pixel lies outside of the image.
     """
     if not all(0 <= p < n for p, n in zip(position, image_size)):
-        raise SystemExit(
-            f'error: pixel x={position[1]} y={position[0]} is outside of the image, '
+        raise InputError(
+            f'pixel x={position[1]} y={position[0]} is outside of the image, '
             f'which is {image_size[1]} wide and {image_size[0]} high'
         )
     return tuple(min(int(p / s), n - 1) for p, s, n in zip(position, stride, feature_size))

@@ -4,6 +4,8 @@ from .exporting import (
     check_nodes,
     compare,
     export_program,
+    in_channels,
+    needed_packages,
     node_types,
     to_onnx,
 )
@@ -16,6 +18,8 @@ __all__ = [
     'check_nodes',
     'compare',
     'export_program',
+    'in_channels',
+    'needed_packages',
     'node_types',
     'to_onnx',
 ]

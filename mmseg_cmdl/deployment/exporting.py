@@ -1,10 +1,13 @@
 """torch.export and ONNX with dynamic batch and size, and the checks that an export has to pass."""
 
+from importlib.util import find_spec
 from typing import Callable, Dict, Iterable, Sequence, Tuple
 
 import torch
 from packaging.version import Version
 from torch import nn
+
+from ..errors import InputError
 
 # What runtimes of every kind have. No control flow (If, Loop, Scan), nothing whose shape depends
 # on values (NonZero), no scattered writes (ScatterND), nothing random.
@@ -29,8 +32,43 @@ SMALLEST_SIDE = 32
 OLDEST_TORCH = '2.6'
 
 
-class ExportError(RuntimeError):
+class ExportError(InputError, RuntimeError):
     """The model can't be exported, or the export isn't the model; says why and what to do."""
+
+
+def needed_packages(paths: Iterable[str], check: bool = True) -> None:
+    """Says what an export needs, before any work is done.
+
+    Args:
+        paths (Iterable[str]): Files to write, ending in .onnx or .pt2.
+        check (bool): Whether they are to be compared with PyTorch. Defaults to True.
+
+    Raises:
+        ExportError: PyTorch is too old, or a package is missing.
+    """
+    if Version(torch.__version__) < Version(OLDEST_TORCH):
+        raise ExportError(
+            f'exporting needs PyTorch {OLDEST_TORCH} or newer, but this is {torch.__version__}; '
+            'training and testing go on with this one, the export can be made in an environment '
+            f"of its own, with: pip install 'torch>={OLDEST_TORCH}'"
+        )
+    if any(str(path).endswith('.onnx') for path in paths):
+        names = ['onnx', 'onnxscript'] + ['onnxruntime'] * check
+        missing = [name for name in names if find_spec(name) is None]
+        if missing:
+            hint = '; or pass --no-check' if missing == ['onnxruntime'] else ''
+            raise ExportError(
+                f'an ONNX file needs {" and ".join(missing)}, which this environment has not; run: '
+                f'pip install {" ".join(missing)}{hint}'
+            )
+
+
+def in_channels(model: nn.Module) -> int:
+    """Channels of the images that a model takes: those of its first convolution."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return 3
 
 
 def export_program(
@@ -39,21 +77,16 @@ def export_program(
     """Record `model` with dynamic batch, height and width.
 
     Args:
-        model (nn.Module): [B, 3, H, W] to one tensor; an :class:`InferenceModel`, say.
+        model (nn.Module): [B, C, H, W] to one tensor; an :class:`InferenceModel`, say.
         smallest_side (int): Height and width that will be fed are at least this.
         example (Sequence[int]): Batch, height and width to record with.
 
     Raises:
         ExportError: With what torch.export says about it; or PyTorch is too old.
     """
-    if Version(torch.__version__) < Version(OLDEST_TORCH):
-        raise ExportError(
-            f'exporting needs PyTorch {OLDEST_TORCH} or newer, but this is {torch.__version__}; '
-            'training and testing go on with this one, the export can be made in an environment '
-            f"of its own, with: pip install 'torch>={OLDEST_TORCH}'"
-        )
+    needed_packages([])
     batch, height, width = example
-    images = _images(next(model.parameters()), batch, height, width)
+    images = _images(next(model.parameters()), batch, height, width, in_channels(model))
     sides = {i + 2: torch.export.Dim(name, min=smallest_side)
              for i, name in enumerate(('height', 'width'))}  # fmt: skip
     shapes = ({0: torch.export.Dim('batch'), **sides},)
@@ -85,12 +118,7 @@ def to_onnx(
     Raises:
         ExportError: onnx or onnxscript is missing, or the exporter refuses.
     """
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ExportError(
-            f'{error.name} is not installed; run: pip install onnx onnxscript onnxruntime'
-        ) from error
+    needed_packages([path], check=False)
     try:
         exported = torch.onnx.export(
             program, dynamo=True, opset_version=opset, input_names=['images'],
@@ -98,8 +126,24 @@ def to_onnx(
         )  # fmt: skip
     except Exception as error:
         raise ExportError(f'the ONNX exporter of PyTorch refuses the model: {error}') from error
+    _name_axes(exported.model.graph)
     exported.model.metadata_props.update(metadata)
     exported.save(path)
+
+
+def _name_axes(graph) -> None:
+    """Calls the dynamic sizes batch, height and width, in place of the exporter's symbols."""
+    import onnx_ir
+
+    names = {
+        str(graph.inputs[0].shape[axis]): name
+        for axis, name in ((0, 'batch'), (2, 'height'), (3, 'width'))
+    }
+    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+    for value in values:
+        for axis, size in enumerate(value.shape or ()):
+            if str(size) in names:
+                value.shape[axis] = onnx_ir.SymbolicDim(names[str(size)])
 
 
 def node_types(path: str) -> Dict[str, int]:
@@ -141,9 +185,9 @@ def check_nodes(path: str, also: Iterable[str] = ()) -> Dict[str, int]:
     return counts
 
 
-def _images(like: torch.Tensor, batch: int, height: int, width: int, scale=1.0, shift=0.0):
+def _images(like, batch: int, height: int, width: int, channels: int, scale=1.0, shift=0.0):
     generator = torch.Generator().manual_seed(height * width + batch)
-    images = torch.randn(batch, 3, height, width, generator=generator) * scale + shift
+    images = torch.randn(batch, channels, height, width, generator=generator) * scale + shift
     return images.to(like)
 
 
@@ -154,6 +198,7 @@ def compare(
     shapes: Iterable[Tuple[int, int, int]] = CHECKED_SHAPES,
     tolerance: float = 1e-4,
     raw: bool = False,
+    channels: int = 3,
 ) -> float:
     """Largest difference between two functions of random images, over all `shapes`.
 
@@ -166,6 +211,7 @@ def compare(
         shapes (Iterable[tuple[int]]): (B, H, W).
         tolerance (float): Largest difference allowed.
         raw (bool): Images of 0..255 instead of normalised ones.
+        channels (int): Of the images. Defaults to 3.
 
     Raises:
         ExportError: Another shape, something not finite, or a larger difference.
@@ -173,10 +219,10 @@ def compare(
     worst = 0.0
     scale, shift = (50.0, 110.0) if raw else (1.0, 0.0)
     for batch, height, width in shapes:
-        images = _images(like, batch, height, width, scale, shift)
+        images = _images(like, batch, height, width, channels, scale, shift)
         with torch.no_grad():
             expected, got = reference(images), candidate(images)
-        name = f'{batch}x3x{height}x{width}'
+        name = f'{batch}x{channels}x{height}x{width}'
         if got.shape != expected.shape:
             raise ExportError(
                 f'on images {name} the export gives {tuple(got.shape)}, the model '

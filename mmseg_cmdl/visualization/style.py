@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..written_files import written_beside
+
 if matplotlib.__version_info__[:2] < (3, 7):
     raise ImportError(
         'the figures of mmseg_cmdl need matplotlib >=3.7, and '
@@ -44,7 +46,8 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path, dpi: int = 100) -> Path:
     """Writes a PNG; the same figure gives the same file."""
-    figure.savefig(path, dpi=dpi, metadata={'Software': None})
+    with written_beside(path) as file:
+        figure.savefig(file, dpi=dpi, metadata={'Software': None})
     return Path(path)
 
 

@@ -12,6 +12,7 @@ from mmseg_cmdl.analysis.complexity import (
     head_of_config,
     measure_complexity,
 )
+from mmseg_cmdl.errors import InputError
 from tests.analysis.conftest import tool
 
 
@@ -74,5 +75,5 @@ def test_mistakes_are_named(tmp_path, capsys):
         tool('complexity').main(['--out', str(tmp_path), '--modules', 'XYZ'])
     assert 'there is no module XYZ; there are: none (FCN), PPM' in capsys.readouterr().err
     cfg = Config(dict(model=dict(decode_head=dict(type='UPerHead', in_channels=[1, 2]))))
-    with pytest.raises(SystemExit, match='reads several feature maps'):
+    with pytest.raises(InputError, match='reads several feature maps'):
         head_of_config(cfg)

@@ -7,6 +7,7 @@ from mmengine.dataset import pseudo_collate
 
 from mmseg_cmdl.analysis import ExaminedModel, chosen_classes
 from mmseg_cmdl.analysis.examined_model import labels_of_features
+from mmseg_cmdl.errors import InputError
 from tests.analysis.conftest import IMAGES
 
 
@@ -81,7 +82,7 @@ def test_training_images_come_without_augmentation(trained):
     (lambda m: m.bank('the map'), 'the map needs a memory bank'),
 ])  # fmt: skip
 def test_what_a_model_lacks_is_named(trained, call, message):
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(InputError, match=message):
         call(ExaminedModel.load(*trained.fcn))
 
 
@@ -95,12 +96,12 @@ def test_an_image_without_labels_is_named(trained):
             ]
         },
     )
-    with pytest.raises(SystemExit, match=r'000000\.png comes without labels: put LoadAnnotations'):
+    with pytest.raises(InputError, match=r'000000\.png comes without labels: put LoadAnnotations'):
         model.example(0)
 
 
 def test_classes_by_name_or_number():
     assert chosen_classes(['car', '0'], ['road', 'car']) == [1, 0]
     assert chosen_classes(None, ['road', 'car']) == [0, 1]
-    with pytest.raises(SystemExit, match="no class 'bike'; there are: road, car"):
+    with pytest.raises(InputError, match="no class 'bike'; there are: road, car"):
         chosen_classes(['bike'], ['road', 'car'])

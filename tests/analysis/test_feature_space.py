@@ -13,6 +13,7 @@ from mmseg_cmdl.analysis import (
     reduce_to_plane,
     silhouette,
 )
+from mmseg_cmdl.errors import InputError
 from tests.analysis.conftest import IMAGES, NUM_DISTRIBUTIONS, tool
 
 
@@ -49,7 +50,7 @@ def test_only_labelled_and_finite_pixels_are_drawn():
     assert labels.tolist() == [0, 2]
     assert places.tolist() == [[7, 0, 0], [7, 0, 3]]
     assert sample.seen == {0: 1, 2: 1}
-    with pytest.raises(SystemExit, match='no pixel of the chosen classes'):
+    with pytest.raises(InputError, match='no pixel of the chosen classes'):
         PixelSample([0], 5).arrays()
 
 
@@ -71,13 +72,13 @@ def test_what_is_missing_is_named(monkeypatch):
 
     monkeypatch.setattr(feature_space.importlib, 'import_module', refuse)
     with pytest.raises(
-        SystemExit, match=r'the feature space needs scikit-learn, .* run: pip install scikit-learn'
+        InputError, match=r'the feature space needs scikit-learn, .* run: pip install scikit-learn'
     ):
         reduce_to_plane(np.zeros((9, 3)))
 
 
 def test_few_points_and_unknown_methods_are_refused():
-    with pytest.raises(SystemExit, match='4 points are too few'):
+    with pytest.raises(InputError, match='4 points are too few'):
         reduce_to_plane(np.zeros((4, 3)))
     with pytest.raises(ValueError, match='method must be one of'):
         reduce_to_plane(np.zeros((9, 3)), 'lda')

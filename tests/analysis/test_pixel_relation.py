@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from mmseg_cmdl.analysis import ExaminedModel, feature_at, pixel_relation
+from mmseg_cmdl.errors import InputError
 from tests.analysis.conftest import tool
 
 relation = tool('pixel_relation')
@@ -24,7 +25,7 @@ def test_feature_of_a_pixel():
     assert feature_at((7, 8), (16, 16), (2, 2), (8, 8)) == (0, 1)
     assert feature_at((12, 12), (13, 13), (2, 2), (8, 8)) == (1, 1)
     with pytest.raises(
-        SystemExit, match='pixel x=16 y=3 is outside of the image, which is 16 wide'
+        InputError, match='pixel x=16 y=3 is outside of the image, which is 16 wide'
     ):
         feature_at((3, 16), (16, 16), (2, 2), (8, 8))
 

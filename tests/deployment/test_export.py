@@ -118,6 +118,8 @@ def test_both_formats_are_the_model(name, tool, tmp_path, onnx, capsys):
     session = onnxruntime.InferenceSession(paths[0], providers=['CPUExecutionProvider'])
     model = cases.from_config(Config.fromfile(config).model)
     model.load_state_dict(torch.load(checkpoint)['state_dict'])
+    assert session.get_inputs()[0].shape == ['batch', 3, 'height', 'width']
+    assert session.get_outputs()[0].shape == ['batch', cases.NUM_CLASSES, 'height', 'width']
     images, _ = cases.batch(7, 4, image_size=(51, 76))
     with torch.no_grad():
         expected = model.eval().encode_decode(images, [dict(img_shape=(51, 76))])

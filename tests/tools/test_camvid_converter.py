@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmseg_cmdl.datasets import CamVidDataset
 from tests.conftest import ROOT
+from tests.paths import child_environment
 
 SCRIPT = ROOT / 'tools' / 'dataset_converters' / 'camvid.py'
 SPLITS = {'train': 367, 'val': 101, 'test': 233}
@@ -423,6 +424,7 @@ def test_command_line(small, tmp_path):
             capture_output=True,
             text=True,
             cwd=tmp_path,
+            env=child_environment(),
             timeout=120,
         )
 
@@ -431,7 +433,7 @@ def test_command_line(small, tmp_path):
     for option in ('--layout', '--dry-run', '--overwrite', '--nproc', 'LabeledApproved_full'):
         assert option in shown.stdout
     failed = run(str(small))
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert 'error: 1398 files are missing' in failed.stderr
     assert 'Traceback' not in failed.stderr
     done = run(str(small), '--allow-partial')

@@ -278,7 +278,7 @@ def test_refusals(tool, tmp_path, tiny_data, tiny_config, capsys):
     (tmp_path / 'memory.pth').write_text('there')
     for arguments, said in (
         ([config, out], 'pass --overwrite'),
-        ([config, f'{out}2', '--centers', '0'], '--centers must be'),
+        ([config, f'{out}2', '--centers', '0'], '--centers: must be at least 1'),
     ):
         with pytest.raises(SystemExit):
             tool.main(arguments)

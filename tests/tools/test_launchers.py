@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 
 from mmseg_cmdl import launch
+from mmseg_cmdl.errors import InputError
 from tests.paths import PACKAGE, TOOLS, child_environment, free_port
 
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='bash scripts')
@@ -184,7 +185,7 @@ def on_cpus(monkeypatch):
 
 def test_launcher_without_its_variables(on_cpus, monkeypatch):
     monkeypatch.setenv('RANK', '0')
-    with pytest.raises(SystemExit, match='needs WORLD_SIZE, MASTER_ADDR, MASTER_PORT in the envir'):
+    with pytest.raises(InputError, match='needs WORLD_SIZE, MASTER_ADDR, MASTER_PORT in the envir'):
         launch.start_ranks(Config(dict(launcher='pytorch')))
     assert on_cpus == []
 
@@ -193,7 +194,7 @@ def test_nccl_without_a_gpu_names_gloo(on_cpus, monkeypatch):
     for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
         monkeypatch.setenv(name, '1')
     for cfg in (dict(), dict(env_cfg=dict(dist_cfg=dict(backend='nccl')))):
-        with pytest.raises(SystemExit, match=r'add --cfg-options env_cfg\.dist_cfg\.backend=gloo'):
+        with pytest.raises(InputError, match=r'add --cfg-options env_cfg\.dist_cfg\.backend=gloo'):
             launch.start_ranks(Config(dict(launcher='pytorch', **cfg)))
     assert on_cpus == []
 

@@ -65,7 +65,7 @@ def test_what_is_written_is_what_the_dataset_reads(converter, download, options,
     out = tmp_path / 'out'
     converter.main([str(source), '-o', str(out), '--nproc', '1', *options])
     assert f'{name.upper()}: 5 images' in capsys.readouterr().out
-    assert not list(out.glob('.lip_*'))
+    assert not list(out.glob('.converting_*'))
     kind = dict(lip='LIPDataset', cihp='CIHPDataset')[name]
     for split, count in COUNTS.items():
         dataset = DATASETS.build(

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmseg_cmdl import environment, launch
+from mmseg_cmdl.errors import InputError
 from tests import tiny
 from tests.paths import TOOLS
 
@@ -167,7 +168,7 @@ def test_resume_with_nothing_to_resume_from_keeps_load_from(capsys):
 def test_amp_needs_a_gpu_and_the_plain_wrapper(monkeypatch):
     cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper')))
     monkeypatch.setattr(train, 'get_device', lambda: 'cpu')
-    with pytest.raises(SystemExit, match='--amp needs a GPU'):
+    with pytest.raises(InputError, match='--amp needs a GPU'):
         train.enable_amp(cfg)
     monkeypatch.setattr(train, 'get_device', lambda: 'cuda')
     train.enable_amp(cfg)
@@ -175,7 +176,7 @@ def test_amp_needs_a_gpu_and_the_plain_wrapper(monkeypatch):
     cfg.optim_wrapper = dict(type='AmpOptimWrapper', loss_scale=512.0)
     train.enable_amp(cfg)
     assert cfg.optim_wrapper.loss_scale == 512.0
-    with pytest.raises(SystemExit, match='the config has ApexOptimWrapper'):
+    with pytest.raises(InputError, match='the config has ApexOptimWrapper'):
         train.enable_amp(Config(dict(optim_wrapper=dict(type='ApexOptimWrapper'))))
 
 
@@ -227,7 +228,7 @@ def test_unknown_checkpoint_lists_those_beside_it(tiny_config, tmp_path):
 
 
 def test_options_that_cannot_work_say_so(tiny_config, tmp_path, monkeypatch, capsys):
-    (tmp_path / 'x.pth').touch()
+    torch.save(dict(state_dict=dict(weight=torch.ones(1))), tmp_path / 'x.pth')
     for name in ('DISPLAY', 'WAYLAND_DISPLAY', 'MPLBACKEND'):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(test.sys, 'platform', 'linux')

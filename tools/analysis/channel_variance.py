@@ -9,12 +9,15 @@ Example:
 """
 
 from mmseg_cmdl.analysis import command_line, gather_statistics
+from mmseg_cmdl.command_line import positive, tool
 from mmseg_cmdl.visualization import draw_channel_variance, save_figure
 
 
 def parse_args(argv=None):
     parser = command_line.parser_of(__doc__, features='classifier')
-    parser.add_argument('--bins', type=int, default=12, help='intervals (default: %(default)s)')
+    parser.add_argument(
+        '--bins', type=positive, default=12, help='intervals (default: %(default)s)'
+    )
     parser.add_argument('--log', action='store_true', help='intervals even on a logarithmic scale')
     parser.add_argument(
         '--normalize',
@@ -22,12 +25,10 @@ def parse_args(argv=None):
         help='bring features to length 1 first, to compare models whose features '
         'have other lengths',
     )
-    args = command_line.parse(parser, argv)
-    if args.bins < 1:
-        parser.error('--bins must be at least 1')
-    return args
+    return command_line.parse(parser, argv)
 
 
+@tool
 def main(argv=None):
     args = parse_args(argv)
     variances = {

@@ -18,6 +18,7 @@ from mmseg_cmdl.analysis import (
     off_diagonal_mean,
 )
 from mmseg_cmdl.analysis.class_statistics import SIMILARITIES
+from mmseg_cmdl.command_line import tool
 from mmseg_cmdl.visualization import draw_class_dependency, save_figure
 
 TITLES = dict(
@@ -44,6 +45,7 @@ def parse_args(argv=None):
     return command_line.parse(parser, argv)
 
 
+@tool
 def main(argv=None):
     args = parse_args(argv)
     matrices, numbers = {}, {}

@@ -15,6 +15,7 @@ import numpy as np
 from prettytable import PrettyTable
 
 from mmseg_cmdl.analysis import DistributionUsage, command_line, gather_statistics
+from mmseg_cmdl.command_line import tool
 from mmseg_cmdl.visualization import draw_class_bars, save_figure
 
 COLUMNS = dict(
@@ -45,6 +46,7 @@ def nearest_without_diagonal(distances):
     return np.where(np.isfinite(nearest), nearest, np.nan)
 
 
+@tool
 def main(argv=None):
     args = parse_args(argv)
     usages = {}

@@ -24,6 +24,8 @@ from mmseg_cmdl.analysis import (
     mean_iou,
     pixel_accuracy,
 )
+from mmseg_cmdl.command_line import not_negative, positive, tool
+from mmseg_cmdl.errors import InputError
 from mmseg_cmdl.visualization import (
     PredictedImage,
     draw_predictions,
@@ -42,23 +44,25 @@ def parse_args(argv=None):
         '(score), or how far it is above that of the first model (gain); default: '
         '%(default)s',
     )
-    parser.add_argument('--worst', type=int, default=10, help='cases shown (default: %(default)s)')
-    parser.add_argument('--best', type=int, default=10, help='cases shown (default: %(default)s)')
+    parser.add_argument(
+        '--worst', type=not_negative, default=10, help='cases shown (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--best', type=not_negative, default=10, help='cases shown (default: %(default)s)'
+    )
     parser.add_argument(
         '--show',
-        type=int,
+        type=not_negative,
         nargs='+',
         metavar='INDEX',
         help='show these images instead of the worst and best',
     )
     parser.add_argument(
-        '--rows', type=int, default=4, help='images in predictions.png (default: %(default)s)'
+        '--rows', type=positive, default=4, help='images in predictions.png (default: %(default)s)'
     )
     args = command_line.parse(parser, argv)
-    if args.worst < 0 or args.best < 0 or not (args.worst + args.best or args.show):
-        parser.error('--worst and --best must not be negative, nor both 0')
-    if args.rows < 1:
-        parser.error('--rows must be at least 1')
+    if not (args.worst + args.best or args.show):
+        parser.error('--worst and --best must not both be 0')
     if args.sort == 'gain' and len(args.models) < 2:
         parser.error('--sort gain compares the last model with the first; give two models')
     return args
@@ -93,13 +97,14 @@ def score(model, indices, extra):
     return total, found
 
 
+@tool
 def main(argv=None):
     args = parse_args(argv)
     models = list(command_line.load_models(args))
     lengths = {len(model.dataset) for model in models}
     if len(lengths) > 1:
-        raise SystemExit(
-            f'error: the splits of the models have {sorted(lengths)} images; give all '
+        raise InputError(
+            f'the splits of the models have {sorted(lengths)} images; give all '
             'of them the same data, by --cfg-options perhaps'
         )
     indices = command_line.image_indices(lengths.pop(), args.max_images)
@@ -116,7 +121,7 @@ def main(argv=None):
     for i in wanted:
         paths = {found[i]['path'] for found in per_image.values()}
         if len({os.path.basename(path) for path in paths}) > 1:
-            raise SystemExit(f'error: image {i} is another one for each model: {sorted(paths)}')
+            raise InputError(f'image {i} is another one for each model: {sorted(paths)}')
 
     first, last = (per_image[models[i].name] for i in (0, -1))
     values = {i: last[i]['mIoU'] for i in wanted}
@@ -124,15 +129,15 @@ def main(argv=None):
         values = {i: None if v is None else v - first[i]['mIoU'] for i, v in values.items()}
     shown, low = (args.show, 0) if args.show else choose(values, wanted, args.worst, args.best)
     if not shown:
-        raise SystemExit('error: no image of the split has a labelled pixel')
+        raise InputError('no image of the split has a labelled pixel')
     cases = []
     for i in command_line.progress(shown, len(shown), 'drawing'):
         examples = {model.name: model.example(i, predict=True) for model in models}
         example = examples[models[0].name]
         for name, other in examples.items():
             if other.truth.shape != example.truth.shape:
-                raise SystemExit(
-                    f'error: the labels of image {i} have another size for {name}; '
+                raise InputError(
+                    f'the labels of image {i} have another size for {name}; '
                     'load annotations after Resize in all configs'
                 )
         cases.append(
@@ -158,7 +163,8 @@ def main(argv=None):
         else f'The {low} worst and the {len(shown) - low} best of {len(wanted)} images by {what}. '
         'The mean IoU of an image is over the classes that are labelled or predicted in it.'
     )
-    written[0].write_text(
+    command_line.write_text(
+        written[0],
         prediction_page(
             cases,
             models[0].palette,
@@ -167,7 +173,6 @@ def main(argv=None):
             'Predictions: ' + ', '.join(totals),
             note,
         ),
-        encoding='utf-8',
     )
     rows = cases
     if not args.show and len(cases) > args.rows:  # some of both ends

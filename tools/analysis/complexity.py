@@ -15,7 +15,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from mmengine.config import DictAction
 from prettytable import PrettyTable
 
 from mmseg_cmdl.analysis import command_line, measure_complexity
@@ -26,8 +25,11 @@ from mmseg_cmdl.analysis.complexity import (
     build_context,
     head_of_config,
 )
-from mmseg_cmdl.launch import load_config
+from mmseg_cmdl.command_line import device, number, positive, seed, tool
+from mmseg_cmdl.errors import InputError
+from mmseg_cmdl.launch import add_overrides, load_config, one_line, type_name
 from mmseg_cmdl.visualization import draw_complexity, save_figure
+from mmseg_cmdl.written_files import make_folder, refuse_same
 
 
 def parse_args(argv=None):
@@ -50,48 +52,49 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         '--size',
-        type=int,
+        type=positive,
         nargs=4,
         default=[1, 2048, 128, 128],
         metavar=('B', 'C', 'H', 'W'),
         help='feature map (default: 1 2048 128 128)',
     )
     parser.add_argument(
-        '--channels', type=int, default=512, help='inside the heads (default: %(default)s)'
+        '--channels', type=positive, default=512, help='inside the heads (default: %(default)s)'
     )
-    parser.add_argument('--num-classes', type=int, default=19, help='(default: %(default)s)')
+    parser.add_argument('--num-classes', type=positive, default=19, help='(default: %(default)s)')
     parser.add_argument(
         '--seconds',
-        type=float,
+        type=number(0),
         default=2,
         help='each is timed for so long; 0: not at all (default: %(default)s)',
     )
-    parser.add_argument('--device', default='cpu', help='cpu or cuda (default: cpu)')
-    parser.add_argument('--threads', type=int, help="CPU threads (default: PyTorch's choice)")
-    parser.add_argument('--seed', type=int, default=0, help='(default: 0)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of --configs',
-    )
+    parser.add_argument('--device', type=device, default='cpu', help='cpu or cuda (default: cpu)')
+    parser.add_argument('--threads', type=positive, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument('--seed', type=seed, default=0, help='(default: 0)')
+    add_overrides(parser, '--configs')
     args = parser.parse_args(argv)
     unknown = set(args.modules or ()) - set(contexts)
     if unknown:
         parser.error(
             f'there is no module {", ".join(sorted(unknown))}; there are: {", ".join(contexts)}'
         )
-    if min(args.size) < 1 or args.channels < 1 or args.num_classes < 1 or args.seconds < 0:
-        parser.error(
-            '--size, --channels and --num-classes must be at least 1, --seconds at least 0'
-        )
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        parser.error(f'--device {args.device}: this PyTorch sees no CUDA device')
-    args.out.mkdir(parents=True, exist_ok=True)
+    refuse_same(args.out, args.configs, '--out')
+    make_folder(args.out)
     return args
 
 
+def build(name, cfg, args):
+    """A module, or one sentence why there is none of these sizes."""
+    try:
+        return build_context(cfg, args.size[1], args.channels, args.num_classes)
+    except Exception as error:  # other people's heads
+        raise InputError(
+            f'{name} can not be built for {args.size[1]} channels in and {args.channels} inside: '
+            f'{one_line(error)}; look at --size, --channels and --cfg-options'
+        ) from error
+
+
+@tool
 def main(argv=None):
     args = parse_args(argv)
     if args.threads:
@@ -104,15 +107,17 @@ def main(argv=None):
     for path in args.configs:
         head = head_of_config(load_config(path, args.cfg_options))
         heads[Path(path).stem] = {**head, 'in_channels': args.size[1]}
+    built = {name: build(name, cfg, args) for name, cfg in heads.items()}
     comparable = tuple(args.size) == MCIBI_TABLE_3_SIZE and args.channels == 512
     rows = []
     for name, cfg in command_line.progress(heads.items(), len(heads), 'measuring'):
-        head = build_context(cfg, args.size[1], args.channels, args.num_classes)
         rows.append(
             dict(
                 module=name,
-                head=cfg['type'],
-                **measure_complexity(head, args.size, args.device, args.seconds or None, args.seed),
+                head=type_name(cfg['type']),
+                **measure_complexity(
+                    built.pop(name), args.size, args.device, args.seconds or None, args.seed
+                ),
                 paper=MCIBI_TABLE_3.get(name) if comparable else None,
             )
         )

@@ -24,6 +24,8 @@ from mmseg_cmdl.analysis import (
     command_line,
     entropy,
 )
+from mmseg_cmdl.command_line import not_negative, number, tool, whole_number
+from mmseg_cmdl.errors import InputError
 from mmseg_cmdl.visualization import (
     MappedImage,
     draw_class,
@@ -72,7 +74,7 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         '--draw',
-        type=int,
+        type=not_negative,
         nargs='+',
         default=[0, 1, 2, 3],
         metavar='INDEX',
@@ -80,52 +82,47 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         '--patches',
-        type=int,
+        type=not_negative,
         default=4,
         help='nearest pixels shown of each distribution, each from another image '
         '(default: %(default)s)',
     )
     parser.add_argument(
         '--patch-size',
-        type=int,
+        type=whole_number(4),
         default=32,
         metavar='PIXELS',
         help='side of a patch (default: %(default)s)',
     )
     parser.add_argument(
         '--images-per-class',
-        type=int,
+        type=not_negative,
         default=3,
         metavar='N',
         help="images above a class's patches (default: %(default)s)",
     )
     parser.add_argument(
         '--dead-share',
-        type=float,
+        type=number(0),
         default=0.01,
         metavar='PART',
         help='dead: fewer pixels than this part of an equal share (default: %(default)s)',
     )
     parser.add_argument(
         '--duplicate-cosine',
-        type=float,
+        type=number(-1, 1),
         default=0.99,
         metavar='COSINE',
         help='duplicates: from this cosine on (default: %(default)s)',
     )
-    args = command_line.parse(parser, argv)
-    if args.patches < 0 or args.patch_size < 4 or args.images_per_class < 0:
-        parser.error(
-            '--patches and --images-per-class must not be negative, and --patch-size must '
-            'be at least 4'
-        )
-    return args
+    return command_line.parse(parser, argv)
 
 
 def file_name(k, name):
     return f'class_{k:02d}_{re.sub("[^0-9A-Za-z-]+", "_", name)}.png'
 
 
+@tool
 def main(argv=None):
     args = parse_args(argv)
     (model,) = command_line.load_models(args)
@@ -140,9 +137,7 @@ def main(argv=None):
     draw = list(dict.fromkeys(args.draw))
     outside = [i for i in draw if not 0 <= i < len(model.dataset)]
     if outside:
-        raise SystemExit(
-            f'error: --draw {outside[0]}: the split has images 0 to {len(model.dataset) - 1}'
-        )
+        raise InputError(f'--draw {outside[0]}: the split has images 0 to {len(model.dataset) - 1}')
     by_prediction = args.assign_by == 'predictions'
     for example in command_line.progress(
         model.examples(

@@ -14,7 +14,8 @@ Example:
 import numpy as np
 
 from mmseg_cmdl.analysis import PixelSample, chosen_classes, command_line, embed_sample
-from mmseg_cmdl.analysis.feature_space import METHODS
+from mmseg_cmdl.analysis.feature_space import METHODS, check_method
+from mmseg_cmdl.command_line import number, positive, tool
 from mmseg_cmdl.visualization import draw_feature_space, save_figure
 
 
@@ -33,26 +34,25 @@ def parse_args(argv=None):
         '--classes', nargs='+', metavar='CLASS', help='by name or number (default: all)'
     )
     parser.add_argument(
-        '--pixels', type=int, default=300, help='of each class at most (default: %(default)s)'
+        '--pixels', type=positive, default=300, help='of each class at most (default: %(default)s)'
     )
     parser.add_argument('--method', choices=METHODS, default='tsne', help='(default: %(default)s)')
     parser.add_argument(
         '--perplexity',
-        type=float,
+        type=number(1),
         default=30,
         help='of t-SNE, or neighbours of UMAP (default: %(default)s)',
     )
     parser.add_argument(
         '--raw', action='store_true', help='leave the lengths of features as they are instead of 1'
     )
-    args = command_line.parse(parser, argv)
-    if args.pixels < 1 or args.perplexity < 1:
-        parser.error('--pixels and --perplexity must be at least 1')
-    return args
+    return command_line.parse(parser, argv)
 
 
+@tool
 def main(argv=None):
     args = parse_args(argv)
+    check_method(args.method)
     panels, numbers, arrays = {}, {}, {}
     for model in command_line.load_models(args):
         kind = args.features
@@ -85,7 +85,7 @@ def main(argv=None):
         )
     written = [args.out / f'feature_space.{kind}' for kind in ('png', 'npz', 'json')]
     save_figure(draw_feature_space(panels, model.classes, args.method), written[0])
-    np.savez_compressed(written[1], names=np.array(list(panels)), **arrays)
+    command_line.write_arrays(written[1], names=np.array(list(panels)), **arrays)
     command_line.write_json(
         written[2],
         dict(

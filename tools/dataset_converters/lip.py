@@ -19,7 +19,6 @@ import argparse
 import os
 import shutil
 import sys
-import tempfile
 from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
@@ -28,13 +27,17 @@ import numpy as np
 from mmengine.utils import track_progress
 from PIL import Image
 
+from mmseg_cmdl.command_line import positive, tool
+from mmseg_cmdl.errors import InputError
+from mmseg_cmdl.written_files import refuse_inside, replaced_folders
+
 NUM_CLASSES = 20
 SPLITS = ('train', 'val')
 SIZES = {'lip': {'train': 30462, 'val': 10000}, 'cihp': {'train': 28280, 'val': 5000}}
 FOLDERS = ('images', 'annotations')
 
 
-class ConversionError(Exception):
+class ConversionError(InputError):
     """The source or the target isn't as it must be; the message says what to do."""
 
 
@@ -179,6 +182,18 @@ def _same(result):
     return result
 
 
+def convert_pairs(pairs, staging, link, nproc):
+    """:func:`convert_pair` of all, in `nproc` processes."""
+    task = partial(convert_pair, staging=staging, link=link)
+    if nproc == 1:
+        return track_progress(task, pairs, file=sys.stderr)
+    # mmengine's parallel one would leave its workers writing after an error
+    with Pool(nproc) as pool:
+        return track_progress(
+            _same, (pool.imap(task, pairs, chunksize=16), len(pairs)), file=sys.stderr
+        )
+
+
 def convert(
     source, out_dir, link=False, dry_run=False, overwrite=False, allow_partial=False, nproc=1
 ):
@@ -197,57 +212,18 @@ def convert(
             'or another --out-dir'
         )
     name, folders = find_folders(source)
-    if not dry_run and any(
-        out_dir.resolve() / part in path.resolve().parents
-        for part in FOLDERS
-        for pair in folders.values()
-        for path in pair
-    ):
-        raise ConversionError(
-            f'{source} lies in {out_dir}, which would be replaced; give another --out-dir'
-        )
+    if not dry_run:
+        refuse_inside([path for pair in folders.values() for path in pair], out_dir, FOLDERS)
     pairs = list_pairs(name, folders, allow_partial)
-    staging = None
-    try:
-        if not dry_run:
-            out_dir.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix='.lip_', dir=out_dir))
+    if dry_run:
+        counts = convert_pairs(pairs, None, link, nproc)
+    else:
+        with replaced_folders(out_dir, FOLDERS) as staging:
             for folder in FOLDERS:
                 for split in SPLITS:
                     (staging / folder / split).mkdir(parents=True)
-        task = partial(convert_pair, staging=staging, link=link)
-        if nproc > 1:
-            # mmengine's parallel one would leave its workers writing after an error
-            with Pool(nproc) as pool:
-                counts = track_progress(
-                    _same, (pool.imap(task, pairs, chunksize=16), len(pairs)), file=sys.stderr
-                )
-        else:
-            counts = track_progress(task, pairs, file=sys.stderr)
-        if not dry_run:
-            install(staging, out_dir)
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
+            counts = convert_pairs(pairs, staging, link, nproc)
     return name, len(pairs), sum(counts)
-
-
-def install(staging, out_dir):
-    """Move the finished folders into place, or put back what was there."""
-    (staging / 'old').mkdir()
-    undo = []
-    try:
-        for folder in FOLDERS:
-            target, old = out_dir / folder, staging / 'old' / folder
-            if target.exists():
-                target.rename(old)
-                undo.append((old, target))
-            (staging / folder).rename(target)
-            undo.append((target, staging / folder))
-    except BaseException:
-        for current, before in reversed(undo):
-            current.rename(before)
-        raise
 
 
 def parse_args(argv=None):
@@ -268,24 +244,14 @@ def parse_args(argv=None):
     parser.add_argument(
         '--allow-partial', action='store_true', help='go on where images or annotations are missing'
     )
-    parser.add_argument('--nproc', type=int, default=4, help='processes (default: 4)')
+    parser.add_argument('--nproc', type=positive, default=4, help='processes (default: 4)')
     return parser.parse_args(argv)
 
 
+@tool
 def main(argv=None):
     args = parse_args(argv)
-    try:
-        name, number, pixels = convert(
-            args.source,
-            args.out_dir,
-            args.link,
-            args.dry_run,
-            args.overwrite,
-            args.allow_partial,
-            args.nproc,
-        )
-    except ConversionError as error:
-        sys.exit(f'\nerror: {error}')
+    name, number, pixels = convert(**vars(args))
     print(
         f'\n{name.upper()}: {number} images {"checked" if args.dry_run else "in"} '
         f'{args.source if args.dry_run else args.out_dir}'

@@ -14,12 +14,11 @@ import sys
 import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
 
 import torch  # isort: skip
-from mmengine.config import DictAction  # isort: skip
-from mmengine.runner import load_checkpoint  # isort: skip
 from mmengine.registry import init_default_scope  # isort: skip
-from mmengine.utils import import_modules_from_strings  # isort: skip
 from mmseg.registry import MODELS  # isort: skip
-from mmseg_cmdl import launch  # isort: skip
+from mmseg_cmdl import InputError, launch  # isort: skip
+from mmseg_cmdl.checkpoint_file import load_state  # isort: skip
+from mmseg_cmdl.command_line import number, positive, tool  # isort: skip
 from mmseg_cmdl.compat import swaps_channels  # isort: skip
 from mmseg_cmdl.deployment import (  # isort: skip
     ExportError,
@@ -27,8 +26,11 @@ from mmseg_cmdl.deployment import (  # isort: skip
     check_nodes,
     compare,
     export_program,
+    in_channels,
+    needed_packages,
     to_onnx,
 )
+from mmseg_cmdl.written_files import make_folder, refuse_same, written_beside  # isort: skip
 
 
 def parse_args(argv=None):
@@ -54,12 +56,12 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         '--smallest-side',
-        type=int,
+        type=positive,
         default=32,
         metavar='N',
         help='height and width that will be fed are at least this (default: %(default)s)',
     )
-    parser.add_argument('--opset', type=int, default=18, help='of ONNX (default: %(default)s)')
+    parser.add_argument('--opset', type=positive, default=18, help='of ONNX (default: %(default)s)')
     parser.add_argument(
         '--allow',
         nargs='+',
@@ -68,13 +70,13 @@ def parse_args(argv=None):
         help='ONNX node types to allow besides those that every runtime has',
     )
     parser.add_argument(
-        '--tolerance', type=float, default=1e-4, help='largest difference (default: %(default)s)'
+        '--tolerance',
+        type=number(0),
+        default=1e-4,
+        help='largest difference (default: %(default)s)',
     )
     parser.add_argument('--no-check', action='store_true', help="don't compare with PyTorch")
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='override settings of the config',
-    )  # fmt: skip
+    launch.add_overrides(parser)
     args = parser.parse_args(argv)
     for path in args.out:
         if os.path.splitext(path)[1] not in ('.onnx', '.pt2'):
@@ -84,16 +86,27 @@ def parse_args(argv=None):
 
 def build(cfg, checkpoint):
     """The segmentor in evaluation mode, on the CPU, with the weights of `checkpoint`."""
-    imports = cfg.get('custom_imports')
-    if imports:
-        import_modules_from_strings(**imports)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
-    for part in (cfg.model, cfg.model.get('backbone', {})):
-        part.pop('pretrained', None)  # the checkpoint has the weights
-        part.pop('init_cfg', None)
+    launch.without_pretrained(cfg.model)
     model = MODELS.build(cfg.model)
-    state = load_checkpoint(model, checkpoint, map_location='cpu')
-    return model.eval(), state.get('meta', {})
+    content = load_state(model, checkpoint, 'Give the config that it was trained with')
+    return model.eval(), content.get('meta') or {}
+
+
+def owed_by_caller(model, args):
+    """What a caller of the graph has to do to an image first, as a sentence."""
+    preprocessor = model.data_preprocessor
+    facts = description(model, {}, args)
+    order = json.loads(facts.get('channel_order', 'null'))
+    order = f'channels in the order {order}' if order else 'channels as in training'
+    if args.normalize:
+        return f'images are numbers of 0..255, {order}; mean and std are in the graph'
+    if not getattr(preprocessor, '_enable_normalize', False):
+        return f'images as in training, {order}; the config normalises nothing'
+    return (
+        f'images are (numbers of 0..255 - mean) / std, {order}, with mean {facts["mean"]} and std '
+        f'{facts["std"]}'
+    )
 
 
 def description(model, meta, args):
@@ -103,6 +116,8 @@ def description(model, meta, args):
     if getattr(preprocessor, '_enable_normalize', False):
         facts['mean'] = preprocessor.mean.flatten().tolist()
         facts['std'] = preprocessor.std.flatten().tolist()
+    if in_channels(model) == 3:
+        # MMSegmentation loads BGR
         facts['channel_order'] = 'RGB' if swaps_channels(preprocessor) else 'BGR'
     for key in ('classes', 'palette'):
         value = (meta.get('dataset_meta') or {}).get(key)
@@ -115,13 +130,8 @@ def runtime(path):
     """The function of images that a written file is."""
     if path.endswith('.pt2'):
         return torch.export.load(path).module()
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ExportError(
-            'onnxruntime is not installed, so the file cannot be checked; run: pip install '
-            'onnxruntime, or pass --no-check'
-        ) from error
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
@@ -153,16 +163,17 @@ def plain_function(model, args, mean, std):
 
 
 def write(program, path, model, meta, args):
-    """Write one file and check it; a file that doesn't pass is removed."""
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    """Write one file and check it; one that doesn't pass leaves what was there before."""
     print(f'writing {path} ...', flush=True)
     mean, std = normalization(model, args)
-    try:
+    facts = description(model, meta, args)
+    with written_beside(path) as file:
+        file = str(file)
         if path.endswith('.pt2'):
-            torch.export.save(program, path)
+            torch.export.save(program, file, extra_files={'metadata.json': json.dumps(facts)})
         else:
-            to_onnx(program, path, args.opset, description(model, meta, args))
-            counts = check_nodes(path, args.allow)
+            to_onnx(program, file, args.opset, facts)
+            counts = check_nodes(file, args.allow)
             print(f'  {sum(counts.values())} nodes: ' + ', '.join(
                 f'{number} {name}' for name, number in sorted(counts.items())))  # fmt: skip
         if not args.no_check:
@@ -170,15 +181,11 @@ def write(program, path, model, meta, args):
             sizes = ((side, side), (side + 33, side + 1), (side + 16, 2 * side))
             shapes = [(batch, *size) for batch in (1, 3) for size in sizes]
             worst = compare(
-                plain_function(model, args, mean, std), runtime(path),
+                plain_function(model, args, mean, std), runtime(file),
                 next(model.parameters()), shapes, args.tolerance, args.normalize,
+                in_channels(model),
             )  # fmt: skip
             print(f'  same as PyTorch on {len(shapes)} shapes, largest difference {worst:.1e}')
-    except BaseException:
-        for name in (path, f'{path}.data'):
-            if os.path.isfile(name):
-                os.remove(name)
-        raise
 
 
 def normalization(model, args):
@@ -191,24 +198,30 @@ def normalization(model, args):
     return preprocessor.mean.flatten().tolist(), preprocessor.std.flatten().tolist()
 
 
+@tool
 def main(argv=None):
     args = parse_args(argv)
+    for i, path in enumerate(args.out):
+        refuse_same(path, [args.config, args.checkpoint, *args.out[:i]])
+        if os.path.isdir(path):
+            raise InputError(f'OUT {path} is a folder; name a file in it')
+        make_folder(os.path.dirname(path) or '.')
+    needed_packages(args.out, check=not args.no_check)
     cfg = launch.load_config(args.config, args.cfg_options)
     checkpoint = launch.checked_checkpoint(args.checkpoint)
-    try:
+    with launch.setting_up(cfg, args.config):
         model, meta = build(cfg, checkpoint)
-        mean, std = normalization(model, args)
-        print('recording the model ...', flush=True)
-        side = max(args.smallest_side, 64)
-        program = export_program(
-            InferenceModel(model, args.output, mean, std),
-            args.smallest_side,
-            (2, side, side + 32),
-        )
-        for path in args.out:
-            write(program, path, model, meta, args)
-    except ExportError as error:
-        raise SystemExit(f'error: {error}') from error
+    mean, std = normalization(model, args)
+    print('recording the model ...', flush=True)
+    side = max(args.smallest_side, 64)
+    program = export_program(
+        InferenceModel(model, args.output, mean, std),
+        args.smallest_side,
+        (2, side, side + 32),
+    )
+    for path in args.out:
+        write(program, path, model, meta, args)
+    print(f'what the caller owes: {owed_by_caller(model, args)}')
     return 0
 
 

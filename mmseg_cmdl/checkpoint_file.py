@@ -1,0 +1,243 @@
+"""Checkpoints that someone else made: read without running anything in them, and looked through.
+
+PyTorch's weights-only check is left on (see :mod:`mmseg_cmdl.compat`), also on the maintained fork
+of MMSegmentation, whose mmengine loads a file that this check refuses without it.
+"""
+
+import ast
+import os
+import pickle
+from typing import Dict, List, Tuple
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import CheckpointLoader
+from packaging.version import Version
+from torch import Tensor, nn
+
+from .errors import InputError
+
+# Before 2.6 the check knows no types of mmengine, and mmengine loads without it.
+CHECKED = Version(torch.__version__) >= Version('2.6')
+# They have no part in a prediction.
+ONLY_FOR_TRAINING = ('auxiliary_head', 'consistency', 'loss_decode', 'loss_coarse')
+
+
+class UntrainedPartsError(InputError):
+    """Parts of a model for which the checkpoint has nothing."""
+
+    exit_code = 1
+
+
+def is_local(path: str) -> bool:
+    """Whether it is a file of this machine, not a URL or one of mmengine's short names."""
+    return '://' not in path
+
+
+def read_checkpoint(path: str) -> dict:
+    """Content of a checkpoint file; tensors stay in the file until they are used.
+
+    Args:
+        path (str): A local file.
+
+    Raises:
+        InputError: It can't be read, holds more than weights and plain data, or no weights.
+    """
+    path = str(path)
+    if os.path.isdir(path):
+        raise InputError(f'{path} is a folder, not a checkpoint file')
+    if os.path.isfile(path) and not os.path.getsize(path):
+        raise InputError(f'the checkpoint {path} is empty (0 bytes); copy or download it again')
+    options = {'weights_only': True} if CHECKED else {}
+    try:
+        with open(path, 'rb') as file:
+            is_zip = file.read(4) == b'PK\x03\x04'
+        content = torch.load(path, map_location='cpu', **options, **_mapped(is_zip))
+    except OSError as error:
+        raise InputError(
+            f'the checkpoint {path} can not be read: {error.strerror or error}'
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f'the checkpoint {path} is refused: it is no file of torch.save, or holds more than '
+            f'weights and plain data ({_reason(error)}); nothing in it was run'
+        ) from error
+    except Exception as error:  # whatever a broken file comes to
+        raise InputError(
+            f'the checkpoint {path} is cut off or is no file of torch.save '
+            f'({type(error).__name__}: {_first_line(error)}); copy or download it again'
+        ) from error
+    state_of(content, path)
+    return content
+
+
+def read_state(path: str) -> Tuple[dict, Dict[str, Tensor]]:
+    """Content and state dict of a checkpoint; a URL is fetched by mmengine.
+
+    Raises:
+        InputError: As :func:`read_checkpoint` does; or a URL can't be fetched.
+    """
+    path = str(path)
+    if is_local(path):
+        content = read_checkpoint(path)
+    else:
+        try:
+            content = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+        except OSError as error:
+            raise InputError(f'{path} can not be fetched ({error})') from error
+    return content, state_of(content, path)
+
+
+def load_state(model: nn.Module, path: str, remedy: str) -> dict:
+    """Puts a checkpoint into a model, every part that predicts.
+
+    Args:
+        model (nn.Module): A segmentor.
+        path (str): File or URL.
+        remedy (str): What to do where the checkpoint is another model's.
+
+    Returns:
+        dict: The checkpoint's content.
+
+    Raises:
+        InputError: It can't be read, or has nothing for a part of the model.
+    """
+    content, state = read_state(path)
+    refuse_untrained(model, state, path, remedy)
+    model.load_state_dict(state, strict=False)
+    return content
+
+
+def _mapped(is_zip: bool) -> dict:
+    return {'mmap': True} if CHECKED and is_zip else {}
+
+
+def _first_line(error) -> str:
+    return next(iter(str(error).splitlines()), '')[:200]
+
+
+def _reason(error) -> str:
+    """What PyTorch says between its two paragraphs of advice."""
+    text = str(error).partition('WeightsUnpickler error: ')[2] or str(error)
+    text = text.split(' was not an allowed global')[0].split('Check the documentation')[0]
+    return ' '.join(text.split())[:200].strip(' .')
+
+
+def state_of(content, path: str) -> Dict[str, Tensor]:
+    """The state dict in a checkpoint's content, DistributedDataParallel's prefix taken off.
+
+    Raises:
+        InputError: There is none; says what there is.
+    """
+    state = content.get('state_dict', content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not any(map(torch.is_tensor, state.values())):
+        found = (
+            'the keys ' + ', '.join(map(str, list(content)[:5])) if isinstance(content, dict)
+            else f'a {type(content).__name__}'
+        )  # fmt: skip
+        raise InputError(f'{path} holds no weights (state_dict), but {found}; give a checkpoint')
+    return {str(key).removeprefix('module.'): value for key, value in state.items()}
+
+
+def untrained_parts(model: nn.Module, state: Dict[str, Tensor]) -> List[str]:
+    """Modules of a model that would predict as they were initialised, most general names first.
+
+    Args:
+        model (nn.Module): A segmentor.
+        state (dict[str, Tensor]): State of a checkpoint.
+
+    Returns:
+        list[str]: Names down to the second level ('decode_head.bank'). What only training needs
+        isn't among them, nor CAR's linear conv where it starts as the identity.
+    """
+    own = model.state_dict()
+    missing = [
+        key
+        for key, value in own.items()
+        if (key not in state or state[key].shape != value.shape)
+        and not key.endswith('num_batches_tracked')
+        and not set(ONLY_FOR_TRAINING) & set(key.split('.'))
+    ]
+    linear = getattr(getattr(model, 'car', None), 'linear', None)
+    if linear is not None and 'car.linear.weight' in missing:
+        weight = linear.weight.detach().flatten(1)
+        if weight.shape[0] == weight.shape[1] and torch.equal(weight, torch.eye(len(weight))):
+            missing = [key for key in missing if not key.startswith('car.linear.')]
+    return list(dict.fromkeys('.'.join(key.split('.')[:2]) for key in missing))
+
+
+def refuse_untrained(model: nn.Module, state: Dict[str, Tensor], path: str, remedy: str) -> None:
+    """Raise where :func:`untrained_parts` finds any.
+
+    Raises:
+        UntrainedPartsError: Names the parts and the file.
+    """
+    parts = untrained_parts(model, state)
+    if parts:
+        more = f' and {len(parts) - 8} more' if len(parts) > 8 else ''
+        raise UntrainedPartsError(
+            f'{path} has nothing, or nothing of the same size, for {", ".join(parts[:8])}{more} of '
+            f'the model: it is the checkpoint of another config. {remedy}'
+        )
+
+
+class TrainedPartsHook(Hook):
+    """Refuses a checkpoint that has nothing for a part of the runner's model.
+
+    Args:
+        path (str): What the checkpoint is called in the message.
+        allow (bool): Only say so. Defaults to False.
+    """
+
+    def __init__(self, path: str, allow: bool = False):
+        self.path, self.allow = path, allow
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Called between loading and the first batch.
+
+        Raises:
+            UntrainedPartsError: Names the parts.
+        """
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        try:
+            refuse_untrained(
+                model,
+                state_of(checkpoint, self.path),
+                self.path,
+                'Give the config that it was trained with, or pass --allow-missing to test these '
+                'parts as they were initialised',
+            )
+        except UntrainedPartsError as error:
+            if not self.allow:
+                raise
+            runner.logger.warning(f'--allow-missing: {error}')
+
+
+class StoredConfigHook(Hook):
+    """Keeps mmengine from running the config text of a checkpoint.
+
+    `Runner.resume` parses `meta['config']` as a Python config, which executes it, for the one
+    value `gpu_ids`. It is read as a literal here and is all that is left of the text.
+    """
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Called between loading and parsing."""
+        meta = checkpoint.get('meta')
+        if isinstance(meta, dict) and 'config' in meta:
+            meta['config'] = f'gpu_ids = {literal_gpu_ids(meta["config"])!r}'
+
+
+def literal_gpu_ids(text) -> List[int]:
+    """`gpu_ids` of a config's text, if it is a list of numbers; parsed, not run."""
+    try:
+        tree = ast.parse(text)
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == 'gpu_ids':
+                value = ast.literal_eval(node.value)
+                return [n for n in value if type(n) is int]
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        pass
+    return []

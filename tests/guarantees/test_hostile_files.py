@@ -1,0 +1,88 @@
+"""Files that someone else made: the interpreter stays up, nothing in them runs, nothing is lost."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mmseg_cmdl import InputError
+from mmseg_cmdl.checkpoint_file import (
+    CHECKED,
+    StoredConfigHook,
+    literal_gpu_ids,
+    read_checkpoint,
+)
+from tests.paths import child_environment
+
+needs_fork = pytest.mark.skipif(not hasattr(os, 'fork'), reason='there is no fork here')
+
+
+@needs_fork
+@pytest.mark.skipif(not CHECKED, reason='torch.load checks nothing before 2.6')
+def test_hostile_checkpoints_are_refused_by_exit_status(tmp_path):
+    done = subprocess.run(
+        [sys.executable, '-m', 'tests.guarantees.hostile_files', str(tmp_path)],
+        env=child_environment(*[path for path in sys.path if 'mmseg_cmdl_tests_' in path]),
+        cwd=tmp_path, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    ended = json.loads(done.stdout.strip().splitlines()[-1])
+    assert len(ended) == 19
+    # refused by torch.load, one line and exit code 2 from a tool, and nothing in the file has run
+    assert ended == {name: [3, 2, False] for name in ended}
+
+
+def test_resuming_runs_nothing_of_the_stored_config(tiny_config, tmp_path):
+    cfg = Config.fromfile(tiny_config)
+    cfg.work_dir = str(tmp_path / 'work')
+    cfg.train_cfg.max_iters = cfg.train_cfg.val_interval = 1
+    cfg.default_hooks.checkpoint.interval = 1
+    cfg.experiment_name = cfg.visualizer.name = 'stored_config'
+    Runner.from_cfg(cfg).train()
+    path = tmp_path / 'work' / 'iter_1.pth'
+    content = torch.load(path)
+    marker = tmp_path / 'RAN'
+    content['meta']['config'] = f'open({str(marker)!r}, "w").write("x")\ngpu_ids = [0]\n'
+    torch.save(content, path)
+    cfg.train_cfg.max_iters = 2
+    cfg.resume, cfg.load_from = True, str(path)
+    for guarded in (True, False):
+        cfg.experiment_name = cfg.visualizer.name = f'stored_config_{guarded}'
+        runner = Runner.from_cfg(cfg)
+        if guarded:
+            runner.register_hook(StoredConfigHook())
+        runner.train()
+        assert runner.iter == 2
+        assert marker.exists() is not guarded  # mmengine alone runs it: the file is a real one
+
+
+@pytest.mark.parametrize(('text', 'ids'), [
+    ('gpu_ids = [0, 1]', [0, 1]),
+    ('a = 1\ngpu_ids = range(0, 4)\n', []),
+    ('gpu_ids = [print(1)]', []),
+    ('gpu_ids = "01"', []),
+    ('model = dict(', []),
+    ('(' * 100000, []),
+    (None, []),
+])  # fmt: skip
+def test_the_one_value_of_a_stored_config_is_a_literal(text, ids):
+    assert literal_gpu_ids(text) == ids
+
+
+@pytest.mark.parametrize(('content', 'said'), [
+    (b'', r'is empty \(0 bytes\)'),
+    (b'not a checkpoint\n', 'is refused|is cut off'),
+    (b'PK\x03\x04' + b'x' * 100, 'is cut off'),
+])  # fmt: skip
+def test_broken_files_are_named(tmp_path, content, said):
+    (tmp_path / 'x.pth').write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        read_checkpoint(tmp_path / 'x.pth')
+    torch.save([1], tmp_path / 'x.pth')
+    with pytest.raises(InputError, match=r'holds no weights .* but a list'):
+        read_checkpoint(tmp_path / 'x.pth')
