@@ -14,8 +14,11 @@ from mmseg_cmdl import InputError
 from mmseg_cmdl.checkpoint_file import (
     CHECKED,
     StoredConfigHook,
+    UntrainedPartsError,
     literal_gpu_ids,
     read_checkpoint,
+    refuse_untrained,
+    untrained_parts,
 )
 from tests.paths import child_environment
 
@@ -86,3 +89,27 @@ def test_broken_files_are_named(tmp_path, content, said):
     torch.save([1], tmp_path / 'x.pth')
     with pytest.raises(InputError, match=r'holds no weights .* but a list'):
         read_checkpoint(tmp_path / 'x.pth')
+
+
+def test_a_checkpoint_of_another_method(tmp_path):
+    """Parts that would be as they were initialised; of a plain checkpoint under CAR, none."""
+    from tests.guarantees import cases
+
+    plain, mdrl = cases.build('mdrl'), cases.build('mdrl')
+    state = {
+        key: value
+        for key, value in plain.state_dict().items()
+        if '.bank.' not in key and '.relation.' not in key and 'auxiliary_head' not in key
+    }
+    assert untrained_parts(mdrl, plain.state_dict()) == []
+    assert sorted(untrained_parts(mdrl, state)) == ['decode_head.bank', 'decode_head.relation']
+    state['decode_head.conv_seg.weight'] = torch.zeros(1, 1, 1, 1)
+    with pytest.raises(UntrainedPartsError, match=r'x\.pth has nothing.* decode_head\.conv_seg'):
+        refuse_untrained(mdrl, state, 'x.pth', 'Give another')
+    assert UntrainedPartsError.exit_code == 1
+    car = cases.build('car')
+    without = {k: v for k, v in car.state_dict().items() if not k.startswith('car.')}
+    assert untrained_parts(car, without) == []  # starts as the identity
+    with torch.no_grad():
+        car.car.linear.weight.mul_(2)
+    assert untrained_parts(car, without) == ['car.linear']

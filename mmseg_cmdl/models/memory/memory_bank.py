@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ...errors import InputError
 from ...utils import of_own_class
 from .initial_memory import InitialMemory
 
@@ -238,7 +239,14 @@ class MemoryBank(nn.Module, ABC):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ):
-        """A bank of another size isn't loaded, nor is a part of it; the message says what to do."""
+        """A bank of another size isn't loaded, nor is a part of it; the message says what to do.
+
+        Raises:
+            InputError: The checkpoint's bank has rows that aren't finite. mmengine only logs what
+                doesn't fit, and one such row spreads to every pixel of every prediction.
+        """
+        for name, _ in self.named_buffers(recurse=False):
+            self._refuse_not_finite(prefix + name, state_dict.get(prefix + name))
         key = prefix + self.memory_name
         own = getattr(self, self.memory_name).shape
         if key not in state_dict:
@@ -258,6 +266,19 @@ class MemoryBank(nn.Module, ABC):
         )
         self._synchronized = False
         self._before_update = None
+
+    @staticmethod
+    def _refuse_not_finite(key: str, value: Optional[Tensor]) -> None:
+        if value is None or not value.is_floating_point() or value.is_meta:
+            return
+        rows = (~value.isfinite()).flatten(min(1, value.ndim)).any(dim=-1).nonzero().flatten()
+        if len(rows):
+            some = ', '.join(map(str, rows[:10].tolist())) + (', ...' if len(rows) > 10 else '')
+            raise InputError(
+                f'{key} in the checkpoint is not finite in {len(rows)} of {len(value)} rows '
+                f'(classes {some}): the training that wrote it had broken. Take an earlier '
+                'checkpoint, or delete the key from this one to start a fresh memory bank'
+            )
 
     def _size_message(self, key: str, found: tuple, own: tuple) -> str:
         if len(found) != len(own):
