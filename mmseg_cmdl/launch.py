@@ -150,11 +150,30 @@ def load_config(
         try:
             cfg.merge_from_dict(options)
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-            names = ' '.join(f'{key}={value}' for key, value in options.items())
             raise InputError(
-                f'--cfg-options {names} does not fit {path}: {one_line(error)}'
+                f'{as_typed(options)} does not fit {path}: {one_line(error)}'
             ) from error
     return cfg
+
+
+def check_model(cfg: Config, path: str, options: Optional[dict] = None) -> None:
+    """Builds the model once and lets it go, before much is made of the config.
+
+    Raises:
+        InputError: It can't be built.
+    """
+    from mmengine.registry import init_default_scope
+    from mmseg.registry import MODELS
+
+    init_default_scope(cfg.get('default_scope') or 'mmseg')
+    with setting_up(cfg, path, options):
+        MODELS.build(Config(dict(model=cfg.model)).model)
+
+
+def as_typed(options: Optional[dict]) -> str:
+    """Overrides as they were given on the command line."""
+    words = ' '.join(f'{key}={value}' for key, value in (options or {}).items())
+    return f'--cfg-options {words}'.rstrip()
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
@@ -186,7 +205,7 @@ def check_overrides(cfg: Config, options: dict) -> None:
             what is no dict; text for what is a number or a switch; a bare value for a whole dict.
     """
     for key, value in options.items():
-        node, parts = cfg, key.split('.')
+        node, parts = cfg.to_dict(), key.split('.')
         for i, part in enumerate(parts):
             name = '.'.join(parts[:i])
             is_index = re.fullmatch(r'-?\d+', part)
@@ -301,12 +320,15 @@ class _Started(Hook):
 
 
 @contextmanager
-def setting_up(cfg: Config, path: str, runner=None) -> Iterator[None]:
+def setting_up(
+    cfg: Config, path: str, options: Optional[dict] = None, runner=None
+) -> Iterator[None]:
     """What fails while things are built from a config is the config's affair: one sentence.
 
     Args:
         cfg (Config): The config.
         path (str): Its file.
+        options (dict, optional): The overrides in it, for the message.
         runner (Runner, optional): Whose run is in the block: from its first batch on, errors pass
             as they are.
 
@@ -324,21 +346,22 @@ def setting_up(cfg: Config, path: str, runner=None) -> Iterator[None]:
     except Exception as error:
         if hook.started or os.environ.get(TRACEBACK):
             raise
-        raise InputError(_setup_message(cfg, path, error)) from error
+        raise InputError(_setup_message(cfg, path, options, error)) from error
 
 
-def _setup_message(cfg: Config, path: str, error: Exception) -> str:
+def _setup_message(cfg: Config, path: str, options: Optional[dict], error: Exception) -> str:
     if isinstance(error, URLError) or isinstance(error.__cause__, URLError):
         return _fetch_message(cfg, error)
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f'{error.filename}: {error.strerror}; it is named in {path}'
+        return f'{error.filename}: {error.strerror} (while {path} was set up)'
     frame = traceback.extract_tb(error.__traceback__)[-1]
+    given = f' and at {as_typed(options)}' if options else ''
     place = '/'.join(Path(frame.filename).parts[-3:])
     said = error.args[0] if isinstance(error, KeyError) and error.args else one_line(error)
     return (
         f'{path} can not be set up: {type(error).__name__}: {said} ({place}, line '
-        f'{frame.lineno}). Look at the config and at --cfg-options; {TRACEBACK}=1 in the '
-        'environment shows the whole traceback'
+        f'{frame.lineno}). Look at the config{given}; {TRACEBACK}=1 in the environment shows the '
+        'whole traceback'
     )
 
 

@@ -124,7 +124,7 @@ def main(argv=None):
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     plain_model = plain_config(cfg.model)
     checkpoint, state = read_state(launch.checked_checkpoint(args.checkpoint))
-    with launch.setting_up(cfg, args.config):
+    with launch.setting_up(cfg, args.config, args.cfg_options):
         model = build(cfg.model)
     load(model, state, args.checkpoint)
     folded = model.folded_state_dict()

@@ -312,7 +312,7 @@ def main(argv=None):
         )
     MMLogger.get_current_instance().setLevel('WARNING')  # not every weight's initialisation
     set_random_seed(args.seed)
-    with launch.setting_up(cfg, args.config):
+    with launch.setting_up(cfg, args.config, args.cfg_options):
         model = build_model(cfg, checkpoint, device)
         loader = build_loader(cfg, args.seed)
     num_centers = args.centers or model.decode_head.bank.class_vectors().shape[1]

@@ -116,7 +116,8 @@ def parse_args(argv=None):
         parser.error('the following arguments are required: config')
     # says what is wrong with it, before any training
     needs = ('model', 'train_dataloader', 'train_cfg')
-    launch.load_config(args.config, args.cfg_options, needs=needs)
+    cfg = launch.load_config(args.config, args.cfg_options, needs=needs)
+    launch.check_model(cfg, args.config, args.cfg_options)
     args.work_dir = args.work_dir or Path('work_dirs') / f'study_{Path(args.config).stem}'
     return args
 

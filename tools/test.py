@@ -126,10 +126,10 @@ def main(argv=None):
     if args.tta:
         augment_tests(cfg)
     launch.start_ranks(cfg, args.local_rank)
-    with launch.setting_up(cfg, args.config):
+    with launch.setting_up(cfg, args.config, args.cfg_options):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         runner.register_hook(TrainedPartsHook(args.checkpoint, args.allow_missing))
-    with launch.setting_up(cfg, args.config, runner):
+    with launch.setting_up(cfg, args.config, args.cfg_options, runner):
         guard_data(runner, 'test')
         runner.test()
     launch.finish_ranks()

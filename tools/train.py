@@ -87,10 +87,10 @@ def main(argv=None):
     if args.amp:
         enable_amp(cfg)
     launch.start_ranks(cfg, args.local_rank)
-    with launch.setting_up(cfg, args.config):
+    with launch.setting_up(cfg, args.config, args.cfg_options):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         runner.register_hook(StoredConfigHook())
-    with launch.setting_up(cfg, args.config, runner):
+    with launch.setting_up(cfg, args.config, args.cfg_options, runner):
         guard_data(runner, 'train', 'val')
         runner.train()
     launch.finish_ranks()

@@ -124,7 +124,7 @@ class ExaminedModel:
 
         cfg = load_config(str(config), options)
         checkpoint = checked_checkpoint(str(checkpoint))
-        with setting_up(cfg, str(config)):
+        with setting_up(cfg, str(config), options):
             dataset = build_dataset(cfg, split)
             without_pretrained(cfg.model)
             model = init_model(cfg, None, device=device)

@@ -158,7 +158,7 @@ def test_channel_variance(trained, tmp_path):
     [
         (['a.py'], 'each model is a config and a checkpoint; got an odd number of files: a.py'),
         (['a.py', 'a.pth', '--names', 'x', 'y'], '--names has 2 names for 1 models'),
-        (['a.py', 'a.pth', '--max-images', '0'], '--max-images must be at least 1'),
+        (['a.py', 'a.pth', '--max-images', '0'], '--max-images: must be at least 1'),
     ],
 )
 def test_wrong_arguments_are_refused(tmp_path, capsys, arguments, message):

@@ -176,7 +176,9 @@ IS_NAME = {
 NO_MISTAKE = {
     'names', 'allow', 'local_rank', 'click', 'slurm', 'slurm_args', 'wait_time', 'naive_gib',
 }  # fmt: skip
-READS_NO_DATA = {'export', 'fold_car', 'complexity', 'gallery', 'sssegmentation', 'benchmark'}
+READS_NO_DATA = {
+    'export', 'fold_car', 'complexity', 'gallery', 'sssegmentation', 'benchmark', 'study',
+}  # fmt: skip
 HEAD_ONLY = {'complexity'}
 
 
@@ -323,7 +325,9 @@ def command_lines(path, parser, files):
             overrides += DATA_OVERRIDES if tool not in READS_NO_DATA else []
             overrides += TRAINING_OVERRIDES if tool == 'train' else []
             for words in overrides:
-                yield wrong(words)
+                key, _, value = words[0].partition('=')
+                named = value if key.endswith('.type') else key
+                yield wrong(words, None if words in DATA_OVERRIDES else named)
         elif name == 'device':
             for device in ('tpu', 'cuda:99', 'nonsense', 'meta'):
                 yield wrong([device], device)
@@ -359,6 +363,9 @@ class Outcome(NamedTuple):
 
 def run(case, module, folder):
     """Run a command line in this process."""
+    from mmseg.visualization import SegLocalVisualizer
+
+    SegLocalVisualizer._instance_dict.clear()  # it is kept by name, with its folder
     out, before = io.StringIO(), os.getcwd()
     os.chdir(folder)
     try:

@@ -9,8 +9,9 @@ import shutil
 
 import pytest
 import torch
+from mmengine.config import Config
 
-from mmseg_cmdl import InputError
+from mmseg_cmdl import InputError, launch
 from mmseg_cmdl.command_line import tool
 from tests.paths import TOOLS
 from tests.tools import mistakes
@@ -131,3 +132,28 @@ def test_numbers_are_finite_and_in_range():
         with pytest.raises(argparse.ArgumentTypeError):
             number(0)(text)
     assert torch.get_num_threads() >= 1
+
+
+def test_overrides_that_are_right_pass():
+    """And those of the list of mistakes are wrong for their own sake."""
+    cfg = Config(dict(
+        model=dict(type='A', head=dict(channels=4, losses=[dict(w=1.0)], context=None, on=True)),
+        scale=1,
+    ))  # fmt: skip
+    for right in (
+        {'model.head.channels': 8}, {'model.head.losses.0.w': 2}, {'model.head.new.key': 'x'},
+        {'model.head.context': dict(type='B')}, {'model.head.context.type': 'B'}, {'scale': 0.5},
+        {'model.head': None}, {'model.head.losses': [dict(w=3)]}, {'model.head.on': False},
+        {'model.head.channels': None}, {'model.head.channels': [4, 8]}, {'new': 'text'},
+    ):  # fmt: skip
+        launch.check_overrides(cfg, right)
+    for wrong, said in (
+        ({'model.head.losses.1.w': 2}, 'losses is a list of 1; name an entry by 0 to 0'),
+        ({'model.head.other.0.w': 2}, 'the config has no model.head.other, so there is no entry 0'),
+        ({'model.head.channels': 'many'}, r'in the config it is a number \(4\)'),
+        ({'model.head.channels.width': 1}, 'channels is 4 in the config, which has no width'),
+        ({'model': 3}, 'a dict; override its entries'),
+        ({'model.head.on': 'ture'}, 'on or off'),
+    ):
+        with pytest.raises(InputError, match=said):
+            launch.check_overrides(cfg, wrong)

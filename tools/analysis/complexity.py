@@ -27,7 +27,7 @@ from mmseg_cmdl.analysis.complexity import (
 )
 from mmseg_cmdl.command_line import device, number, positive, seed, tool
 from mmseg_cmdl.errors import InputError
-from mmseg_cmdl.launch import add_overrides, load_config, one_line, type_name
+from mmseg_cmdl.launch import add_overrides, as_typed, load_config, one_line, type_name
 from mmseg_cmdl.visualization import draw_complexity, save_figure
 from mmseg_cmdl.written_files import make_folder, refuse_same
 
@@ -90,7 +90,7 @@ def build(name, cfg, args):
     except Exception as error:  # other people's heads
         raise InputError(
             f'{name} can not be built for {args.size[1]} channels in and {args.channels} inside: '
-            f'{one_line(error)}; look at --size, --channels and --cfg-options'
+            f'{one_line(error)}; look at --size, --channels and {as_typed(args.cfg_options)}'
         ) from error
 
 

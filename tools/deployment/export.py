@@ -209,7 +209,7 @@ def main(argv=None):
     needed_packages(args.out, check=not args.no_check)
     cfg = launch.load_config(args.config, args.cfg_options)
     checkpoint = launch.checked_checkpoint(args.checkpoint)
-    with launch.setting_up(cfg, args.config):
+    with launch.setting_up(cfg, args.config, args.cfg_options):
         model, meta = build(cfg, checkpoint)
     mean, std = normalization(model, args)
     print('recording the model ...', flush=True)
