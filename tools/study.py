@@ -52,7 +52,9 @@ def parse_args(argv=None):
         'which have the same modules and no memory: in ARM~pixels the relation attends to the '
         'pixels themselves, in ARM~learned to class vectors learned by gradient',
     )
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], metavar='SEED')
+    parser.add_argument(
+        '--seeds', nargs='+', type=int, default=[0, 1, 2], metavar='SEED', help='(default: 0 1 2)'
+    )
     parser.add_argument('--jobs', type=int, default=1, help='at a time (default: %(default)s)')
     parser.add_argument(
         '--iters', type=int, help='length of all trainings, schedule included (default: as it is)'
