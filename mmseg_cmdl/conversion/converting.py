@@ -10,6 +10,8 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 from torch.overrides import TorchFunctionMode
 
+from ..launch import load_config, setting_up
+from ..written_files import refuse_same, written_beside
 from .released_models import (
     RELEASED,
     ReleasedModel,
@@ -239,19 +241,21 @@ def convert(
 
     Raises:
         ConversionError: Something doesn't fit; nothing has been written.
-        FileNotFoundError: There is no such config.
+        InputError: There is no such config, or it can't be built.
     """
     name = recognise(source, model) if head == 'MCIBIHead' else None
     known = None if name is None else RELEASED[name]
-    cfg = Config.fromfile(config)
-    cfg.merge_from_dict(cfg_options or {})
+    for out in filter(None, (target, out_config)):
+        refuse_same(out, [config, source])
+    cfg = load_config(config, cfg_options)
     if cfg.model.get('decode_head', {}).get('type') != head:
         raise ConversionError(
             f'{config} has a {cfg.model.get("decode_head", {}).get("type")}, not an {head}'
         )
     released = read_state(source)
     state = convert_state(released, head)
-    built, changed = _fit_config(cfg, released, known, change=out_config is not None)
+    with setting_up(cfg, str(config), cfg_options):
+        built, changed = _fit_config(cfg, released, known, change=out_config is not None)
     notes = []
     _drop_unused_norm(state, built, notes)
     check_fit(state, built)
@@ -296,8 +300,5 @@ def _cannot_be_known(built: BaseModule, dataset: Optional[str], hint: str) -> Li
 
 def _write(path: str, write) -> None:
     """Write to a file beside it first: what stops halfway leaves nothing under the name."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'{path.stem}.part{path.suffix}')
-    write(unfinished)
-    unfinished.replace(path)
+    with written_beside(path) as unfinished:
+        write(unfinished)

@@ -11,6 +11,8 @@ from typing import Dict, List, Optional, Tuple, Union
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
+
 HEAD = 'decode_head'
 CONTEXT = f'{HEAD}.context.head'
 MEMORY = 'memory_module.memory'
@@ -93,7 +95,7 @@ _PLACES = {
 }
 
 
-class ConversionError(ValueError):
+class ConversionError(InputError):
     """A checkpoint that doesn't fit; the message names the first key that doesn't."""
 
 

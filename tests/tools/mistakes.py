@@ -149,6 +149,7 @@ VALID = {
     'export.out': ['model.pt2'],
     'init_memory.out': ['memory.pth'],
     'sssegmentation.config': ['{files}/mcibi.py'],
+    'cmdl.source': ['{files}/mdrl.pth'],
     'sssegmentation.source': ['{files}/mdrl.pth'],
 }
 # Without these a tool would do something else or start to work.
@@ -162,9 +163,10 @@ ALSO = {
 }  # fmt: skip
 # What stands for a file, and for which kind of one.
 IS_CONFIG = {'config', 'configs'}
-IS_CHECKPOINT = {'checkpoint', 'resume', 'sssegmentation.source'}
+IS_CHECKPOINT = {'checkpoint', 'resume', 'sssegmentation.source', 'cmdl.source'}
 IS_OUT = {'out', 'out_dir', 'work_dir', 'show_dir', 'out_config', 'target', 'json'}
 IS_NAME = {
+    'model',
     'classes',
     'pixel_of',
     'modules',
@@ -177,7 +179,8 @@ NO_MISTAKE = {
     'names', 'allow', 'local_rank', 'click', 'slurm', 'slurm_args', 'wait_time', 'naive_gib',
 }  # fmt: skip
 READS_NO_DATA = {
-    'export', 'fold_car', 'complexity', 'gallery', 'sssegmentation', 'benchmark', 'study',
+    'export', 'fold_car', 'complexity', 'gallery', 'sssegmentation', 'cmdl', 'benchmark',
+    'study',
 }  # fmt: skip
 HEAD_ONLY = {'complexity'}
 

@@ -13,12 +13,12 @@ the first key that doesn't fit is named.
 """
 
 import argparse
-import sys
 
 import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
 
-from mmengine.config import DictAction  # isort: skip
-from mmseg_cmdl.conversion import ConversionError, convert  # isort: skip
+from mmseg_cmdl import launch  # isort: skip
+from mmseg_cmdl.command_line import tool  # isort: skip
+from mmseg_cmdl.conversion import convert  # isort: skip
 
 
 def parse_args(argv=None):
@@ -30,25 +30,21 @@ def parse_args(argv=None):
     parser.add_argument('target', help='file to write')
     parser.add_argument('--model', help='released model, such as mcibi_deeplabv3_r50_lip')
     parser.add_argument('--out-config', help='config to write, changed so that the model fits')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='changes to the config, key=value'
-    )
+    launch.add_overrides(parser)
     return parser.parse_args(argv)
 
 
+@tool
 def main(argv=None):
     args = parse_args(argv)
-    try:
-        done = convert(
-            args.config,
-            args.source,
-            args.target,
-            model=args.model,
-            cfg_options=args.cfg_options,
-            out_config=args.out_config,
-        )
-    except (ConversionError, FileNotFoundError) as error:
-        sys.exit(f'error: {error}')
+    done = convert(
+        args.config,
+        args.source,
+        args.target,
+        model=args.model,
+        cfg_options=args.cfg_options,
+        out_config=args.out_config,
+    )
     filled = done.state['decode_head.bank.filled']
     print(
         f'{args.target}: {len(done.state)} tensors, {int(filled.sum())} of {len(filled)} classes '
