@@ -5,5 +5,5 @@ class InputError(ValueError):
     """A file, an option or a value that the caller gave won't do.
 
     The message names it and says what to do. Library code raises it, so that a notebook can catch
-    it; tools turn it into one line and exit code 2 (:func:`mmseg_cmdl.launch.tool`).
+    it; tools turn it into one line and exit code 2.
     """
