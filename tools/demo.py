@@ -38,8 +38,8 @@ from mmseg_cmdl.launch import latest_checkpoint, prepare_home  # isort: skip
 # from the quickest to train to the slowest; the last one is drawn as distributions
 CONFIGS = {
     'FCN': 'fcn_r18s-d8_1xb8-500it_earth-climate-128x128.py',
-    'MCIBI, non-local': 'mcibi_nonlocal_r18s-d8_1xb8-500it_earth-climate-128x128.py',
-    'MDRL, non-local': 'mdrl_nonlocal_r18s-d8_1xb8-500it_earth-climate-128x128.py',
+    'MCIBI': 'mcibi_fcn_r18s-d8_1xb8-500it_earth-climate-128x128.py',
+    'MDRL': 'mdrl_fcn_r18s-d8_1xb8-500it_earth-climate-128x128.py',
 }
 METRICS = ('mIoU', 'mAcc', 'aAcc')
 DATA = Path('data/earth_climate')  # as the configs have it

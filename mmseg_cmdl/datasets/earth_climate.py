@@ -15,7 +15,7 @@ class EarthClimateDataset(BaseSegDataset):
     around.
 
     ``tools/dataset_converters/earth_climate.py`` writes the layout: ``images/{train,val}`` and
-    ``annotations/{train,val}``, 18 and 15 images of 15 km a pixel. Every pixel has a class.
+    ``annotations/{train,val}``, 14 and 15 images of 15 km a pixel. Every pixel has a class.
 
     Args:
         **kwargs: Of :class:`mmseg.datasets.BaseSegDataset`.

@@ -25,7 +25,7 @@ def test_commands_and_pictures_are_there():
 
 
 def test_one_figure_of_the_demos_folder(trained, tmp_path, capsys):
-    for name, (config, checkpoint) in (('fcn', trained.fcn), ('mdrl_nonlocal', trained.mdrl)):
+    for name, (config, checkpoint) in (('fcn', trained.fcn), ('mdrl_fcn', trained.mdrl)):
         (tmp_path / 'demo' / name).mkdir(parents=True)
         shutil.copy(config, tmp_path / 'demo' / name)
         shutil.copy(checkpoint, tmp_path / 'demo' / name / 'iter_1.pth')

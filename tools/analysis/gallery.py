@@ -24,7 +24,7 @@ from mmseg_cmdl.errors import InputError
 from mmseg_cmdl.launch import checked_checkpoint, latest_checkpoint
 from mmseg_cmdl.written_files import make_folder, written_beside
 
-FOLDERS = {'FCN': 'fcn', 'MDRL': 'mdrl_nonlocal'}  # of each model in that of the demo
+FOLDERS = {'FCN': 'fcn', 'MDRL': 'mdrl_fcn'}  # of each model in that of the demo
 NAMES = tuple(FOLDERS)
 BOTH, MDRL = 'CONFIG CHECKPOINT MDRL_CONFIG MDRL_CHECKPOINT', 'MDRL_CONFIG MDRL_CHECKPOINT'
 
@@ -299,9 +299,9 @@ def main(argv=None):
     lines = [
         '# Gallery',
         '',
-        'What `tools/analysis` draws, from the FCN and the MDRL, on a non-local context, that '
-        '`make demo` trains: a small ResNet-18, 500 iterations on satellite pictures. They show '
-        'what the figures look like, not how good the methods are. Made by',
+        'What `tools/analysis` draws, from the FCN and the MDRL that `make demo` trains: a small '
+        'ResNet-18, 500 iterations on satellite pictures. They show what the figures look like, '
+        'not how good the methods are. Made by',
         '',
         '```shell',
         'make demo',
