@@ -271,7 +271,9 @@ class MemoryBank(nn.Module, ABC):
     def _refuse_not_finite(key: str, value: Optional[Tensor]) -> None:
         if value is None or not value.is_floating_point() or value.is_meta:
             return
-        rows = (~value.isfinite()).flatten(min(1, value.ndim)).any(dim=-1).nonzero().flatten()
+        # a bank of one's own may have a number a class, [K], or one in all
+        value = value.reshape(len(value) if value.ndim else 1, -1)
+        rows = (~value.isfinite()).any(dim=1).nonzero().flatten()
         if len(rows):
             some = ', '.join(map(str, rows[:10].tolist())) + (', ...' if len(rows) > 10 else '')
             raise InputError(
