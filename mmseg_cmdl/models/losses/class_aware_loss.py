@@ -235,7 +235,9 @@ class InterClassCenterToCenterLoss(InterClassLoss):
         if absent is None:
             mean = sums.mean()
         else:
-            mean = torch.where(absent, 0.0, sums).sum() / (~absent).sum()
+            mean = torch.where(absent, 0.0, sums).sum() / (~absent).sum().clamp(min=1)
+        # without a labelled pixel all centres are 0, and alike
+        mean = mean * (counts > 0).any()
         return self.loss_weight * (mean.square() if self.formulation == 'released' else mean)
 
 

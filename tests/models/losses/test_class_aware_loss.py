@@ -488,3 +488,16 @@ def test_no_loop_and_no_host_synchronisation(formulation, classes):
         assert not ops.synchronising
         counts.append(ops.total)
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize('formulation', ['paper', 'released'])
+@pytest.mark.parametrize('classes', ['all', 'present'])
+def test_centres_of_no_labelled_pixel_are_not_pushed_apart(formulation, classes):
+    features = torch.randn(20, 8, requires_grad=True)
+    labels = torch.full((20,), 255)
+    centers, counts = class_centers(features, labels, 3)
+    loss = InterClassCenterToCenterLoss(formulation=formulation, classes=classes)
+    value = loss(features, labels, centers, counts)
+    assert float(value) == 0
+    (grad,) = torch.autograd.grad(value, features)
+    assert not grad.any()
