@@ -191,7 +191,9 @@ def test_start_values_of_length_zero_are_not_taken(tmp_path):
     centers = torch.zeros(2, 2, 3)
     centers[0, 0, 0] = 2.0
     filled = torch.ones(2, 2, dtype=torch.bool)
-    InitialMemory(centers, filled, torch.ones(2), ['a', 'b']).save(tmp_path / 'memory.pth')
+    InitialMemory(centers, filled, torch.ones(2, dtype=torch.int64), ['a', 'b']).save(
+        tmp_path / 'memory.pth'
+    )
     bank.initial_path = str(tmp_path / 'memory.pth')
     bank.take_initial_()
     assert bank.distributions[0, 0].tolist() == [1, 0, 0]
