@@ -102,7 +102,6 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=[NAME, f'{NAME}.*']),
-    package_data={NAME: ['py.typed']},
     python_requires='>=3.9',
     install_requires=REQUIRES,
     extras_require=EXTRAS,

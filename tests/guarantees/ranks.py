@@ -52,8 +52,10 @@ def build(name, seed, dtype):
     share = dict(type='GuaranteesShareOfCrossEntropy')
     options = dict(loss_decode=share)
     head = cases.CASES[name]['head']['type']
-    if head in ('MDRLHead', 'MCIBIHead'):
+    if head in ('MDRLHead', 'MCIBIHead', 'MCIBIPlusPlusHead'):
         options['loss_coarse'] = dict(share, loss_weight=0.4)
+    if head == 'MCIBIPlusPlusHead':
+        options['loss_context'] = share
     config = cases.model_config(name, norm='GN', head_options=options, image_size=SIZE)
     config['auxiliary_head']['loss_decode'] = dict(share, loss_weight=0.4)
     config['data_preprocessor'] = dict(type='mmengine.BaseDataPreprocessor')
