@@ -46,7 +46,11 @@ def _model(name, num_classes, num, ignore_index):
     config['data_preprocessor'] = None
     heads = config['decode_head']
     for part in heads if isinstance(heads, list) else [heads]:
-        part.update(in_channels=CHANNELS, in_index=0, ignore_index=ignore_index, norm_cfg=None)
+        part.update(ignore_index=ignore_index, norm_cfg=None)
+        if isinstance(part['in_channels'], list):  # a decoder of several maps: the one, four times
+            part.update(in_channels=[CHANNELS] * 4, in_index=[0] * 4)
+        else:
+            part.update(in_channels=CHANNELS, in_index=0)
     head = cases.last(heads)
     if 'bank' in head:
         head['bank'] = dict(head['bank'], num_distributions=num)
