@@ -113,6 +113,9 @@ def test_a_failure_stops_the_other_jobs_and_starts_no_more(demo, tmp_path, monke
 
 
 MAIN = """
+import signal
+# ignored where the tests run in the background of a script, and then inherited
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import importlib.util, sys
 from pathlib import Path
 spec = importlib.util.spec_from_file_location('demo_tool', {tool!r})
