@@ -1,6 +1,6 @@
 from .distribution_bank import BankUpdate, DistributionBank
 from .feature_bank import FeatureBank, FeatureUpdate
-from .gaussian_bank import GaussianBank, GaussianUpdate
+from .gaussian_bank import GaussianBank
 from .initial_memory import InitialMemory
 from .memory_bank import MemoryBank
 from .sinkhorn import sinkhorn
@@ -11,7 +11,6 @@ __all__ = [
     'FeatureBank',
     'FeatureUpdate',
     'GaussianBank',
-    'GaussianUpdate',
     'InitialMemory',
     'MemoryBank',
     'sinkhorn',

@@ -4,7 +4,7 @@ Source: MCIBI++ (Jin et al., TPAMI 2022); the numbers are those of its released 
 text was not at hand.
 """
 
-from typing import NamedTuple, Optional
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -12,15 +12,9 @@ from torch import Tensor
 from ...registry import MODELS
 from ...utils import all_reduce_sum_, check_finite
 from .class_sums import class_sums, upsampled_class_sums
+from .feature_bank import FeatureUpdate
 from .initial_memory import InitialMemory
 from .memory_bank import MemoryBank, float32_island
-
-
-class GaussianUpdate(NamedTuple):
-    """What an update counted, over all ranks. Scalars without gradient."""
-
-    labelled: Tensor  # pixels with a class
-    left_out: Tensor  # of these, pixels whose feature isn't finite; they never reach the bank
 
 
 def class_noise(num_classes: int, channels: int) -> Tensor:
@@ -132,7 +126,7 @@ class GaussianBank(MemoryBank):
         labels: Tensor,
         ignore_index: int = 255,
         align_corners: bool = False,
-    ) -> Optional[GaussianUpdate]:
+    ) -> Optional[FeatureUpdate]:
         """Moves the statistics towards those of this batch, in place, over all ranks.
 
         Args:
@@ -143,7 +137,7 @@ class GaussianBank(MemoryBank):
             align_corners (bool): Of the resizing. Defaults to False.
 
         Returns:
-            GaussianUpdate | None: Counts; None while autograd recomputes a checkpointed forward
+            FeatureUpdate | None: Counts; None while autograd recomputes a checkpointed forward
             pass.
         """
         if not self.begin_update():
@@ -164,4 +158,4 @@ class GaussianBank(MemoryBank):
             moves = (counts > 0) & moved.isfinite().all(dim=1, keepdim=True)
             self.statistics.copy_(torch.where(moves, moved, statistics))
             self.num_updates += 1
-            return GaussianUpdate(sums.labelled, sums.left_out)
+            return FeatureUpdate(sums.labelled, sums.left_out)
