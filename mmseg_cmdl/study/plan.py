@@ -39,6 +39,8 @@ OF_THE_MACHINE = frozenset(
 _COUNTS = ('begin', 'end', 'T_max', 'step_size', 'total_iters', 'total_steps', 'milestones')
 #: What only FCNHead has: a head that takes its place has layers of its own.
 _FCN_OPTIONS = ('num_convs', 'kernel_size', 'concat_input', 'dilation')
+#: Names of methods in the files of configs, where that of the head is another.
+_NAMES_OF_CONFIGS = {'mcibipp': 'mcibiplusplus'}
 _NAME = re.compile(r'[A-Za-z0-9][\w.+@~-]*')
 
 
@@ -67,8 +69,12 @@ def head_of(cfg: Config) -> dict:
 
 
 def class_of(kind: str) -> Optional[type]:
-    """The registered decode head of that name: MDRLHead for 'mdrl', 'MDRL' or 'MDRLHead'."""
-    wanted = {kind.lower(), f'{kind.lower()}head'}
+    """The registered decode head of that name: MDRLHead for 'mdrl', 'MDRL' or 'MDRLHead'.
+
+    'mcibipp', as the configs call MCIBI++, is MCIBIPlusPlusHead.
+    """
+    name = _NAMES_OF_CONFIGS.get(kind.lower(), kind.lower())
+    wanted = {name, f'{name}head'}
     for name, cls in MODELS.module_dict.items():
         if name.lower() in wanted and name.endswith('Head'):
             return cls

@@ -30,6 +30,13 @@ def test_methods_build_and_keep_the_rest(tiny_config, method):
     assert base.fingerprint != arm.fingerprint
 
 
+def test_methods_are_named_as_their_configs_name_them(tiny_config):
+    arms = plan.resolve(tiny_config, ['mcibipp', 'protoseg'])
+    heads = [type(MODELS.build(arm.config.model).decode_head).__name__ for arm in arms[1:]]
+    assert [arm.name for arm in arms] == ['fcn', 'mcibipp', 'protoseg']
+    assert heads == ['MCIBIPlusPlusHead', 'ProtoSegHead']
+
+
 def test_a_head_other_than_fcn_stays_as_context(tiny_config):
     text = tiny_config.read_text()
     start = text.index("type='FCNHead'")
