@@ -31,6 +31,7 @@ from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import DATASETS, TRANSFORMS
 from torch import nn
 
+from .models.decode_heads.label_check import num_labels
 from .sample_guard import DataError, FileNamingCompose, SampleCheck, is_local, missing_annotation
 
 # Annotations that are looked through, where the first ones leave a doubt.
@@ -150,14 +151,6 @@ def class_heads(model: Union[nn.Module, SimpleNamespace]) -> List[Tuple[str, nn.
         (name, head) for name, head in found if head is found[0][1] or num_labels(head) > 2
         or num_labels(found[0][1]) <= 2
     ]  # fmt: skip
-
-
-def num_labels(head: Optional[nn.Module]) -> int:
-    """How many labels a head learns to tell; a single channel tells two."""
-    classes = getattr(head, 'num_classes', None)
-    if not isinstance(classes, int):
-        return 0
-    return max(classes, 2) if getattr(head, 'out_channels', None) == 1 else classes
 
 
 def _ignored(runner: Runner, split: str) -> List[Optional[int]]:

@@ -119,10 +119,17 @@ def draw_health(model, head, dataset, index: int):
 
 
 def find_bank_head(model) -> Optional[torch.nn.Module]:
-    """The last module that holds a memory bank under the name `bank`; None where there is none."""
-    heads = [
-        module
-        for module in model.modules()
-        if isinstance(getattr(module, 'bank', None), MemoryBank)
-    ]
-    return heads[-1] if heads else None
+    """The module that holds a memory bank under the name `bank`; None where there is none.
+
+    Of several the last one of the `decode_head`, which is nearest to what predicts, then of others.
+    """
+
+    def holders(modules):
+        return [m for m in modules if isinstance(getattr(m, 'bank', None), MemoryBank)]
+
+    while is_model_wrapper(model):
+        model = model.module
+    predicting = getattr(model, 'decode_head', None)
+    found = holders(predicting.modules()) if predicting is not None else []
+    found = found or holders(model.modules())
+    return found[-1] if found else None

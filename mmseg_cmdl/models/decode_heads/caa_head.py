@@ -8,18 +8,18 @@ from typing import Dict, List, Optional
 
 import torch
 from mmcv.cnn import ConvModule
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor
 
 from ...registry import MODELS
 from ...utils import check_finite, warn_without_effect
 from ..layers.channelized_axial_attention import ChannelizedAxialAttention
-from .label_check import LABELS_ARE_CHECKED, batch_labels
+from .cascade_stage import CascadeStage, at_any_stage
+from .label_check import LABELS_ARE_CHECKED, batch_labels, num_labels
 
 
 @MODELS.register_module()
-class CAAHead(BaseDecodeHead):
+class CAAHead(CascadeStage):
     """3x3 conv, channelized axial attention, 1x1 conv; beside it, the mean of the whole image.
 
     The two join in a 1x1 conv to `channels`, which are classified.
@@ -67,13 +67,17 @@ class CAAHead(BaseDecodeHead):
             features.append(mean.expand(-1, -1, *x.shape[2:]))
         return self.bottleneck(torch.cat(features, dim=1))
 
-    def forward(self, inputs: List[Tensor]) -> Tensor:
+    # MMSegmentation's name, by which K-Net asks its kernel_generate_head
+    _forward_feature = forward_features
+
+    def forward(self, inputs: List[Tensor], prev_output: Optional[Tensor] = None) -> Tensor:
         """Feature maps of the backbone to logits [B, K, h, w]."""
         return self.cls_seg(self.forward_features(inputs))
 
+    @at_any_stage
     def loss(
         self, inputs: List[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
     ) -> Dict[str, Tensor]:
         """As in the base class, after the labels are checked."""
-        batch_labels(batch_data_samples, self.num_classes, self.ignore_index)
+        batch_labels(batch_data_samples, num_labels(self), self.ignore_index)
         return super().loss(inputs, batch_data_samples, train_cfg)

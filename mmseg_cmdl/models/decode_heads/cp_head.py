@@ -8,14 +8,14 @@ from typing import Dict, List, Optional, Tuple, Union
 
 import torch
 from mmcv.cnn import ConvModule, build_norm_layer
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 from ...registry import MODELS
 from ...utils import check_finite, labels_at_feature_size, warn_without_effect
-from .label_check import LABELS_ARE_CHECKED, batch_labels
+from .cascade_stage import CascadeStage, at_any_stage
+from .label_check import LABELS_ARE_CHECKED, batch_labels, num_labels
 
 
 class FullySeparableAggregation(nn.Module):
@@ -49,7 +49,7 @@ class FullySeparableAggregation(nn.Module):
 
 
 @MODELS.register_module()
-class CPHead(BaseDecodeHead):
+class CPHead(CascadeStage):
     """Context prior network (CPNet).
 
     From each pixel, a 1x1 conv predicts with which of the N = h * w pixels it shares its class: the
@@ -127,10 +127,11 @@ class CPHead(BaseDecodeHead):
         )
         return self.bottleneck(torch.cat([x, *contexts], dim=1)), logits
 
-    def forward(self, inputs: List[Tensor]) -> Tensor:
+    def forward(self, inputs: List[Tensor], prev_output: Optional[Tensor] = None) -> Tensor:
         """Feature maps of the backbone to logits [B, K, h, w]."""
         return self.cls_seg(self.forward_features(inputs)[0])
 
+    @at_any_stage
     def loss(
         self, inputs: List[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
     ) -> Dict[str, Tensor]:
@@ -144,7 +145,7 @@ class CPHead(BaseDecodeHead):
         Returns:
             dict[str, Tensor]: `loss_*` and `acc_seg`.
         """
-        labels = batch_labels(batch_data_samples, self.num_classes, self.ignore_index)
+        labels = batch_labels(batch_data_samples, num_labels(self), self.ignore_index)
         features, prior = self.forward_features(inputs)
         losses = self.loss_by_feat(self.cls_seg(features), batch_data_samples)
         small = labels_at_feature_size(labels, self.prior_size).flatten(1)

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from ...utils import add_loss, as_list, check_finite, warn_without_effect
 from ..layers import RelationAttention
-from .label_check import LABELS_ARE_CHECKED
+from .cascade_stage import at_any_stage
+from .label_check import LABELS_ARE_CHECKED, check_one_logit_a_class
+from .loss_check import check_losses
 from .memory_head import MemoryHead
 from .single_image_context import (
     SingleImageContext,
     brings_a_finer_map,
-    check_losses,
     check_no_cascade,
     check_required,
     inherited_options,
@@ -110,12 +111,8 @@ class DatasetContextHead(MemoryHead):
         )
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
         check_finite(self, dropout_ratio=self.dropout_ratio)
-        check_losses(name, self.loss_decode)
-        if self.out_channels != num_classes:
-            raise ValueError(
-                f'{name}: one logit per class is needed to read the memory, got '
-                f'out_channels={self.out_channels} with num_classes={num_classes}'
-            )
+        check_losses(self, 'loss_decode', self.loss_decode)
+        check_one_logit_a_class(self)
         if fusion not in ('concat', 'add', 'weighted_add'):
             raise ValueError(
                 f"{name}: fusion must be 'concat', 'add' or 'weighted_add', got {fusion!r}"
@@ -167,6 +164,7 @@ class DatasetContextHead(MemoryHead):
         self.folded_memory = None
 
         self.loss_coarse = nn.ModuleList(MODELS.build(loss) for loss in as_list(loss_coarse))
+        check_losses(self, 'loss_coarse', self.loss_coarse)
 
     def _build_classifier(self, channels: int) -> nn.Sequential:
         """H1: 1x1 conv, dropout, classifier, as :meth:`cls_seg` has them."""
@@ -189,7 +187,7 @@ class DatasetContextHead(MemoryHead):
 
     # ---- the forward pass ----
 
-    def forward(self, inputs: List[Tensor]) -> Tensor:
+    def forward(self, inputs: List[Tensor], prev_output: Optional[Tensor] = None) -> Tensor:
         """Feature maps of the backbone to logits [B, K, h, w]."""
         return self.cls_seg(self.forward_features(inputs)[-1])
 
@@ -278,6 +276,7 @@ class DatasetContextHead(MemoryHead):
 
     # ---- a training step ----
 
+    @at_any_stage
     def loss(
         self, inputs: List[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
     ) -> Dict[str, Tensor]:

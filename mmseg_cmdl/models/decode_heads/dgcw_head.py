@@ -6,17 +6,17 @@ from typing import Dict, List, Optional, Union
 import torch
 from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.utils import resize
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
 from ...registry import MODELS
 from ...utils import check_finite, registered_class, warn_without_effect
-from .label_check import LABELS_ARE_CHECKED, batch_labels
+from .cascade_stage import CascadeStage, at_any_stage
+from .label_check import LABELS_ARE_CHECKED, batch_labels, num_labels
+from .loss_check import check_losses
 from .single_image_context import (
     SingleImageContext,
-    check_losses,
     check_required,
     inherited_options,
     place_inputs,
@@ -37,7 +37,7 @@ def _build_layer(layer: dict, channels: int) -> nn.Module:
 
 
 @MODELS.register_module()
-class DGCWHead(BaseDecodeHead):
+class DGCWHead(CascadeStage):
     """Distance guided channel weighting network (DGCW, 3.1).
 
     X, the feature map or what `context` makes of it, is reduced to `channels` by a 1x1 conv,
@@ -92,7 +92,7 @@ class DGCWHead(BaseDecodeHead):
         )
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
         check_finite(self, dropout_ratio=self.dropout_ratio)
-        check_losses(name, self.loss_decode)
+        check_losses(self, 'loss_decode', self.loss_decode)
         if isinstance(downsample, bool) or not isinstance(downsample, int) or downsample < 1:
             raise ValueError(
                 f'{name}: downsample must be an integer of at least 1, got {downsample!r}'
@@ -142,13 +142,17 @@ class DGCWHead(BaseDecodeHead):
             related = self.fusion(torch.cat([x, self._resize(related, x.shape[2:])], dim=1))
         return related
 
+    # MMSegmentation's name, by which K-Net asks its kernel_generate_head
+    _forward_feature = forward_features
+
     def _resize(self, x: Tensor, size) -> Tensor:
         return resize(x, size, mode='bilinear', align_corners=self.align_corners, warning=False)
 
-    def forward(self, inputs: List[Tensor]) -> Tensor:
+    def forward(self, inputs: List[Tensor], prev_output: Optional[Tensor] = None) -> Tensor:
         """Feature maps of the backbone to logits [B, K, h', w']."""
         return self.cls_seg(self.forward_features(inputs))
 
+    @at_any_stage
     def loss(
         self, inputs: List[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
     ) -> Dict[str, Tensor]:
@@ -162,5 +166,5 @@ class DGCWHead(BaseDecodeHead):
         Returns:
             dict[str, Tensor]: `loss_*` and `acc_seg`.
         """
-        batch_labels(batch_data_samples, self.num_classes, self.ignore_index)
+        batch_labels(batch_data_samples, num_labels(self), self.ignore_index)
         return super().loss(inputs, batch_data_samples, train_cfg)

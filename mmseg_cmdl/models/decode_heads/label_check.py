@@ -8,10 +8,43 @@ from typing import List, Optional, Tuple
 
 import torch
 from mmseg.utils import SampleList
-from torch import Tensor
+from torch import Tensor, nn
 
 # What became of the option `check_labels`.
 LABELS_ARE_CHECKED = 'Labels are checked in the data pipeline, and without waiting in the heads'
+
+
+def num_labels(head: Optional[nn.Module]) -> int:
+    """How many labels a head learns to tell; 0 for what is no such head.
+
+    A single logit tells foreground from background, 1 from 0, if its losses are made for that.
+    """
+    classes = getattr(head, 'num_classes', None)
+    if not isinstance(classes, int):
+        return 0
+    if getattr(head, 'out_channels', None) != 1:
+        return classes
+    losses = getattr(head, 'loss_decode', None)
+    losses = losses if isinstance(losses, nn.ModuleList) else [losses]
+    # over one logit a softmax is 1 everywhere
+    has_softmax = any(getattr(loss, 'use_sigmoid', None) is False for loss in losses)
+    return classes if has_softmax else max(classes, 2)
+
+
+def check_one_logit_a_class(head: nn.Module) -> None:
+    """Refuses a single logit for foreground and background where each class needs one.
+
+    Raises:
+        ValueError: Says what to write.
+    """
+    if head.out_channels == head.num_classes and num_labels(head) == head.num_classes:
+        return
+    raise ValueError(
+        f'{type(head).__name__}: each class has a place in the memory and needs a logit of its '
+        f'own, got out_channels={head.out_channels} with num_classes={head.num_classes}. For '
+        'foreground and background write num_classes=2, out_channels=2, loss_decode=dict(type='
+        "'CrossEntropyLoss', use_sigmoid=False); the labels 0 and 1 stay as they are"
+    )
 
 
 def batch_labels(samples: SampleList, num_classes: int, ignore_index: Optional[int]) -> Tensor:

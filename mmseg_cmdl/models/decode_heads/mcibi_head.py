@@ -16,6 +16,7 @@ from ...utils import as_list, check_finite, labels_at_feature_size
 from ..memory import FeatureBank
 from ..memory.memory_bank import in_backward
 from .dataset_context_head import DatasetContextHead
+from .loss_check import check_losses_of_vectors
 
 
 class AnnealedMomentum:
@@ -179,6 +180,7 @@ class MCIBIHead(DatasetContextHead):
         self.consistency = self._build_consistency(
             map(MODELS.build, as_list(loss_memory)), prefix='memory_'
         )
+        check_losses_of_vectors(self, 'loss_memory', self.consistency.losses)
 
     def read_memory(self, weights: Tensor) -> Tensor:
         """Dataset-level representations (MCIBI eq. 12): [B, K, h, w] to C'_bi [B, C, h, w]."""

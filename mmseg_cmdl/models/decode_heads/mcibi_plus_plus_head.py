@@ -13,7 +13,9 @@ from ...registry import MODELS
 from ...utils import as_list, class_rows, labels_at_feature_size
 from ..layers import RelationAttention
 from ..memory import GaussianBank
+from .cascade_stage import at_any_stage
 from .dataset_context_head import DatasetContextHead
+from .loss_check import check_losses
 
 # What the class weights of a pass and the logits of the pass before count, and what their sum is
 # divided by (released code: the sum of both weights, less one).
@@ -107,6 +109,7 @@ class MCIBIPlusPlusHead(DatasetContextHead):
         self.loss_context = nn.ModuleList(
             MODELS.build(loss) for loss in as_list(loss_context) if self.has_context_branch
         )
+        check_losses(self, 'loss_context', self.loss_context)
         self.consistency = self._build_consistency([])
 
     def _build_context_layers(
@@ -191,6 +194,7 @@ class MCIBIPlusPlusHead(DatasetContextHead):
         known = (classes < self.num_classes)[:, None]
         return torch.where(warming & known, one_hot.to(weights), weights)
 
+    @at_any_stage
     def loss(
         self, inputs: List[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
     ) -> Dict[str, Tensor]:

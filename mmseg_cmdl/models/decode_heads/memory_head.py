@@ -5,13 +5,13 @@ from abc import abstractmethod
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Type
 
 import torch
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from mmseg.utils import SampleList
 from torch import Tensor, nn
 
 from ...utils import add_loss, registered_class
 from ..memory import MemoryBank
+from .cascade_stage import CascadeStage
 from .label_check import batch_labels
 
 
@@ -47,7 +47,7 @@ class MemoryLosses(nn.Module):
         return losses
 
 
-class MemoryHead(BaseDecodeHead):
+class MemoryHead(CascadeStage):
     """A head with a memory of the classes.
 
     A subclass builds the memory (`bank`) and the losses that train it (`consistency`), and says how
@@ -190,6 +190,19 @@ class MemoryHead(BaseDecodeHead):
         logits, vectors = self.predict_and_embed(inputs)
         classes = logits.argmax(dim=1)
         return classes, self.bank.nearest(vectors, classes)
+
+    def _forward_feature(self, inputs: List[Tensor]) -> Tensor:
+        """What K-Net asks its `kernel_generate_head` for, which a head with a memory can't be.
+
+        Raises:
+            NotImplementedError: Says what to do.
+        """
+        raise NotImplementedError(
+            f'{type(self).__name__} can not be the kernel_generate_head of K-Net '
+            '(IterativeDecodeHead), which has losses of its own and never calls those that move '
+            'the memory. Take DGCWHead or a head of MMSegmentation there, and give this one to '
+            'auxiliary_head, or train it without K-Net'
+        )
 
     def _needs_memory(self, what: str) -> None:
         if self.folded:

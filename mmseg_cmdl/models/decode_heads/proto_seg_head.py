@@ -18,10 +18,12 @@ from ...utils import (
     layer_norm,
 )
 from ..memory import DistributionBank
+from .cascade_stage import at_any_stage
+from .label_check import check_one_logit_a_class
+from .loss_check import check_losses
 from .memory_head import MemoryHead
 from .single_image_context import (
     SingleImageContext,
-    check_losses,
     check_no_cascade,
     check_required,
     inherited_options,
@@ -95,12 +97,8 @@ class ProtoSegHead(MemoryHead):
         )
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
         check_finite(self, dropout_ratio=self.dropout_ratio)
-        check_losses('ProtoSegHead', self.loss_decode)
-        if self.out_channels != num_classes:
-            raise ValueError(
-                'ProtoSegHead: a class needs prototypes of its own, so one logit per class; got '
-                f'out_channels={self.out_channels} with num_classes={num_classes}'
-            )
+        check_losses(self, 'loss_decode', self.loss_decode)
+        check_one_logit_a_class(self)
         if norm_axis not in ('channel', 'released'):
             raise ValueError(
                 f"ProtoSegHead: norm_axis must be 'channel' or 'released', got {norm_axis!r}"
@@ -164,7 +162,7 @@ class ProtoSegHead(MemoryHead):
             similarity = self.bank.similarity(embeddings)
         return self.classify(similarity)
 
-    def forward(self, inputs: List[Tensor]) -> Tensor:
+    def forward(self, inputs: List[Tensor], prev_output: Optional[Tensor] = None) -> Tensor:
         """Feature maps of the backbone to logits [B, K, h, w]."""
         return self.cls_seg(self.pixel_features(inputs))
 
@@ -173,6 +171,7 @@ class ProtoSegHead(MemoryHead):
         embeddings = self.embed(self.pixel_features(inputs))
         return self.classify(self.bank.similarity(embeddings)), embeddings
 
+    @at_any_stage
     def loss(
         self, inputs: List[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
     ) -> Dict[str, Tensor]:

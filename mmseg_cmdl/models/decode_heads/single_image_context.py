@@ -4,7 +4,7 @@ Source: `SSA` in MDRL, eq. 3; `A_wi` in MCIBI, eq. 4.
 """
 
 import inspect
-from typing import Any, Iterable, List, Optional, Set, Tuple, Union
+from typing import Any, List, Optional, Set, Tuple, Union
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
@@ -136,28 +136,6 @@ def check_required(name: str, options: dict, **needed: Optional[int]) -> None:
     if inner:
         remedy += f', which holds other heads: change the type of {inner[0]}, not its own'
     raise TypeError(f'{name} needs {" and ".join(missing)}{remedy}')
-
-
-def check_losses(name: str, losses: Union[nn.Module, Iterable[nn.Module]]) -> None:
-    """Refuses losses that only the head can call that they were made for.
-
-    Args:
-        name (str): The head's, for the message.
-        losses (nn.Module | Iterable[nn.Module]): Its `loss_decode`.
-
-    Raises:
-        ValueError: Names the loss.
-    """
-    for loss in losses if isinstance(losses, Iterable) else [losses]:
-        parameters = inspect.signature(loss.forward).parameters
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        if not takes_any and not {'weight', 'ignore_index'} <= set(parameters):
-            raise ValueError(
-                f'{name}: {type(loss).__name__} takes {list(parameters)} and no weight and '
-                'ignore_index, which heads give to their loss; only the head that it was made for '
-                "can call it, as PIDHead does. Set loss_decode=dict(type='CrossEntropyLoss'); hard "
-                "pixels by sampler=dict(type='OHEMPixelSampler', thresh=0.9, min_kept=100000)"
-            )
 
 
 def place_leftovers(

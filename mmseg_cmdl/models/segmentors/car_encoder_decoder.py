@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...registry import MODELS
 from ...utils import last_head
-from ..decode_heads.label_check import batch_labels
+from ..decode_heads.label_check import batch_labels, num_labels
 from .class_aware_regularization import CAR_OPTIONS, ClassAwareRegularization
 from .pointwise import as_spatial
 
@@ -37,7 +37,7 @@ class _CAR:
     def _decode_head_forward_train(self, inputs: List[Tensor], data_samples: SampleList) -> dict:
         """The head's losses, and those of CAR as `car.loss_*`."""
         head = self.regularized_head
-        labels = batch_labels(data_samples, head.num_classes, head.ignore_index)
+        labels = batch_labels(data_samples, num_labels(head), head.ignore_index)
         with self.car.capture():
             losses = super()._decode_head_forward_train(inputs, data_samples)
         losses.update(add_prefix(self.car.loss(labels), 'car'))

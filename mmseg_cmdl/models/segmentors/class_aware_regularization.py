@@ -22,7 +22,7 @@ from ...utils import (
     registered_class,
     warn_without_effect,
 )
-from ..decode_heads.label_check import LABELS_ARE_CHECKED
+from ..decode_heads.label_check import LABELS_ARE_CHECKED, num_labels
 from ..losses import class_centers
 from .pointwise import make_pointwise_
 
@@ -113,7 +113,7 @@ class ClassAwareRegularization(BaseModule):
         check_finite(self, max_channels=max_channels)
         if max_channels < 1:
             raise ValueError(f'max_channels must be at least 1, got {max_channels}')
-        self.num_classes, self.ignore_index = head.num_classes, head.ignore_index
+        self.num_classes, self.ignore_index = num_labels(head), head.ignore_index
         self.head_name = type(head).__name__
         self.label_resize = label_resize
         self.losses = nn.ModuleList(_build_loss(loss, formulation) for loss in as_list(losses))

@@ -1,6 +1,7 @@
 """Segmentors around a decode head, small enough to train in a blink, for the tests of CAR."""
 
 import torch
+from mmengine.config import ConfigDict
 from mmengine.model import BaseModule
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
@@ -53,8 +54,8 @@ def build(decode_head, kind='CAREncoderDecoder', seed=0, backbone=None, **option
             backbone=backbone or dict(type='FourMaps'),
             decode_head=decode_head,
             data_preprocessor=dict(type='SegDataPreProcessor', size=IMAGE),
-            train_cfg=dict(),
-            test_cfg=dict(mode='whole'),
+            train_cfg=ConfigDict(),
+            test_cfg=ConfigDict(mode='whole'),
             **options,
         )
     )
