@@ -75,6 +75,16 @@ LEARNING_RATES = {
 }
 # learning rate, its floor and weight decay of the released toolboxes
 RELEASED_SCHEDULES = {62000: (0.001, 1e-5, 1e-4), 2200: (0.02, 2e-4, 1e-4)}
+# networks that train with AdamW, as published: learning rate, weight decay, iterations of warm-up
+ADAMW = {
+    'segformer_mit-b0s_1xb8-500it': (0.001, 0.01, 50),
+    'upernet_mscan-ts_1xb8-500it': (0.001, 0.01, 50),
+}
+# networks with maps of several sizes: backbone, its width, weights that it starts from
+TRANSFORMERS = {
+    'mit-b0s': ('MixVisionTransformer', 16, None),
+    'mscan-ts': ('MSCAN', [16, 32, 80, 128], None),
+}
 TINY = 64
 
 every_config = pytest.mark.parametrize('name', PATHS)
@@ -114,11 +124,18 @@ def offline(cfg):
 
 def learning_rate(name):
     method, dataset = name.split('_')[0], name.split('_')[-1].rpartition('-')[0]
+    if adamw(name):
+        return ADAMW[adamw(name)][0]
     if '-demo_' in name:
         return 0.2
     if '-2200it_' in name:
         return 0.02
     return 0.05 if '-500it_' in name else LEARNING_RATES.get(f'{method}_{dataset}', 0.01)
+
+
+def adamw(name):
+    """The network of a config that trains with AdamW, and None for SGD."""
+    return next((network for network in ADAMW if f'_{network}' in f'_{name}'), None)
 
 
 def parts(dataset):
@@ -252,7 +269,11 @@ def test_trains_one_step_and_predicts(name):
     ]
     assert not still, f'no gradient, or not a finite one: {still}'
     group = cfg.optim_wrapper.optimizer
-    assert (group.type, group.lr, group.momentum) == ('SGD', learning_rate(name), 0.9)
+    if adamw(name):
+        assert (group.type, group.betas) == ('AdamW', (0.9, 0.999))
+        assert (group.lr, group.weight_decay) == ADAMW[adamw(name)][:2]
+    else:
+        assert (group.type, group.lr, group.momentum) == ('SGD', learning_rate(name), 0.9)
     for layer, weight in zip(classifiers, before):
         assert not torch.equal(layer.weight, weight)
 
@@ -290,7 +311,7 @@ def test_trains_one_step_and_predicts(name):
 
 
 REBUILD = """
-import functools, json, sys
+import functools, json, re, sys
 from unittest import mock
 from mmengine.config import Config
 import torch
@@ -300,7 +321,7 @@ for path in sys.argv[1:]:
     cfg = Config.fromfile(path)
     from mmseg.apis import init_model
     # with numbers those made for a CPU, which are small
-    device = 'cpu' if '_r18s-' in path else 'meta'
+    device = 'cpu' if re.search('_(r18s|mit-b0s|mscan-ts)', path) else 'meta'
     with torch.device(device), mock.patch.object(torch, 'linspace', rates):
         model = init_model(cfg, device=device)
     states[path] = {key: list(value.shape) for key, value in model.state_dict().items()}
@@ -369,11 +390,21 @@ def test_runner_runs_the_schedule(name, tmp_path):
     """Two iterations with the config's own hooks, loops, optimizer, schedule and metric."""
     cfg, start = load(name), learning_rate(name)
     small = load(SMALL_PLAIN)
-    (schedule,) = cfg.param_scheduler
+    *warm_up, schedule = cfg.param_scheduler
     assert schedule.end == cfg.train_cfg.max_iters
-    ours = (start, 1e-4, 5e-4)  # MMSegmentation's floor and decay
-    released, floor, weight_decay = RELEASED_SCHEDULES.get(schedule.end, ours)
-    assert released == start
+    if adamw(name):
+        _, weight_decay, begin = ADAMW[adamw(name)]
+        floor, power = 0.0, 1.0
+        assert [(step.type, step.begin, step.end) for step in warm_up] == [('LinearLR', 0, begin)]
+        assert schedule.begin == begin
+        # two steps of four after a warm-up that has ended before
+        cfg.param_scheduler = [dict(schedule, begin=0)]
+    else:
+        assert not warm_up
+        ours = (start, 1e-4, 5e-4)  # MMSegmentation's floor and decay
+        released, floor, weight_decay = RELEASED_SCHEDULES.get(schedule.end, ours)
+        assert released == start
+        power = 0.9
     hook = cfg.default_hooks.checkpoint
     assert hook.interval == cfg.train_cfg.val_interval
     assert cfg.train_cfg.max_iters % hook.interval == 0
@@ -402,12 +433,12 @@ def test_runner_runs_the_schedule(name, tmp_path):
     runner = Runner.from_cfg(cfg)
     runner.train()
     optimizer = runner.optim_wrapper.optimizer
-    assert isinstance(optimizer, torch.optim.SGD)
+    assert isinstance(optimizer, torch.optim.AdamW if adamw(name) else torch.optim.SGD)
     group = optimizer.param_groups[0]
-    expected = (start, 0.9, weight_decay)
-    assert (group['initial_lr'], group['momentum'], group['weight_decay']) == expected
-    # poly of power 0.9 down to the floor, after two of the four steps that `end=5` has
-    assert group['lr'] == pytest.approx(floor + (start - floor) * 0.5**0.9)
+    assert (group['initial_lr'], group['weight_decay']) == (start, weight_decay)
+    assert adamw(name) or group['momentum'] == 0.9
+    # poly of that power down to the floor, after two of the four steps that `end=5` has
+    assert group['lr'] == pytest.approx(floor + (start - floor) * 0.5**power)
     assert 0 <= runner.message_hub.get_scalar('val/mIoU').current() <= 100
     assert (tmp_path / 'best_mIoU_iter_2.pth').is_file()
     assert (tmp_path / 'iter_2.pth').is_file()
@@ -416,8 +447,10 @@ def test_runner_runs_the_schedule(name, tmp_path):
 @every_config
 def test_name_says_what_the_config_does(name):
     fields = re.fullmatch(
-        r'(?:(mdrl|mcibi|mcibipp|protoseg|dgcw)_)?(fcn|pspnet|ccnet|ocrnet|deeplabv3|nonlocal)_'
-        r'(r\d+s?-d8|s101-d8|hr48|vit-l|efficientnet-lite0-d8)(?:-(ohem))?_(\d+)xb(\d+)-(\w+?)_'
+        r'(?:(mdrl|mcibi|mcibipp|protoseg|dgcw)_)?'
+        r'(fcn|pspnet|ccnet|ocrnet|deeplabv3|nonlocal|segformer|upernet)_'
+        r'(r\d+s?-d8|s101-d8|hr48|vit-l|efficientnet-lite0-d8|mit-b0s|mscan-ts)'
+        r'(?:-(ohem))?_(\d+)xb(\d+)-(\w+?)_'
         r'([a-z0-9-]+?)-(\d+)x(\d+)(?:_([a-z0-9]+)-\9x\10)?',
         name,
     )
@@ -436,6 +469,8 @@ def test_name_says_what_the_config_does(name):
         'ocrnet': 'OCRHead',
         'deeplabv3': 'ASPPHead',
         'nonlocal': 'NLHead',
+        'segformer': 'SegformerHead',
+        'upernet': 'UPerHead',
     }[context]
     assert (hard == 'ohem') == ('sampler' in head)
     if method:
@@ -459,12 +494,17 @@ def test_name_says_what_the_config_does(name):
         }[backbone]
         kind = cfg.model.backbone.type.removeprefix('LinearStem')
         assert (kind, cfg.model.pretrained) == expected
+    elif backbone in TRANSFORMERS:
+        kind, width, weights = TRANSFORMERS[backbone]
+        assert (cfg.model.backbone.type, cfg.model.backbone.embed_dims) == (kind, width)
+        checkpoint = (cfg.model.backbone.get('init_cfg') or {}).get('checkpoint', '')
+        assert weights in checkpoint if weights else not checkpoint
     else:
         assert cfg.model.backbone.model_name == 'tf_efficientnet_lite0'
         assert cfg.model.backbone.output_stride == 8
 
     assert cfg.train_dataloader.batch_size == int(per_gpu)
-    assert [scheduler.end for scheduler in cfg.param_scheduler] == [cfg.train_cfg.max_iters]
+    assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_iters
     iterations = re.fullmatch(r'(\d+)(k|it)', schedule)
     if schedule != 'demo':
         unit = dict(k=1000, it=1)[iterations[2]]
