@@ -495,8 +495,8 @@ def test_name_says_what_the_config_does(name):
         kind = cfg.model.backbone.type.removeprefix('LinearStem')
         assert (kind, cfg.model.pretrained) == expected
     elif backbone in TRANSFORMERS:
-        kind, width, weights = TRANSFORMERS[backbone]
-        assert (cfg.model.backbone.type, cfg.model.backbone.embed_dims) == (kind, width)
+        kind, dims, weights = TRANSFORMERS[backbone]
+        assert (cfg.model.backbone.type, cfg.model.backbone.embed_dims) == (kind, dims)
         checkpoint = (cfg.model.backbone.get('init_cfg') or {}).get('checkpoint', '')
         assert weights in checkpoint if weights else not checkpoint
     else:
