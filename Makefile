@@ -65,10 +65,11 @@ docs:  ## build the site into docs/_build/html; warnings and dead links are erro
 	@$(call requirements,docs) --requirements-only -- $(PIP_ARGS)
 	$(CLEAN_ENV) "$(BIN)/python" -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
-lint:  ## check style and formatting
+lint:  ## check style, formatting and types
 	@$(call requirements,dev) --requirements-only -- $(PIP_ARGS)
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
+	"$(BIN)/mypy"
 
 format:  ## mend what ruff can mend
 	@$(call requirements,dev) --requirements-only -- $(PIP_ARGS)
@@ -76,5 +77,5 @@ format:  ## mend what ruff can mend
 	"$(BIN)/ruff" format .
 
 clean:  ## remove the environments, builds and caches
-	rm -rf "$(VENV)" .venv-onedl docs/_build build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf "$(VENV)" .venv-onedl docs/_build build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

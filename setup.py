@@ -1,4 +1,4 @@
-"""Build script. The metadata is here, the settings of ruff and pytest are in pyproject.toml."""
+"""Build script. The metadata is here, the settings of ruff, mypy and pytest in pyproject.toml."""
 
 import shutil
 from pathlib import Path
@@ -84,7 +84,7 @@ EXTRAS = {
     # of whatever version
     'analysis': ['matplotlib>=3.7', 'scikit-learn>=1.2', 'scipy>=1.15'],
     'export': ['onnx', 'onnxruntime', 'onnxscript'],
-    'dev': ['hypothesis', 'pre-commit', 'pytest>=8', 'ruff'],
+    'dev': ['hypothesis', 'mypy', 'pre-commit', 'pytest>=8', 'ruff'],
 }
 
 setup(
@@ -102,6 +102,7 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=[NAME, f'{NAME}.*']),
+    package_data={NAME: ['py.typed']},
     python_requires='>=3.9',
     install_requires=REQUIRES,
     extras_require=EXTRAS,

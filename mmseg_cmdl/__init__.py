@@ -14,7 +14,7 @@ from .version import __version__
 __all__ = ['InputError', '__version__', 'register']
 
 
-def register():
+def register() -> None:
     """Check the environment, put the seams in place and register everything.
 
     Importing the package does it; a second call does nothing.
@@ -33,7 +33,7 @@ def register():
     from . import datasets, engine, models  # noqa: F401
 
 
-def _is_report():
+def _is_report() -> bool:
     """Whether this import is the first half of ``python -m mmseg_cmdl``.
 
     Python imports the package before it runs ``__main__``, which has to be able to tell what is

@@ -10,11 +10,12 @@ import platform
 import sys
 import warnings
 from pathlib import Path
+from typing import Callable, Iterator, Optional, Sequence, Tuple
 
 PACKAGE = Path(__file__).resolve().parent
 
 
-def _attempt(function):
+def _attempt(function: Callable) -> tuple:
     """(result, None) or (None, the error as one line)."""
     try:
         return function(), None
@@ -22,7 +23,7 @@ def _attempt(function):
         return None, f'{type(error).__name__}: {" ".join(str(error).split())}'
 
 
-def versions():
+def versions() -> Iterator[Tuple[str, str, str]]:
     """Yield (package, version found or what is wrong, versions supported)."""
     from . import environment, version
 
@@ -41,7 +42,7 @@ def versions():
             yield distribution, found, ''
 
 
-def import_door():
+def import_door() -> Tuple[bool, str]:
     """Whether the package imports and registers its parts."""
     import mmseg_cmdl
 
@@ -51,7 +52,7 @@ def import_door():
     return False, error.split(': ', 1)[1] if error.startswith('ImportError: ') else error
 
 
-def mim_door():
+def mim_door() -> Tuple[bool, str]:
     """Whether ``mim train mmseg_cmdl`` finds openmim, our tools and our configs."""
     _, error = _attempt(lambda: importlib.import_module('mim.commands.train'))
     if error is not None:
@@ -66,7 +67,7 @@ def mim_door():
     return True, f'mim train mmseg_cmdl CONFIG; configs in {PACKAGE / ".mim" / "configs"}'
 
 
-def compiled_ops_door():
+def compiled_ops_door() -> Tuple[bool, str]:
     """Whether mmcv has its compiled ops; most models do without."""
     from . import compat, environment
 
@@ -81,7 +82,7 @@ def compiled_ops_door():
     return True, 'mmcv._ext loads'
 
 
-def cuda_door():
+def cuda_door() -> Tuple[bool, str]:
     """Whether PyTorch sees a CUDA device."""
     import torch
 
@@ -96,7 +97,7 @@ def cuda_door():
     return False, f'built for CUDA {torch.version.cuda}, but no device is seen; look at nvidia-smi'
 
 
-def distributed_door():
+def distributed_door() -> Tuple[bool, str]:
     """Whether ranks can talk to each other, and through what."""
     from torch import distributed
 
@@ -115,7 +116,7 @@ DOORS = {
 }
 
 
-def parse_args(argv=None):
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog='python -m mmseg_cmdl',
         description='Without a command: the versions found, and what works with them.',
@@ -129,7 +130,7 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: Optional[Sequence[str]] = None) -> int:
     """Print the report, or do what the command says. Returns the exit code."""
     args = parse_args(argv)
     if args.command == 'config':
@@ -138,7 +139,7 @@ def main(argv=None):
     return 0
 
 
-def write_or_list(name, out):
+def write_or_list(name: Optional[str], out: Optional[str]) -> int:
     """The command `config`."""
     from . import shipped_configs
     from .errors import InputError
@@ -155,7 +156,7 @@ def write_or_list(name, out):
     return 0
 
 
-def report():
+def report() -> None:
     """Print the report. It is a description, not a test."""
     from . import environment
 

@@ -7,12 +7,12 @@ of MMSegmentation, whose mmengine loads a file that this check refuses without i
 import ast
 import os
 import pickle
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, Runner
 from packaging.version import Version
 from torch import Tensor, nn
 
@@ -113,18 +113,18 @@ def _mapped(is_zip: bool) -> dict:
     return {'mmap': True} if CHECKED and is_zip else {}
 
 
-def _first_line(error) -> str:
+def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), '')[:200]
 
 
-def _reason(error) -> str:
+def _reason(error: Exception) -> str:
     """What PyTorch says between its two paragraphs of advice."""
     text = str(error).partition('WeightsUnpickler error: ')[2] or str(error)
     text = text.split(' was not an allowed global')[0].split('Check the documentation')[0]
     return ' '.join(text.split())[:200].strip(' .')
 
 
-def state_of(content, path: str) -> Dict[str, Tensor]:
+def state_of(content: Any, path: str) -> Dict[str, Tensor]:
     """The state dict in a checkpoint's content, DistributedDataParallel's prefix taken off.
 
     Raises:
@@ -193,7 +193,7 @@ class TrainedPartsHook(Hook):
     def __init__(self, path: str, allow: bool = False):
         self.path, self.allow = path, allow
 
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Called between loading and the first batch.
 
         Raises:
@@ -223,14 +223,14 @@ class StoredConfigHook(Hook):
     value `gpu_ids`. It is read as a literal here and is all that is left of the text.
     """
 
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Called between loading and parsing."""
         meta = checkpoint.get('meta')
         if isinstance(meta, dict) and 'config' in meta:
             meta['config'] = f'gpu_ids = {literal_gpu_ids(meta["config"])!r}'
 
 
-def literal_gpu_ids(text) -> List[int]:
+def literal_gpu_ids(text: str) -> List[int]:
     """`gpu_ids` of a config's text, if it is a list of numbers; parsed, not run."""
     try:
         tree = ast.parse(text)

@@ -8,7 +8,7 @@ import functools
 import math
 import os
 import sys
-from typing import Callable, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 import torch
 
@@ -26,15 +26,17 @@ def tool(main: Callable) -> Callable:
     """
 
     @functools.wraps(main)
-    def run(argv: Optional[Sequence[str]] = None):
+    def run(argv: Optional[Sequence[str]] = None) -> Any:
         try:
             return main(argv)
         except InputError as error:
-            message, code, cause = str(error), getattr(error, 'exit_code', 2), error
-        except OSError as error:
-            if error.filename is None or error.strerror is None:
+            cause: Exception = error
+            message, code = str(error), getattr(error, 'exit_code', 2)
+        except OSError as failure:
+            if failure.filename is None or failure.strerror is None:
                 raise
-            message, code, cause = f'{error.filename}: {error.strerror}', 2, error
+            message, code = f'{failure.filename}: {failure.strerror}', 2
+            cause = failure
         if os.environ.get(TRACEBACK):
             raise cause
         print(f'error: {message}', file=sys.stderr, flush=True)
@@ -75,7 +77,7 @@ def number(minimum: float = -math.inf, maximum: float = math.inf) -> Callable:
     return value
 
 
-def _range(text, minimum, maximum):
+def _range(text: str, minimum: float, maximum: float) -> str:
     if maximum == math.inf:
         return (
             f'must be at least {minimum}, got {text}'

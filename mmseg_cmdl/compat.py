@@ -27,16 +27,18 @@ import pickle
 import sys
 import types
 from importlib.machinery import ModuleSpec
+from typing import Any, Callable, NoReturn, Tuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from . import environment
 
 EXT = 'mmcv._ext'
 
 
-def _missing_op(name, *args, **kwargs):
+def _missing_op(name: str, *args: Any, **kwargs: Any) -> NoReturn:
     raise RuntimeError(
         f'`{name}` is a compiled op of mmcv, and the mmcv installed here has none (mmcv-lite); '
         f'run: {environment.compiled_mmcv_command()} (builds it with a C++ compiler, and with '
@@ -53,26 +55,26 @@ class _ExtStandIn(types.ModuleType):
     SyncBatchNorm and deformable convs, finds these classes, and no such module.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(EXT, 'Stand-in for the compiled ops of mmcv, see mmseg_cmdl.compat.')
         self.__spec__ = ModuleSpec(EXT, loader=None)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Callable:
         if name.startswith('_'):
             raise AttributeError(f'module {EXT!r} has no attribute {name!r}')
         return functools.partial(_missing_op, name)
 
     # mmcv.utils.collect_env() calls these two; it has the same value where mmcv.ops is missing.
     @staticmethod
-    def get_compiler_version():
+    def get_compiler_version() -> str:
         return 'n/a'
 
     @staticmethod
-    def get_compiling_cuda_version():
+    def get_compiling_cuda_version() -> str:
         return 'n/a'
 
 
-def stand_in_for_mmcv_ext():
+def stand_in_for_mmcv_ext() -> bool:
     """Let ``mmcv.ops`` be imported where mmcv has no compiled ops (mmcv-lite).
 
     ``mmseg.models`` imports mmcv.ops for a handful of heads and losses. Much of mmcv.ops is plain
@@ -102,21 +104,21 @@ def stand_in_for_mmcv_ext():
     return False
 
 
-def _others_allow(thing):
+def _others_allow(thing: Any) -> bool:
     """Whether somebody else has put the real thing on PyTorch's list, as the fork's mmengine does
     while it loads a file. Our stand-in then does what that would, since one of both gets the name.
     """
     return thing in torch.serialization.get_safe_globals()
 
 
-def _refuse(what):
+def _refuse(what: str) -> NoReturn:
     raise pickle.UnpicklingError(
         f'{what} is refused: mmseg_cmdl allows only what the checkpoints of mmengine hold, plain '
         'arrays of float32, float64, int32 or int64 in a HistoryBuffer'
     )
 
 
-def statistics_method(owner, name):
+def statistics_method(owner: Any, name: str) -> Any:
     """Stands for ``getattr``: HistoryBuffer's statistics methods and nothing else.
 
     A pickled HistoryBuffer refers to its methods ``min``, ``max``, ``mean`` and ``current`` as
@@ -144,12 +146,12 @@ class StoredKind:
     pointers.
     """
 
-    def __init__(self, code):
+    def __init__(self, code: Any) -> None:
         if not isinstance(code, str) or code not in ('f4', 'f8', 'i4', 'i8'):
             _refuse(f'a NumPy dtype {code!r}')
         self.dtype = np.dtype(code)
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         # version, byte order, and five of fields, sizes and flags, which plain kinds don't have
         plain = isinstance(state, tuple) and state[2:8] == (None, None, None, -1, -1, 0)
         if not plain or state[1] not in ('<', '>', '=', '|'):
@@ -157,14 +159,14 @@ class StoredKind:
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
-def stored_dtype(*args):
+def stored_dtype(*args: Any) -> Any:
     """Stands for ``numpy.dtype``."""
     if _others_allow(np.dtype):
         return np.dtype(*args)
     return StoredKind(args[0] if args else None)
 
 
-def _values(kind, data, shape):
+def _values(kind: Any, data: Any, shape: Any) -> np.ndarray:
     """A plain array of `shape` over a copy of `data`, whose size must be that of the shape."""
     if isinstance(kind, np.dtype):  # others allow it; its name is all that is taken of it
         code = kind.str[1:]
@@ -183,15 +185,15 @@ class StoredArray(np.ndarray):
     It pickles as the plain array that it is.
     """
 
-    def __new__(cls, *args):
+    def __new__(cls, *args: Any) -> 'StoredArray':
         if args:
             _refuse(f'a new array of {args!r:.80}')
         return np.ndarray.__new__(cls, (0,), np.float64)
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return self.view(np.ndarray).__reduce__()
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[3], bool):
             _refuse('an array without its five parts')
         _, shape, kind, is_fortran, data = state
@@ -200,25 +202,25 @@ class StoredArray(np.ndarray):
         super().__setstate__((1, shape, values.dtype, is_fortran, values.tobytes()))
 
 
-def stored_array(kind, shape, typecode):
+def stored_array(kind: Any, shape: Any, typecode: Any) -> StoredArray:
     """Stands for NumPy's ``_reconstruct``: an array of nothing, which its state will fill."""
     return StoredArray()
 
 
-def stored_scalar(kind, data):
+def stored_scalar(kind: Any, data: Any) -> Any:
     """Stands for NumPy's ``scalar``: a number of one of the plain kinds."""
     return _values(kind, data, (1,))[0]
 
 
-def _stored_history():
+def _stored_history() -> type:
     """The class that stands for mmengine's HistoryBuffer in a file, and becomes it when filled."""
     from mmengine.logging import HistoryBuffer
 
     class StoredHistory(HistoryBuffer):
-        def __init__(self):
+        def __init__(self) -> None:
             _refuse('a call of HistoryBuffer')
 
-        def __setstate__(self, state):
+        def __setstate__(self, state: Any) -> None:
             if not isinstance(state, dict) or not set(state) <= HISTORY_PARTS:
                 _refuse('a HistoryBuffer of other parts')
             arrays = {key: state.get(key) for key in ('_log_history', '_count_history')}
@@ -246,7 +248,7 @@ HISTORY_PARTS = {'max_length', '_log_history', '_count_history', 'statistics_met
 
 
 @functools.cache
-def checkpoint_types():
+def checkpoint_types() -> Tuple[tuple, ...]:
     """What stands for the parts of a checkpoint of mmengine's Runner that PyTorch doesn't know.
 
     The message hub's log histories are HistoryBuffers around two NumPy arrays and four of their own
@@ -281,7 +283,7 @@ def checkpoint_types():
     )
 
 
-def allow_mmengine_types():
+def allow_mmengine_types() -> bool:
     """Let ``torch.load`` read mmengine's own checkpoints with its weights-only check left on.
 
     mmengine calls ``torch.load(filename, map_location=...)``, which checks by default since
@@ -299,7 +301,7 @@ def allow_mmengine_types():
     return True
 
 
-def swaps_channels(preprocessor):
+def swaps_channels(preprocessor: nn.Module) -> bool:
     """Whether a data preprocessor changes BGR to RGB, or back.
 
     Args:
@@ -310,7 +312,7 @@ def swaps_channels(preprocessor):
     return any(getattr(preprocessor, name, False) for name in names)
 
 
-def apply():
+def apply() -> None:
     """Put every seam in place that this environment needs."""
     stand_in_for_mmcv_ext()
     allow_mmengine_types()

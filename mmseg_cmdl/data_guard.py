@@ -17,7 +17,7 @@ import os.path as osp
 from collections import Counter
 from functools import partial
 from types import SimpleNamespace
-from typing import Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 import mmcv
 import numpy as np
@@ -73,7 +73,7 @@ def guard_data(runner: Runner, *splits: str) -> None:
         runner.register_hook(DataGuardHook())
 
 
-def _collate(loader: dict):
+def _collate(loader: dict) -> Callable:
     """The function that a data loader's config names, as mmengine builds it."""
     config = loader.get('collate_fn') or dict(type='pseudo_collate')
     if not isinstance(config, dict):
@@ -83,7 +83,7 @@ def _collate(loader: dict):
     return partial(FUNCTIONS.get(kind) if isinstance(kind, str) else kind, **options)
 
 
-def sample_check(runner: Runner, split: str, collate=None) -> SampleCheck:
+def sample_check(runner: Runner, split: str, collate: Optional[Callable] = None) -> SampleCheck:
     """The check of the samples of a split for the model and the metrics of a runner."""
     model = segmentor(runner.model)
     heads = [head for _, head in class_heads(model)]
@@ -94,14 +94,13 @@ def sample_check(runner: Runner, split: str, collate=None) -> SampleCheck:
         classes = {(num_labels(head), index) for head in heads[:1] for index in ignored}
     mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
     channels = None if mean is None or len(mean) == 1 else len(mean)
-    classes = sorted(classes, key=str)
-    return SampleCheck(collate, classes, channels, sizes=split == 'train')
+    return SampleCheck(collate, sorted(classes, key=str), channels, sizes=split == 'train')
 
 
 # ---- the model ----
 
 
-def segmentor(model: Union[nn.Module, dict]) -> Union[nn.Module, SimpleNamespace]:
+def segmentor(model: Any) -> Any:
     """A model without the wrappers of several ranks and of test-time augmentation.
 
     FlexibleRunner has the model's config until it trains; that becomes an object of the same parts.
@@ -118,7 +117,7 @@ def segmentor(model: Union[nn.Module, dict]) -> Union[nn.Module, SimpleNamespace
     return model
 
 
-def _head_of(config):
+def _head_of(config: Any) -> Any:
     """The numbers of a head's config, of each where there are several."""
     if isinstance(config, (list, tuple)):
         return [_head_of(each) for each in config]
@@ -132,7 +131,7 @@ def _head_of(config):
     )
 
 
-def class_heads(model: Union[nn.Module, SimpleNamespace]) -> List[Tuple[str, nn.Module]]:
+def class_heads(model: Any) -> List[Tuple[str, Any]]:
     """Heads that learn from the class labels, by their keys in the config.
 
     The one that predicts comes first.
@@ -170,7 +169,7 @@ def _ignored(runner: Runner, split: str) -> List[Optional[int]]:
 # ---- the datasets ----
 
 
-def check_dataset(runner: Runner, dataset, split: str) -> None:
+def check_dataset(runner: Runner, dataset: Any, split: str) -> None:
     """Refuses a dataset that doesn't fit the model, the metrics or the files.
 
     Args:
@@ -199,7 +198,7 @@ def check_dataset(runner: Runner, dataset, split: str) -> None:
             _check_views(runner, leaf)
 
 
-def _find(pipeline, kind: type):
+def _find(pipeline: Any, kind: type) -> Any:
     """The first transform of a kind, looked for inside transforms that hold others as well."""
     for transform in getattr(pipeline, 'transforms', ()):
         if isinstance(transform, kind):
@@ -235,7 +234,7 @@ def _check_classes(dataset: BaseSegDataset, split: str, heads: list, has_metrics
             )
 
 
-def _some(names, most: int = 10) -> str:
+def _some(names: Sequence, most: int = 10) -> str:
     """The first of some names."""
     rest = len(names) - most
     return ', '.join(map(str, names[:most])) + (f' and {rest} more' if rest > 0 else '')
@@ -261,7 +260,9 @@ def _refuse_missing(infos: List[dict]) -> None:
             )
 
 
-def _check_values(dataset: BaseSegDataset, split: str, infos: list, loader) -> None:
+def _check_values(
+    dataset: BaseSegDataset, split: str, infos: list, loader: LoadAnnotations
+) -> None:
     """What MMSegmentation's LoadAnnotations would make of the annotations without a word."""
     first = infos[0]['seg_map_path']
     values = _annotation(first, loader)
@@ -369,7 +370,7 @@ def why_never_seen(metainfo: Optional[dict] = None) -> str:
 # ---- splits without images ----
 
 
-def _built(config: dict, split: str):
+def _built(config: dict, split: str) -> Any:
     try:
         return DATASETS.build(config)
     except ValueError:  # NumPy's, from packing an empty list, or one that has more to say
@@ -390,7 +391,7 @@ def _leaf_configs(config: dict) -> Iterator[dict]:
         yield config
 
 
-def _leaves(dataset) -> Iterator:
+def _leaves(dataset: Any) -> Iterator:
     """Datasets that read files, without their wrappers."""
     if hasattr(dataset, 'datasets'):
         for part in dataset.datasets:
@@ -401,7 +402,7 @@ def _leaves(dataset) -> Iterator:
         yield dataset
 
 
-def _refuse_if_empty(dataset, split: str) -> None:
+def _refuse_if_empty(dataset: Any, split: str) -> None:
     if not isinstance(dataset, BaseDataset):
         return  # its own affair
     dataset.full_init()
@@ -427,8 +428,8 @@ def _message(split: str, dataset: BaseDataset) -> str:
     if folder and fileio.isdir(folder):
         files = fileio.list_dir_or_file(folder, list_dir=False, recursive=True)
         kinds = Counter(osp.splitext(path)[1] or 'without suffix' for path in files)
-        kinds = ', '.join(f'{count} {kind}' for kind, count in kinds.most_common(5))
-        found = f' The folder holds {kinds or "no file"}.'
+        listed = ', '.join(f'{count} {kind}' for kind, count in kinds.most_common(5))
+        found = f' The folder holds {listed or "no file"}.'
     return (
         f'{name} finds no image *{getattr(dataset, "img_suffix", "")} ({places}).{found} Set '
         f'data_root, data_prefix, img_suffix or ann_file of {split}_dataloader.dataset'

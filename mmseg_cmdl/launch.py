@@ -15,14 +15,14 @@ import tempfile
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, List, Optional
+from typing import Any, Iterator, List, Optional
 from urllib.error import URLError
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.hooks import Hook
-from mmengine.runner import find_latest_checkpoint
+from mmengine.runner import Runner, find_latest_checkpoint
 
 from .checkpoint_file import is_local, read_checkpoint, read_state
 from .command_line import TRACEBACK
@@ -41,7 +41,13 @@ def configs_folder() -> Path:
 class Overrides(DictAction):
     """mmengine's DictAction, that takes Python's lists and dicts too and says what is wrong."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: Optional[str] = None,
+    ) -> None:
         for pair in values:
             key, equals, value = pair.partition('=')
             if not equals or not all(part for part in key.split('.')):
@@ -96,7 +102,7 @@ def close_matches(path: str) -> list[str]:
     wanted = Path(path)
     words = set(re.split('[_-]', wanted.stem))
 
-    def likeness(file):
+    def likeness(file: Path) -> float:
         spelling = difflib.SequenceMatcher(None, wanted.stem, file.stem).ratio()
         return max(spelling, len(words & set(re.split('[_-]', file.stem))) / len(words))
 
@@ -234,7 +240,7 @@ def check_overrides(cfg: Config, options: dict) -> None:
             _check_kind(key, node, value)
 
 
-def _check_kind(key: str, old, new) -> None:
+def _check_kind(key: str, old: Any, new: Any) -> None:
     is_number = isinstance(old, (int, float)) and not isinstance(old, bool)
     wrong = (
         (isinstance(old, bool) and isinstance(new, str) and 'on or off (True, False)')
@@ -250,12 +256,12 @@ def _check_kind(key: str, old, new) -> None:
         raise InputError(f'--cfg-options {key}={new}: in the config it is {wrong}')
 
 
-def type_name(kind) -> str:
+def type_name(kind: Any) -> str:
     """Name of a `type` in a config: text, or in pure Python configs the class itself."""
     return kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
 
 
-def set_work_dir(cfg: Config, work_dir, config_path: str) -> None:
+def set_work_dir(cfg: Config, work_dir: Optional[str], config_path: str) -> None:
     """Set cfg.work_dir: the command line's, else the config's, else work_dirs/<config name>.
 
     Raises:
@@ -313,7 +319,7 @@ class _Started(Hook):
 
     started = False
 
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self.started = True
 
     before_val_iter = before_test_iter = before_train_iter
@@ -321,7 +327,7 @@ class _Started(Hook):
 
 @contextmanager
 def setting_up(
-    cfg: Config, path: str, options: Optional[dict] = None, runner=None
+    cfg: Config, path: str, options: Optional[dict] = None, runner: Optional[Runner] = None
 ) -> Iterator[None]:
     """What fails while things are built from a config is the config's affair: one sentence.
 

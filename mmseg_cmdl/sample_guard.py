@@ -6,7 +6,7 @@ that names neither file nor value. Here it is one sentence, before the batch lea
 
 import os
 import os.path as osp
-from typing import Callable, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Iterator, List, Optional, Sequence
 
 from mmengine.dataset import Compose
 from mmseg.structures import SegDataSample
@@ -93,7 +93,7 @@ class SampleCheck:
         self.channels = channels
         self.sizes = sizes
 
-    def __call__(self, batch: List[dict]):
+    def __call__(self, batch: List[dict]) -> Any:
         """Looks at `batch`, then puts it together.
 
         Raises:
@@ -104,7 +104,7 @@ class SampleCheck:
             self.look(sample.get('inputs'), sample.get('data_samples'))
         return self.collate(batch)
 
-    def look(self, image, sample) -> None:
+    def look(self, image: Any, sample: Any) -> None:
         """Looks at an image [C, H, W] and its SegDataSample, or at lists of both.
 
         Raises:

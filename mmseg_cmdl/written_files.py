@@ -5,13 +5,13 @@ import shutil
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Iterable, Iterator, Optional, Sequence
+from typing import Iterable, Iterator, Optional, Sequence, Union
 
 from .errors import InputError
 
 
 @contextmanager
-def written_beside(path) -> Iterator[Path]:
+def written_beside(path: Union[str, Path]) -> Iterator[Path]:
     """Gives a path of the same name in a hidden folder beside, and moves it into place at the end.
 
     What else was written into that folder (the weights of a large ONNX file) comes along, before
@@ -39,7 +39,7 @@ def written_beside(path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def make_folder(path) -> Path:
+def make_folder(path: Union[str, Path]) -> Path:
     """Makes a folder and those above it, where they aren't there.
 
     Raises:
@@ -59,7 +59,9 @@ def make_folder(path) -> Path:
     return path
 
 
-def refuse_same(out, inputs: Iterable[Optional[str]], option: str = 'OUT') -> None:
+def refuse_same(
+    out: Union[str, Path], inputs: Iterable[Optional[str]], option: str = 'OUT'
+) -> None:
     """Refuses to write over what is read.
 
     Args:
@@ -75,7 +77,7 @@ def refuse_same(out, inputs: Iterable[Optional[str]], option: str = 'OUT') -> No
             raise InputError(f'{option} is {path} itself, which is read; name another')
 
 
-def refuse_inside(paths: Iterable, out_dir, names: Sequence[str]) -> None:
+def refuse_inside(paths: Iterable, out_dir: Union[str, Path], names: Sequence[str]) -> None:
     """Refuses inputs that lie in the sub-folders `names` of `out_dir`, which would be replaced.
 
     Raises:
@@ -95,7 +97,7 @@ def refuse_inside(paths: Iterable, out_dir, names: Sequence[str]) -> None:
 
 
 @contextmanager
-def replaced_folders(out_dir, names: Sequence[str]) -> Iterator[Path]:
+def replaced_folders(out_dir: Union[str, Path], names: Sequence[str]) -> Iterator[Path]:
     """Gives a hidden folder to fill `names` in, and moves these into `out_dir` at the end.
 
     After an error, or an interruption, what was there before is there again; a folder `out_dir`

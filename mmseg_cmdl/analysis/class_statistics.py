@@ -4,6 +4,7 @@ Source: DGCW, eq. 8 (class average features and their variance per channel); CAR
 (similarity of class centres), which its losses lower together with the variance inside classes.
 """
 
+import argparse
 from typing import Callable, Iterable, Iterator, Optional
 
 import numpy as np
@@ -33,7 +34,7 @@ class ClassStatistics:
         self.num_classes = num_classes
         self.normalize = normalize
         self.counts = torch.zeros(num_classes, dtype=torch.float64)
-        self.sums = None
+        self.sums: Optional[Tensor] = None
         self.squares = torch.zeros(num_classes, dtype=torch.float64)
 
     def add(self, features: Tensor, labels: Tensor) -> None:
@@ -204,7 +205,10 @@ def measure_statistics(
 
 
 def gather_statistics(
-    models: Iterable[ExaminedModel], args, normalize: bool = True, each: Optional[Callable] = None
+    models: Iterable[ExaminedModel],
+    args: argparse.Namespace,
+    normalize: bool = True,
+    each: Optional[Callable] = None,
 ) -> Iterator[tuple]:
     """:func:`measure_statistics` of one model after the other, for the commands.
 

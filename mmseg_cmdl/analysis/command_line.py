@@ -5,7 +5,7 @@ import json
 import math
 import random
 from pathlib import Path
-from typing import Iterable, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -77,7 +77,9 @@ def parser_of(
     return parser
 
 
-def parse(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None):
+def parse(
+    parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None
+) -> argparse.Namespace:
     """Parsed arguments with `models` as pairs; the seeds are set and the folder is made.
 
     Raises:
@@ -107,14 +109,15 @@ def parse(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None)
 
 def distinct_names(names: List[str]) -> List[str]:
     """Numbers those that occur more than once."""
-    seen, out = {}, []
+    seen: Dict[str, int] = {}
+    out = []
     for name in names:
         seen[name] = seen.get(name, 0) + 1
         out.append(name if names.count(name) == 1 else f'{name} ({seen[name]})')
     return out
 
 
-def load_models(args) -> Iterator[ExaminedModel]:
+def load_models(args: argparse.Namespace) -> Iterator[ExaminedModel]:
     """One model after the other, so that only one is held if the caller keeps none.
 
     Raises:
@@ -153,7 +156,7 @@ def progress(items: Iterable, total: int, label: str) -> Iterator:
             bar.advance(task)
 
 
-def write_json(path: Path, numbers) -> None:
+def write_json(path: Path, numbers: Any) -> None:
     """Numbers as JSON; NaN and infinity, which JSON hasn't, as null."""
     write_text(path, json.dumps(plain(numbers), indent=1, allow_nan=False) + '\n')
 
@@ -164,13 +167,13 @@ def write_text(path: Path, text: str) -> None:
         file.write_text(text, encoding='utf-8')
 
 
-def write_arrays(path: Path, **arrays) -> None:
+def write_arrays(path: Path, **arrays: Any) -> None:
     """Named arrays as NPZ, whole or as it was."""
     with written_beside(path) as file:
         np.savez_compressed(file, **arrays)
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """Arrays and tensors as lists, numbers as Python's."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}

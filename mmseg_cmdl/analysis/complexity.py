@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..launch import type_name
 
 #: The modules of MCIBI's table 3 and those of this package, by the head that holds them.
-CONTEXTS = {
+CONTEXTS: Dict[str, dict] = {
     'none (FCN)': dict(type='FCNHead'),
     'PPM': dict(type='PSPHead'),
     'ASPP': dict(type='ASPPHead', dilations=(1, 12, 24, 36)),
@@ -181,14 +181,14 @@ def measure_complexity(
         dict: What :func:`count_operations` gives; `ms`, median time of a pass; `peak_mib`, memory
         held at most during it beside map and parameters.
     """
-    device = torch.device(device)
     head = head.to(device).eval()
     generator = torch.Generator().manual_seed(seed)
-    features = feature_maps(head, torch.randn(*shape, generator=generator).to(device))
+    last = torch.randn(*shape, generator=generator).to(device)
+    features = feature_maps(head, last)
     out = dict(
         **count_operations(head, features),
         ms=None,
-        peak_mib=peak_memory(lambda: head(features), device) / 2**20,
+        peak_mib=peak_memory(lambda: head(features), last.device) / 2**20,
     )
     if min_seconds is not None:
         timer = benchmark.Timer(

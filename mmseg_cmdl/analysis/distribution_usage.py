@@ -3,7 +3,7 @@ pixels lie nearest to each.
 """
 
 import heapq
-from typing import List, NamedTuple
+from typing import List, NamedTuple, Tuple
 
 import numpy as np
 import torch
@@ -115,7 +115,7 @@ class DistributionUsage:
         """For each class the pairs (n, m, cosine), n < m, that are all but one."""
         cosines = torch.einsum('knz,kmz->knm', self.distributions, self.distributions).numpy()
         pairs = np.argwhere(np.triu(cosines >= self.duplicate_cosine, k=1))
-        found = [[] for _ in cosines]
+        found: List[list] = [[] for _ in cosines]
         for k, n, m in pairs.tolist():
             found[k].append((n, m, float(cosines[k, n, m])))
         return found
@@ -190,7 +190,7 @@ class NearestPatches:
     def __init__(self, num_classes: int, num_distributions: int, count: int, size: int):
         self.count, self.size = count, size
         self.num_distributions = num_distributions
-        self._heaps = [[] for _ in range(num_classes * num_distributions)]
+        self._heaps: List[list] = [[] for _ in range(num_classes * num_distributions)]
 
     def add(
         self, image: np.ndarray, index: int, classes: Tensor, assignment: Assignment, stride: tuple
@@ -225,10 +225,10 @@ class NearestPatches:
             else:
                 heapq.heapreplace(heap, entry)
 
-    def _window(self, position, stride):
+    def _window(self, position: Tuple[int, int], stride: tuple) -> List[int]:
         return [round((p + 0.5) * s) - self.size // 2 for p, s in zip(position, stride)]
 
-    def _cut(self, image, position, stride):
+    def _cut(self, image: np.ndarray, position: Tuple[int, int], stride: tuple) -> np.ndarray:
         top, left = self._window(position, stride)
         patch = np.full((self.size, self.size, 3), 255, np.uint8)
         rows = slice(max(top, 0), min(top + self.size, image.shape[0]))

@@ -8,10 +8,12 @@ from typing import Iterable, Iterator, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import pseudo_collate
+from mmseg.datasets import BaseSegDataset
+from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import DATASETS
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoint_file import load_state
 from ..compat import swaps_channels
@@ -27,7 +29,8 @@ SPLITS = ('train', 'val', 'test')
 class Example(NamedTuple):
     """One image and what a model made of it. Everything is on the CPU."""
 
-    index: int  # in the data set
+    # a method of tuples, here a field
+    index: int  # type: ignore[assignment]  # in the data set
     path: str
     image: np.ndarray  # RGB uint8 [H', W', 3], what the model saw before normalisation
     truth: np.ndarray  # labels [H, W] at the size of the annotation, 255 where there is none
@@ -72,12 +75,12 @@ class ExaminedModel:
     Features are those of the whole image, also where the config predicts in sliding windows.
 
     Args:
-        model (nn.Module): A segmentor.
+        model (BaseSegmentor): A segmentor.
         dataset: Its data set; the pipeline must load annotations.
         name (str): For legends and file names.
     """
 
-    def __init__(self, model: nn.Module, dataset, name: str):
+    def __init__(self, model: BaseSegmentor, dataset: BaseSegDataset, name: str):
         self.model = model.eval()
         self.dataset = dataset
         self.name = name
@@ -192,7 +195,7 @@ class ExaminedModel:
         data = self.model.data_preprocessor(pseudo_collate([self.dataset[index]]), False)
         return self.model.extract_feat(data['inputs'])
 
-    def _run(self, data, index, features, predict):
+    def _run(self, data: dict, index: int, features: Optional[str], predict: bool) -> Example:
         sample = data['data_samples'][0]
         path = sample.metainfo.get('img_path', f'image {index}')
         if 'gt_sem_seg' not in sample:
@@ -222,7 +225,7 @@ class ExaminedModel:
             stride = tuple(p / n for p, n in zip(padded, maps.shape[:2]))
             valid = [-(-n * s // p) for n, s, p in zip(maps.shape[:2], size, padded)]
             maps = maps[: valid[0], : valid[1]].cpu()
-            labels = torch.from_numpy(labels[: valid[0], : valid[1]])
+            labels = labels[: valid[0], : valid[1]]
         image = raw.permute(1, 2, 0).cpu().numpy()
         if image.shape[2] == 3 and swaps_channels(self.model.data_preprocessor):
             image = image[..., ::-1]
@@ -233,11 +236,11 @@ class ExaminedModel:
             truth,
             prediction,
             maps,
-            labels,
+            None if labels is None else torch.from_numpy(labels),
             stride,
         )
 
-    def _features(self, inputs: Tensor, samples, kind: str) -> Tensor:
+    def _features(self, inputs: Tensor, samples: list, kind: str) -> Tensor:
         """[h, w, Z] of the one image."""
         if kind not in FEATURES:
             raise ValueError(f'features must be one of {FEATURES}, got {kind!r}')
@@ -294,7 +297,7 @@ def as_picture(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(bands, dtype=np.uint8)
 
 
-def build_dataset(cfg: Config, split: str):
+def build_dataset(cfg: Config, split: str) -> BaseSegDataset:
     """Data set of a split, without augmentation.
 
     Raises:
@@ -319,13 +322,13 @@ def build_dataset(cfg: Config, split: str):
     return DATASETS.build(dataset)
 
 
-def _innermost(dataset):
+def _innermost(dataset: ConfigDict) -> ConfigDict:
     while 'pipeline' not in dataset and ('dataset' in dataset or 'datasets' in dataset):
         dataset = dataset.dataset if 'dataset' in dataset else dataset.datasets[0]
     return dataset
 
 
-def _set_pipeline(dataset, pipeline):
+def _set_pipeline(dataset: ConfigDict, pipeline: list) -> None:
     for inner in [dataset.dataset] if 'dataset' in dataset else dataset.get('datasets', []):
         _set_pipeline(inner, pipeline)
     if 'dataset' not in dataset and 'datasets' not in dataset:

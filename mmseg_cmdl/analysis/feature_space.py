@@ -1,7 +1,7 @@
 """Pixels of chosen classes in two dimensions: sampling, PCA, then t-SNE or UMAP."""
 
 import importlib
-from typing import NamedTuple, Optional, Sequence
+from typing import Any, Dict, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ class PixelSample:
     def __init__(self, classes: Sequence[int], size: int, seed: int = 0):
         self.classes, self.size = list(classes), size
         self._rng = np.random.default_rng(seed)
-        self._held = {k: [] for k in self.classes}  # (key, image, row, column, feature)
+        # (key, image, row, column, feature)
+        self._held: Dict[int, list] = {k: [] for k in self.classes}
         self.seen = dict.fromkeys(self.classes, 0)
 
     def add(self, index: int, features: Tensor, labels: Tensor) -> None:
@@ -71,7 +72,7 @@ class Embedded(NamedTuple):
     silhouette: Optional[float]  # of the classes in the space before
 
 
-def _need(module: str, package: str, what: str):
+def _need(module: str, package: str, what: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -14,7 +14,7 @@ def feature_at(
     image_size: Tuple[int, int],
     feature_size: Tuple[int, int],
     stride: Tuple[float, float],
-) -> Tuple[int, int]:
+) -> Tuple[int, ...]:
     """Row and column of the feature that covers a pixel of the image.
 
     Args:

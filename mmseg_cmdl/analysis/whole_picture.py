@@ -2,7 +2,7 @@
 distributions of an MDRL bank it is made of.
 """
 
-from typing import Callable, List, NamedTuple
+from typing import Callable, List, NamedTuple, Tuple
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ def see_whole(
     )
 
 
-def _prepared(model, picture, window, stride):
+def _prepared(model: ExaminedModel, picture: np.ndarray, window: int, stride: int) -> Tensor:
     """Normalised [1, 3, H', W'] that whole features fill; the border's pixels go on beyond it."""
     prepare = model.model.data_preprocessor
     if swaps_channels(prepare):
@@ -130,9 +130,9 @@ def main_distributions(
     """
     classes = whole.logits.argmax(dim=0)
     half = whole.stride // 2
-    brightness = torch.from_numpy(np.ascontiguousarray(brightness[half :: whole.stride]))
-    brightness = brightness[:, half :: whole.stride].float()
-    brightness = F.interpolate(brightness[None, None], classes.shape)[0, 0]
+    rows = torch.from_numpy(np.ascontiguousarray(brightness[half :: whole.stride]))
+    light = rows[:, half :: whole.stride].float()
+    light = F.interpolate(light[None, None], classes.shape)[0, 0]
     found = []
     for k, rows in enumerate(distributions.to(whole.embeddings)):
         scores = (whole.embeddings @ rows.t()).permute(2, 0, 1)
@@ -141,7 +141,7 @@ def main_distributions(
         shares = counts / counts.sum().clamp(min=1)
         largest = shares.argsort(descending=True, stable=True)[:most].tolist()
         chosen = [n for n in largest if counts[n] and shares[n] >= least_share]
-        chosen.sort(key=lambda n: brightness[own == n].mean().item())
+        chosen.sort(key=lambda n: light[own == n].mean().item())
         if not chosen:
             nowhere = np.zeros(tuple(classes.shape), np.int64), np.zeros(whole.size, np.uint8)
             found.append(ClassDistributions([], [], *nowhere, np.zeros((0, *classes.shape))))
@@ -172,7 +172,7 @@ def nearest_places(scores: np.ndarray, among: np.ndarray, count: int, apart: int
         list[tuple]: (row, column), the best first.
     """
     scores = np.where(among, scores, -np.inf)
-    found = []
+    found: List[Tuple[int, int]] = []
     while len(found) < count and np.isfinite(scores.max()):
         row, column = divmod(int(scores.argmax()), scores.shape[1])
         found.append((row, column))

@@ -1,7 +1,7 @@
 """A released checkpoint file to one for a config of this package."""
 
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from mmengine.config import Config
@@ -56,7 +56,9 @@ class Conversion(NamedTuple):
 class _ScalarsOnCPU(TorchFunctionMode):
     """Inside `torch.device('meta')`: a transformer reads its drop rates from a `linspace`."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: Optional[dict] = None
+    ) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.linspace:
             kwargs.setdefault('device', 'cpu')
@@ -256,7 +258,7 @@ def convert(
     state = convert_state(released, head)
     with setting_up(cfg, str(config), cfg_options):
         built, changed = _fit_config(cfg, released, known, change=out_config is not None)
-    notes = []
+    notes: List[str] = []
     _drop_unused_norm(state, built, notes)
     check_fit(state, built)
 
@@ -272,7 +274,7 @@ def convert(
     else:
         hint = ', or say which it is with --model' if head == 'MCIBIHead' else ''
         notes += _cannot_be_known(built, dataset, hint)
-    meta = dict(converted_from=Path(source).name)
+    meta: Dict[str, Any] = dict(converted_from=Path(source).name)
     if dataset is not None and DATASETS.get(dataset) is not None:
         meta['dataset_meta'] = dataset_meta(dataset)
 
@@ -298,7 +300,7 @@ def _cannot_be_known(built: BaseModule, dataset: Optional[str], hint: str) -> Li
     ]
 
 
-def _write(path: str, write) -> None:
+def _write(path: str, write: Callable[[Path], Any]) -> None:
     """Write to a file beside it first: what stops halfway leaves nothing under the name."""
     with written_beside(path) as unfinished:
         write(unfinished)

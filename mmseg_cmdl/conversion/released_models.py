@@ -5,7 +5,7 @@ only; a model with another activation or dilation takes them without a word and 
 differently. So a model is known by its name, and what its network needs is in this table.
 """
 
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 from mmengine.model import BaseModule
 from mmseg.registry import DATASETS
@@ -65,7 +65,7 @@ _CLASSES = {
     'lip': 'LIPDataset',
     'cocostuff10k': 'COCOStuff182Dataset',
 }
-_ONLY_FOR = {
+_ONLY_FOR: Dict[Tuple[str, str], Dict[str, Any]] = {
     ('r50', 'lip'): {
         'decode_head.act_cfg': LEAKY_RELU,
         'decode_head.context.act_cfg': LEAKY_RELU,
@@ -130,7 +130,7 @@ def _activation(cfg: dict) -> dict:
     return cfg
 
 
-def _epsilons(model: nn.Module, kind: type) -> List[float]:
+def _epsilons(model: nn.Module, kind: Any) -> List[float]:
     return sorted({module.eps for module in model.modules() if isinstance(module, kind)})
 
 

@@ -2,7 +2,7 @@
 
 import os.path as osp
 from collections import Counter
-from typing import Optional
+from typing import Any, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from mmengine import fileio
@@ -80,13 +80,15 @@ class CamVidDataset(BaseSegDataset):
         ],
     )
 
+    img_suffix: Optional[str]
+
     def __init__(
         self,
         img_suffix: Optional[str] = None,
         seg_map_suffix: str = '.png',
         check_annotations: bool = True,
         reduce_zero_label: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if reduce_zero_label:
             raise ValueError(
@@ -99,7 +101,7 @@ class CamVidDataset(BaseSegDataset):
         )
 
     @classmethod
-    def get_label_map(cls, new_classes=None) -> dict:
+    def get_label_map(cls, new_classes: Optional[Sequence[str]] = None) -> dict:
         """Ids on disk to ids for training, void to 255.
 
         Args:
@@ -141,19 +143,19 @@ class CamVidDataset(BaseSegDataset):
                     self._check_annotation(data_info)
         return data_list
 
-    def _require_folder(self, folder, key):
+    def _require_folder(self, folder: str, key: str) -> None:
         if not folder or not fileio.isdir(folder, backend_args=self.backend_args):
             raise FileNotFoundError(
                 f"CamVidDataset: data_prefix['{key}'] is {folder!r}, which is not a folder; set "
                 f'data_root to where CamVid lies, or run {CONVERTER}'
             )
 
-    def _names(self, folder, suffix):
+    def _names(self, folder: str, suffix: Union[str, Tuple[str, ...]]) -> List[str]:
         return fileio.list_dir_or_file(
             folder, list_dir=False, suffix=suffix, recursive=True, backend_args=self.backend_args
         )
 
-    def _find_suffix(self, img_dir):
+    def _find_suffix(self, img_dir: str) -> str:
         found = Counter(osp.splitext(name)[1] for name in self._names(img_dir, SUFFIXES))
         if not found:
             raise FileNotFoundError(
@@ -167,7 +169,7 @@ class CamVidDataset(BaseSegDataset):
             )
         return next(iter(found))
 
-    def _require_files(self, data_list, key, folder, suffix):
+    def _require_files(self, data_list: List[dict], key: str, folder: str, suffix: str) -> None:
         present = {osp.join(folder, name) for name in self._names(folder, suffix)}
         missing = [info[key] for info in data_list if info[key] not in present]
         if missing:
@@ -177,10 +179,10 @@ class CamVidDataset(BaseSegDataset):
                 f'first is {missing[0]}; restore the files, or run {CONVERTER} again'
             )
 
-    def _check_annotation(self, data_info):
+    def _check_annotation(self, data_info: dict) -> None:
         path = data_info['seg_map_path']
 
-        def fail(what, remedy):
+        def fail(what: str, remedy: str) -> None:
             raise ValueError(f'CamVidDataset: {path} {what}; {remedy}')
 
         mode, size, ids = self._read(path, decode=True)
@@ -204,7 +206,7 @@ class CamVidDataset(BaseSegDataset):
                 f'write the annotations anew with {CONVERTER}',
             )
 
-    def _read(self, path, decode=False):
+    def _read(self, path: str, decode: bool = False) -> Any:
         with fileio.get_local_path(path, backend_args=self.backend_args) as local_path:
             try:
                 # only the header is read until the pixels are asked for

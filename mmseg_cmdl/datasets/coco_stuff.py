@@ -1,6 +1,6 @@
 """COCO-Stuff with all 182 categories, as MCIBI has it."""
 
-from typing import Dict, Optional, Sequence
+from typing import Dict, Mapping, Optional, Sequence
 
 from mmseg.datasets import COCOStuffDataset
 
@@ -22,7 +22,7 @@ _UNLABELLED = {
 }
 
 
-def _with_unlabelled(values: Sequence, fill: Dict[int, object]) -> tuple:
+def _with_unlabelled(values: Sequence, fill: Mapping[int, object]) -> tuple:
     """`values` of the 171 labelled categories among all 182, `fill` at the places of the others."""
     rest = iter(values)
     total = len(values) + len(fill)

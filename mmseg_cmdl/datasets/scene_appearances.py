@@ -1,6 +1,6 @@
 """How the classes of SyntheticScenesDataset look: colours and textures."""
 
-from typing import NamedTuple
+from typing import List, NamedTuple
 
 import cv2
 import numpy as np
@@ -95,7 +95,7 @@ PALETTE = [
 ]
 
 
-def _noise_tiles(size=256):
+def _noise_tiles(size: int = 256) -> List[np.ndarray]:
     """White noise and two smoothed copies, each of mean 0.5, wrapping around."""
     white = np.random.default_rng(0).random((size, size), dtype=np.float32)
     tiles = [white]
@@ -109,13 +109,15 @@ def _noise_tiles(size=256):
 WHITE_NOISE, _FINE_NOISE, _SOFT_NOISE = _noise_tiles()
 
 
-def crop_noise(tile, height, width, rng):
+def crop_noise(tile: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     y, x = rng.integers(0, tile.shape[0], 2)
     rows = (np.arange(y, y + height) % tile.shape[0])[:, None]
     return tile[rows, np.arange(x, x + width) % tile.shape[1]]
 
 
-def texture_mix(name, height, width, unit, rng):
+def texture_mix(
+    name: str, height: int, width: int, unit: float, rng: np.random.Generator
+) -> np.ndarray:
     """Mix of the two colours of an appearance, float32 ``[height, width]`` in 0 to 1.
 
     ``unit`` is the size in pixels of a hundredth or so of the image, so that

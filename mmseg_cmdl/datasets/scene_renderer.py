@@ -5,7 +5,7 @@ trees, signs, cars and people by their distance. Each thing is drawn in one of
 the appearances of its class.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -32,14 +32,14 @@ class Scene(NamedTuple):
 class _Canvas:
     """Image and maps under construction; polygons are lists of ``[n, 2]`` x, y points."""
 
-    def __init__(self, height, width, rng):
+    def __init__(self, height: int, width: int, rng: np.random.Generator) -> None:
         self.height, self.width, self.rng = height, width, rng
         self.unit = min(height, width) / 100
         self.image = np.empty((height, width, 3), np.float32)
         self.label = np.empty((height, width), np.uint8)
         self.appearance = np.empty((height, width), np.uint8)
 
-    def _mask(self, polygons):
+    def _mask(self, polygons: Sequence) -> tuple:
         """Region of the canvas that holds the polygons, and their mask in it."""
         polygons = [np.round(polygon).astype(np.int32) for polygon in polygons]
         points = np.concatenate(polygons)
@@ -52,36 +52,39 @@ class _Canvas:
             cv2.fillPoly(mask, [polygon], 1, offset=(-int(left), -int(top)))
         return np.s_[top:bottom, left:right], mask.view(bool)
 
-    def paint(self, name, look, polygons):
+    def paint(self, name: str, look: int, polygons: Sequence) -> None:
         """Draw a thing of class ``name`` in its ``look``-th appearance."""
         region, mask = self._mask(polygons)
         if region is None:
             return
         appearance = APPEARANCES[name][look]
-        mix = texture_mix(appearance.texture, *mask.shape, self.unit, self.rng)[..., None]
+        height, width = mask.shape
+        mix = texture_mix(appearance.texture, height, width, self.unit, self.rng)[..., None]
         jitter = self.rng.normal(0, 10, (2, 3)).astype(np.float32)
         dark, light = np.array(COLORS[appearance.color], np.float32) + jitter
         np.copyto(self.image[region], dark + mix * (light - dark), where=mask[..., None])
         self.label[region][mask] = _ID[name]
         self.appearance[region][mask] = look
 
-    def tint(self, polygons, color):
+    def tint(self, polygons: Sequence, color: Sequence[int]) -> None:
         """Draw a detail of what is there already: the maps stay."""
         region, mask = self._mask(polygons)
         if region is not None:
             self.image[region][mask] = color
 
 
-def _box(left, top, right, bottom):
+def _box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
 
 
-def _disc(x, y, radius_x, radius_y=None, corners=16):
+def _disc(
+    x: float, y: float, radius_x: float, radius_y: Optional[float] = None, corners: int = 16
+) -> np.ndarray:
     angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
     return np.stack([x + radius_x * np.cos(angle), y + (radius_y or radius_x) * np.sin(angle)], 1)
 
 
-def _draw_road(canvas, look, horizon):
+def _draw_road(canvas: _Canvas, look: int, horizon: float) -> None:
     rng, height, width = canvas.rng, canvas.height, canvas.width
     if rng.random() < 0.5:  # along the view
         top, bottom = rng.uniform(0.2, 0.8, 2) * width
@@ -129,7 +132,7 @@ def _draw_road(canvas, look, horizon):
         canvas.tint(lines, (225, 225, 215))
 
 
-def _draw_building(canvas, look, horizon):
+def _draw_building(canvas: _Canvas, look: int, horizon: float) -> None:
     rng, unit = canvas.rng, canvas.unit
     left = rng.uniform(-0.1, 0.9) * canvas.width
     wide, high = rng.uniform(16, 42) * unit, rng.uniform(12, 42) * unit
@@ -147,7 +150,7 @@ def _draw_building(canvas, look, horizon):
     canvas.paint('building', look, shape)
 
 
-def _draw_tree(canvas, look, x, y, scale):
+def _draw_tree(canvas: _Canvas, look: int, x: float, y: float, scale: float) -> None:
     rng = canvas.rng
     high, wide = rng.uniform(32, 50) * scale, rng.uniform(11, 16) * scale
     shape = APPEARANCES['tree'][look].shape
@@ -163,7 +166,7 @@ def _draw_tree(canvas, look, x, y, scale):
     canvas.tint([_box(x - 1.5 * scale, y - high / 5, x + 1.5 * scale, y)], (85, 60, 45))
 
 
-def _draw_car(canvas, look, x, y, scale):
+def _draw_car(canvas: _Canvas, look: int, x: float, y: float, scale: float) -> None:
     half = canvas.rng.uniform(15, 20) * scale
     van = APPEARANCES['car'][look].shape == 'van'
     body = half * (0.85 if van else 0.45)
@@ -202,7 +205,7 @@ def _draw_car(canvas, look, x, y, scale):
     canvas.tint(wheels, (25, 25, 28))
 
 
-def _draw_sign(canvas, look, x, y, scale):
+def _draw_sign(canvas: _Canvas, look: int, x: float, y: float, scale: float) -> None:
     high, radius = canvas.rng.uniform(22, 32) * scale, canvas.rng.uniform(7, 10) * scale
     pole = _box(x - 0.8 * scale, y - high, x + 0.8 * scale, y)
     shape = APPEARANCES['sign'][look].shape
@@ -217,7 +220,7 @@ def _draw_sign(canvas, look, x, y, scale):
         canvas.tint([_disc(x, y - high, radius * 0.55)], (235, 235, 235))
 
 
-def _draw_person(canvas, look, x, y, scale):
+def _draw_person(canvas: _Canvas, look: int, x: float, y: float, scale: float) -> None:
     high = canvas.rng.uniform(24, 32) * scale
     wide, head = high * 0.2, high * 0.11
     legs = [
@@ -240,7 +243,9 @@ _THINGS = {
 }
 
 
-def render_scene(rng, size=(128, 128), border=0) -> Scene:
+def render_scene(
+    rng: np.random.Generator, size: Tuple[int, int] = (128, 128), border: int = 0
+) -> Scene:
     """Render one scene.
 
     Args:
@@ -255,7 +260,7 @@ def render_scene(rng, size=(128, 128), border=0) -> Scene:
     canvas = _Canvas(height, width, rng)
     looks = {name: len(appearances) for name, appearances in APPEARANCES.items()}
 
-    def look(name):
+    def look(name: str) -> int:
         return int(rng.integers(looks[name]))
 
     horizon = int(rng.uniform(0.35, 0.6) * height)

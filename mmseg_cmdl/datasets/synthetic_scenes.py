@@ -2,6 +2,7 @@
 
 import re
 from functools import lru_cache
+from typing import Any, Tuple
 
 import cv2
 import numpy as np
@@ -24,12 +25,12 @@ _PATH = re.compile(
 
 
 @lru_cache(maxsize=4)  # an image and its maps are asked for one after the other
-def _scene(split, height, width, seed, border, index) -> Scene:
+def _scene(split: str, height: int, width: int, seed: int, border: int, index: int) -> Scene:
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     return render_scene(rng, (height, width), border)
 
 
-def _read(path):
+def _read(path: str) -> Tuple[Scene, str]:
     """Scene of a path, and which of its planes the path means."""
     match = _PATH.fullmatch(str(path))
     if match is None:
@@ -119,7 +120,7 @@ class SyntheticScenesDataset(BaseSegDataset):
         split: str = 'train',
         seed: int = 0,
         border: int = 1,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         height, width = (size, size) if isinstance(size, int) else size
         if length < 1:

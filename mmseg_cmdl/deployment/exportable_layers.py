@@ -6,12 +6,14 @@ sizes to a diagonal matrix and multiplies by einsum, which torch.export can foll
 backbones.
 """
 
+from typing import Any, Optional
+
 import torch
 from mmcv.ops import CrissCrossAttention
 from torch import Tensor, nn
 
 
-def pooling_matrix(size, bins: int, like: Tensor) -> Tensor:
+def pooling_matrix(size: int, bins: int, like: Tensor) -> Tensor:
     """Weights [bins, size] with which each bin averages its part of a line of `size` pixels.
 
     Bin i covers the pixels ``floor(i * size / bins)`` to ``ceil((i + 1) * size / bins) - 1``, as in
@@ -33,7 +35,7 @@ class AdaptivePoolingByMatrices(nn.Module):
         output_size (tuple[int]): Bins per column and per row.
     """
 
-    def __init__(self, output_size):
+    def __init__(self, output_size: Any) -> None:
         super().__init__()
         self.output_size = output_size
 
@@ -78,12 +80,12 @@ class CrissCrossByMatrices(nn.Module):
         return self.gamma(attended.permute(0, 3, 1, 2).contiguous()) + x
 
 
-def _exportable(module: nn.Module):
+def _exportable(module: nn.Module) -> Optional[nn.Module]:
     """What stands for `module` in an export, None if it stays."""
     if type(module) is CrissCrossAttention:
         return CrissCrossByMatrices(module)
     if isinstance(module, nn.AdaptiveAvgPool2d):
-        size = module.output_size
+        size: Any = module.output_size
         size = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
         if None not in size and size != (1, 1):
             return AdaptivePoolingByMatrices(size)

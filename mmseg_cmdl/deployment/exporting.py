@@ -1,11 +1,11 @@
 """torch.export and ONNX with dynamic batch and size, and the checks that an export has to pass."""
 
 from importlib.util import find_spec
-from typing import Callable, Dict, Iterable, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Sequence, Tuple
 
 import torch
 from packaging.version import Version
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
 
@@ -131,7 +131,7 @@ def to_onnx(
     exported.save(path)
 
 
-def _name_axes(graph) -> None:
+def _name_axes(graph: Any) -> None:
     """Calls the dynamic sizes batch, height and width, in place of the exporter's symbols."""
     import onnx_ir
 
@@ -150,7 +150,7 @@ def node_types(path: str) -> Dict[str, int]:
     """How many nodes of each type an ONNX file has, those of subgraphs and functions included."""
     import onnx
 
-    def count(nodes):
+    def count(nodes: Iterable) -> None:
         for node in nodes:
             name = node.op_type if not node.domain else f'{node.domain}.{node.op_type}'
             counts[name] = counts.get(name, 0) + 1
@@ -159,7 +159,7 @@ def node_types(path: str) -> Dict[str, int]:
                 for graph in (*graphs, *attribute.graphs):
                     count(graph.node)
 
-    counts = {}
+    counts: Dict[str, int] = {}
     model = onnx.load(path, load_external_data=False)
     local = {f'{function.domain}.{function.name}' for function in model.functions}
     count(model.graph.node)
@@ -185,7 +185,15 @@ def check_nodes(path: str, also: Iterable[str] = ()) -> Dict[str, int]:
     return counts
 
 
-def _images(like, batch: int, height: int, width: int, channels: int, scale=1.0, shift=0.0):
+def _images(
+    like: Tensor,
+    batch: int,
+    height: int,
+    width: int,
+    channels: int,
+    scale: float = 1.0,
+    shift: float = 0.0,
+) -> Tensor:
     generator = torch.Generator().manual_seed(height * width + batch)
     images = torch.randn(batch, channels, height, width, generator=generator) * scale + shift
     return images.to(like)

@@ -2,10 +2,11 @@
 
 import copy
 from contextlib import contextmanager
-from typing import Optional, Sequence
+from typing import Iterator, Optional, Sequence
 
 import torch
 from mmengine.model import revert_sync_batchnorm
+from mmseg.models.segmentors import BaseSegmentor
 from mmseg.models.utils import resize
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ OUTPUTS = ('logits', 'probabilities', 'labels')
 
 
 @contextmanager
-def _resize_without_warning():
+def _resize_without_warning() -> Iterator[None]:
     """`mmseg.models.utils.resize` doesn't compare sizes, only to warn of a poor choice of them.
 
     The comparison turns a dynamic size into the number that the example had.
@@ -29,7 +30,7 @@ def _resize_without_warning():
         resize.__defaults__ = defaults
 
 
-def _fold_class_aware_regularization_(model: nn.Module) -> None:
+def _fold_class_aware_regularization_(model: BaseSegmentor) -> None:
     """Merge the linear conv of CAR into the classifier that its hook stands before."""
     head = last_head(model)
     old = head.conv_seg
@@ -55,7 +56,7 @@ class InferenceModel(nn.Module):
     done around the network, are the caller's.
 
     Args:
-        model (nn.Module): An EncoderDecoder or CascadeEncoderDecoder; it is left alone.
+        model (BaseSegmentor): An EncoderDecoder or CascadeEncoderDecoder; it is left alone.
         output (str): 'logits' [B, K, H, W], 'probabilities' (their softmax, or sigmoid where the
             head has one output), or 'labels' [B, H, W], int64.
         mean, std (Sequence[float], optional): Per channel. If given, images come as 0..255 and are
@@ -65,9 +66,12 @@ class InferenceModel(nn.Module):
         ValueError: An unknown `output`, or a `mean` without `std`.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
-        model: nn.Module,
+        model: BaseSegmentor,
         output: str = 'logits',
         mean: Optional[Sequence[float]] = None,
         std: Optional[Sequence[float]] = None,

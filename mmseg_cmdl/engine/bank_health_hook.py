@@ -1,12 +1,17 @@
 """Hook that logs how a memory bank fares in training and draws its distribution map."""
 
-from typing import Optional, Sequence
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
 import mmengine.dist as dist
+import numpy as np
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from mmseg.datasets import BaseSegDataset
+from mmseg.models.segmentors import BaseSegmentor
 
+from ..models.decode_heads.memory_head import MemoryHead
 from ..models.memory.memory_bank import MemoryBank
 from ..registry import HOOKS
 from ..utils import check_finite
@@ -49,7 +54,7 @@ class BankHealthHook(Hook):
         self.images = list(images)
         self._bank: Optional[MemoryBank] = None
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Finds the bank, which begins to count."""
         head = find_bank_head(runner.model)
         if head is None:
@@ -61,19 +66,21 @@ class BankHealthHook(Hook):
         self._bank = head.bank
         self._bank.watch()
 
-    def after_train(self, runner) -> None:
+    def after_train(self, runner: Runner) -> None:
         """The bank counts no longer."""
         if self._bank is not None:
             self._bank.unwatch()
 
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
+    ) -> None:
         """Logs, at the end of an interval."""
         if self._bank is None or not self.every_n_train_iters(runner, self.interval):
             return
         for name, value in self._bank.health().items():
             runner.message_hub.update_scalar(f'train/{name}', value)
 
-    def after_val_epoch(self, runner, metrics=None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: Optional[Dict[str, float]] = None) -> None:
         """Draws the maps, on rank 0."""
         if not self.draw or not dist.is_main_process():
             return
@@ -93,7 +100,9 @@ class BankHealthHook(Hook):
 
 
 @torch.no_grad()
-def draw_health(model, head, dataset, index: int):
+def draw_health(
+    model: BaseSegmentor, head: MemoryHead, dataset: BaseSegDataset, index: int
+) -> np.ndarray:
     """Image, ground truth, class and distribution of each pixel as they are now, uint8 RGB."""
     from ..analysis.examined_model import ExaminedModel
     from ..visualization import MappedImage, draw_distribution_maps, figure_to_array
@@ -118,13 +127,13 @@ def draw_health(model, head, dataset, index: int):
     )
 
 
-def find_bank_head(model) -> Optional[torch.nn.Module]:
+def find_bank_head(model: Any) -> Optional[MemoryHead]:
     """The module that holds a memory bank under the name `bank`; None where there is none.
 
     Of several the last one of the `decode_head`, which is nearest to what predicts, then of others.
     """
 
-    def holders(modules):
+    def holders(modules: Iterable[Any]) -> List[Any]:
         return [m for m in modules if isinstance(getattr(m, 'bank', None), MemoryBank)]
 
     while is_model_wrapper(model):

@@ -1,10 +1,11 @@
 """Hook that says which classes never come, and looks at labels that nobody has looked at."""
 
-from typing import Iterator
+from typing import Any, Iterator, Optional
 
 import mmengine.dist as dist
 import torch
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 from ..data_guard import (
     check_dataset,
@@ -50,7 +51,7 @@ class DataGuardHook(Hook):
             raise ValueError(f'DataGuardHook: iterations must be at least 1, got {iterations}')
         self.iterations = iterations
 
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Refuses to resume another model; mmengine would go on until the optimizer's first step.
 
         Raises:
@@ -67,7 +68,7 @@ class DataGuardHook(Hook):
                     'start from its weights, set load_from in the config, and leave out --resume'
                 )
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Checks what hasn't been, and starts counting.
 
         Raises:
@@ -85,7 +86,7 @@ class DataGuardHook(Hook):
         self._iterations = self._images = 0
         self._done = not heads
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Counts the pixels of each class.
 
         Raises:
@@ -106,17 +107,19 @@ class DataGuardHook(Hook):
             self._images += 1
         self._iterations += 1
 
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
+    ) -> None:
         """Says what never came."""
         if not self._done and self._iterations == self.iterations:
             self._report(runner)
 
-    def after_train(self, runner) -> None:
+    def after_train(self, runner: Runner) -> None:
         """Says it, where the training was shorter."""
         if not self._done and self._iterations:
             self._report(runner)
 
-    def _report(self, runner) -> None:
+    def _report(self, runner: Runner) -> None:
         self._done = True
         counts = torch.cat([self._pixels, torch.tensor([self._images])])
         dist.all_reduce(counts)
@@ -129,11 +132,11 @@ class DataGuardHook(Hook):
                                          'iterations)'))  # fmt: skip
 
 
-def _size(value) -> str:
+def _size(value: Any) -> str:
     return 'x'.join(map(str, getattr(value, 'shape', ()))) or 'one number'
 
 
-def _samples(batch) -> Iterator:
+def _samples(batch: Any) -> Iterator:
     """SegDataSamples of a batch that have labels."""
     for sample in (batch or {}).get('data_samples') or []:
         if 'gt_sem_seg' in sample:

@@ -1,10 +1,11 @@
 """Random numbers of an iteration that depend on the iteration, not on what was run before it."""
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 from ..registry import HOOKS
 from ..utils import check_finite
@@ -33,18 +34,18 @@ class SeedPerIterationHook(Hook):
         check_finite(self, seed=seed)
         self.seed = seed
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Let a resumed job draw what the pipeline drew for the batches that it skips."""
         batches = getattr(runner.train_loop, 'dataloader_iterator', None)
         if hasattr(batches, 'skip_iter'):
 
-            def load_and_drop(number):
+            def load_and_drop(number: int) -> None:
                 for _ in range(number):
                     next(batches)
 
             batches.skip_iter = load_and_drop
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed from (seed, iteration, rank)."""
         seed = runner.seed if self.seed is None else self.seed
         # odd multipliers keep the three apart; 63 bits are what manual_seed takes

@@ -3,7 +3,7 @@
 Registered for the jobs by `custom_imports`, as the recorder is.
 """
 
-from typing import Dict, Tuple
+from typing import Any, Dict, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,9 @@ class NoMemory(nn.Module):
 
 
 class _Control(DatasetContextHead):
-    def __init__(self, *args, **kwargs):
+    bank: Any  # NoMemory
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.bank = NoMemory()
 
@@ -34,7 +36,7 @@ class _Control(DatasetContextHead):
         """None: there is no memory to train."""
         return {}
 
-    def update_bank(self, *args, **kwargs) -> Dict[str, Tensor]:
+    def update_bank(self, *args: Any, **kwargs: Any) -> Dict[str, Tensor]:
         """Nothing moves."""
         return {}
 
@@ -67,7 +69,7 @@ class LearnedControlHead(_Control):
         **kwargs: Options of :class:`DatasetContextHead`.
     """
 
-    def __init__(self, *args, vectors: Tuple[int, int], fuse: bool, **kwargs):
+    def __init__(self, *args: Any, vectors: Tuple[int, int], fuse: bool, **kwargs: Any):
         super().__init__(*args, **kwargs)
         count, width = vectors
         start = nn.init.trunc_normal_(torch.empty(self.num_classes, count, width), std=0.02)

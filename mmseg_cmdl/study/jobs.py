@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence, TextIO
 
 from .plan import Arm, StudyError, write_json
 from .recorder import PARENT, is_locked, read_result, result_path
@@ -159,7 +159,12 @@ class Runner:
     """
 
     def __init__(
-        self, jobs: Sequence[Job], train: Path, slots: int, keep_checkpoints: bool = False, out=None
+        self,
+        jobs: Sequence[Job],
+        train: Path,
+        slots: int,
+        keep_checkpoints: bool = False,
+        out: Optional[TextIO] = None,
     ):
         self.jobs, self.train, self.slots = list(jobs), train, slots
         self.keep_checkpoints = keep_checkpoints

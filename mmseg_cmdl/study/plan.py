@@ -9,10 +9,10 @@ import re
 import shlex
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import mmengine
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
@@ -57,12 +57,12 @@ class StudyError(ValueError):
     """A plan that can't be carried out; the message names what to change."""
 
 
-def short_name(kind) -> str:
+def short_name(kind: Any) -> str:
     """What a head is called on the command line: 'fcn' for FCNHead."""
     return str(kind).rsplit('.', 1)[-1].lower().replace('head', '')
 
 
-def head_of(cfg: Config) -> dict:
+def head_of(cfg: Config) -> ConfigDict:
     """Config of the decode head, the last one of a cascade."""
     head = cfg.model.decode_head
     return head[-1] if isinstance(head, (list, tuple)) else head
@@ -143,7 +143,7 @@ def _apply_head(cfg: Config, kind: str, context: Optional[str], method: str) -> 
 
 def _takes_context(cls: type) -> bool:
     return any(
-        'context' in inspect.signature(parent.__init__).parameters
+        'context' in inspect.signature(vars(parent)['__init__']).parameters
         for parent in cls.__mro__
         if '__init__' in vars(parent) and parent is not object
     )
@@ -162,7 +162,7 @@ def shorten(cfg: Config, iters: int) -> None:
             'max_iters; set train_cfg.max_epochs by --cfg-options'
         )
 
-    def scaled(count):
+    def scaled(count: Any) -> Any:
         if isinstance(count, (list, tuple)):
             return [scaled(item) for item in count]
         return max(1, round(count * iters / total)) if count else count
@@ -204,7 +204,9 @@ def parse_arm(text: str) -> Tuple[str, Optional[str], List[str]]:
     return name.strip(), base, words
 
 
-def load(path, options: Optional[dict] = None, iters: Optional[int] = None) -> Config:
+def load(
+    path: Union[str, Path], options: Optional[dict] = None, iters: Optional[int] = None
+) -> Config:
     """A config with what holds for all arms alike."""
     # through plain types, so that one written in the lazy style is treated as any other
     cfg = Config(Config.fromfile(str(path)).to_dict())
@@ -219,12 +221,12 @@ def load(path, options: Optional[dict] = None, iters: Optional[int] = None) -> C
 
 
 def resolve(
-    config,
+    config: Union[str, Path],
     methods: Sequence[str] = (),
     arms: Sequence[str] = (),
     options: Optional[dict] = None,
     iters: Optional[int] = None,
-    results='results',
+    results: Union[str, Path] = 'results',
     precise_bn: int = 0,
     controls: Optional[Sequence[str]] = None,
 ) -> List[Arm]:
@@ -246,7 +248,7 @@ def resolve(
     """
     names = {'baseline', short_name(head_of(load(config)).type)}
     baseline = next((method for method in methods if method in names), min(names - {'baseline'}))
-    wanted = [(baseline, None, [])]
+    wanted: List[Tuple[str, Optional[str], List[str]]] = [(baseline, None, [])]
     wanted += [(method, method, []) for method in methods if method not in names]
     wanted += [parse_arm(text) for text in arms]
     configs: Dict[str, Config] = {}
@@ -295,7 +297,7 @@ def with_controls(configs: Dict[str, Config], wanted: Optional[Sequence[str]]) -
     return list(wanted) or memory
 
 
-def _has_memory(kind) -> bool:
+def _has_memory(kind: Any) -> bool:
     cls = class_of(str(kind).rsplit('.', 1)[-1])
     return cls is not None and issubclass(cls, (MDRLHead, MCIBIHead))
 
@@ -317,7 +319,7 @@ def as_control(cfg: Config, kind: str) -> Config:
         if parent is DatasetContextHead:
             break
         if '__init__' in vars(parent):
-            for option in inspect.signature(parent.__init__).parameters:
+            for option in inspect.signature(vars(parent)['__init__']).parameters:
                 if option not in inspect.signature(DatasetContextHead.__init__).parameters:
                     head.pop(option, None)
     if kind == 'pixels':
@@ -334,7 +336,9 @@ def as_control(cfg: Config, kind: str) -> Config:
     return cfg
 
 
-def add_recorder(cfg: Config, arm: str, results, fingerprint: str, precise_bn: int = 0) -> None:
+def add_recorder(
+    cfg: Config, arm: str, results: Union[str, Path], fingerprint: str, precise_bn: int = 0
+) -> None:
     """What the study adds to a job: it records, keeps one checkpoint, and repeats after a stop."""
     imports = cfg.get('custom_imports') or {}
     names = imports.get('imports') or []
@@ -370,10 +374,10 @@ def add_recorder(cfg: Config, arm: str, results, fingerprint: str, precise_bn: i
     hooks['checkpoint'] = {**checkpoint, 'max_keep_ckpts': 1, 'save_best': None}
 
 
-def comparable(cfg) -> dict:
+def comparable(cfg: Config) -> dict:
     """A config as plain values, without what belongs to the machine."""
 
-    def plain(value):
+    def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {str(k): plain(v) for k, v in sorted(value.items()) if k not in OF_THE_MACHINE}
         if isinstance(value, (list, tuple)):
@@ -392,16 +396,16 @@ def comparable(cfg) -> dict:
     return out
 
 
-def fingerprint_of(cfg, precise_bn: int = 0) -> str:
+def fingerprint_of(cfg: Config, precise_bn: int = 0) -> str:
     """12 digits that are the same for the same :func:`comparable` config."""
     text = json.dumps([comparable(cfg), precise_bn], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def flatten(value, prefix: str = '') -> Dict[str, object]:
+def flatten(value: Any, prefix: str = '') -> Dict[str, object]:
     """{'model.decode_head.channels': 64, ...}."""
     if isinstance(value, dict):
-        items = value.items()
+        items: Iterable = value.items()
     elif isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
         items = enumerate(value)
     else:
@@ -421,7 +425,7 @@ def _settings(arms: Sequence[Arm], precise_bn: int) -> dict:
     base = comparable(arms[0].config)
     for part in (base.get('custom_hooks', []), base['val_evaluator']):
         part[:] = [item for item in part if item.get('type') not in _OURS]
-    out = dict(
+    out: Dict[str, Any] = dict(
         format=1, mmseg_cmdl=_version(), precise_bn=precise_bn, baseline=arms[0].name, arms={}
     )
     for arm in arms:

@@ -14,7 +14,7 @@ import time
 import zlib
 from pathlib import Path
 from statistics import median
-from typing import Dict, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import mmcv
 import mmengine
@@ -25,7 +25,9 @@ from mmengine.dist import is_main_process
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
 from mmseg.evaluation import IoUMetric
+from torch import Tensor
 
 from ..registry import HOOKS, METRICS
 from ..version import __version__
@@ -59,7 +61,7 @@ def scores(areas: np.ndarray) -> Dict[str, np.ndarray]:
         acc = 100 * inside / labelled
         overall = 100 * inside.sum(-1) / labelled.sum(-1)
 
-    def mean(values):
+    def mean(values: np.ndarray) -> np.ndarray:
         known = ~np.isnan(values)
         with np.errstate(divide='ignore', invalid='ignore'):
             return np.where(known, values, 0).sum(-1) / known.sum(-1)
@@ -96,12 +98,12 @@ class StudyMetric(BaseMetric):
 
     default_prefix = 'study'
 
-    def __init__(self, ignore_index: int = 255, **kwargs):
+    def __init__(self, ignore_index: int = 255, **kwargs: Any):
         super().__init__(**kwargs)
         self.ignore_index = ignore_index
         self.areas: Optional[np.ndarray] = None
 
-    def process(self, data_batch, data_samples: Sequence[dict]) -> None:
+    def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """See the base class."""
         num_classes = len(self.dataset_meta['classes'])
         for sample in data_samples:
@@ -149,7 +151,7 @@ class StudyRecorder(Hook):
         self._last_validation = -1
         self._cpu_times: List[float] = []  # of each iteration, all threads
 
-    def before_run(self, runner) -> None:
+    def before_run(self, runner: Runner) -> None:
         """Claims the folder.
 
         Raises:
@@ -158,11 +160,11 @@ class StudyRecorder(Hook):
         if is_main_process() and not lock(Path(runner.work_dir)):
             raise SystemExit(f'error: another process runs the job in {runner.work_dir}')
 
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Adds what a job that goes on from this checkpoint has to know."""
         checkpoint['study'] = self._so_far()
 
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Takes it back."""
         if runner._resume:
             before = checkpoint.get('study')
@@ -171,11 +173,13 @@ class StudyRecorder(Hook):
                 self._before = {**before, 'stops': before['stops'] + 1}
                 self._first_not_finite = before['first_not_finite']
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Starts the clock."""
         self._cpu_times.append(time.process_time())
 
-    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
+    ) -> None:
         """Notes where a loss stopped being finite; ends a job that nobody waits for any more."""
         self._cpu_times[-1] = time.process_time() - self._cpu_times[-1]
         if self._first_not_finite is None and outputs is not None:
@@ -185,7 +189,7 @@ class StudyRecorder(Hook):
         if self._parent is not None and str(os.getppid()) != self._parent:
             raise SystemExit('error: the study that started this job is gone')
 
-    def after_val_epoch(self, runner, metrics: Optional[Dict[str, float]] = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: Optional[Dict[str, float]] = None) -> None:
         """Keeps the point of the learning curve."""
         if metrics is None or not runner.train_loop:
             return
@@ -193,7 +197,7 @@ class StudyRecorder(Hook):
         point = [runner.iter, *(_rounded(metrics[f'study/{k}']) for k in ('mIoU', 'mAcc', 'aAcc'))]
         self._validations = [p for p in self._validations if p[0] < runner.iter] + [point]
 
-    def after_train(self, runner) -> None:
+    def after_train(self, runner: Runner) -> None:
         """Writes the result."""
         if self._last_validation != runner.iter:
             runner.val_loop.run()
@@ -244,15 +248,15 @@ class StudyRecorder(Hook):
         )
 
     @staticmethod
-    def _scores(runner) -> dict:
+    def _scores(runner: Runner) -> dict:
         found = scores(_study_metric(runner).areas.sum(axis=0))
         return {key: _rounded(value) for key, value in found.items()}
 
-    def _take_statistics_anew(self, runner) -> None:
+    def _take_statistics_anew(self, runner: Runner) -> None:
         """Batch norm statistics as plain means over training batches, all with the same weights."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
 
-        def inputs():
+        def inputs() -> Iterator[Tensor]:
             batches = iter(runner.train_dataloader)
             for _ in range(self.precise_bn):
                 yield model.data_preprocessor(next(batches), True)['inputs']
@@ -262,18 +266,18 @@ class StudyRecorder(Hook):
             torch.optim.swa_utils.update_bn(inputs(), model)
 
 
-def _study_metric(runner) -> StudyMetric:
+def _study_metric(runner: Runner) -> StudyMetric:
     return next(m for m in runner.val_evaluator.metrics if isinstance(m, StudyMetric))
 
 
-def _rounded(value):
+def _rounded(value: Any) -> Any:
     """Numbers with 4 decimals for JSON, which has no NaN: None."""
     if np.ndim(value):
         return [_rounded(item) for item in value]
     return round(float(value), 4) if math.isfinite(value) else None
 
 
-def _loss_curve(runner, points: int = 25) -> List[list]:
+def _loss_curve(runner: Runner, points: int = 25) -> List[list]:
     """[iteration, mean loss since the point before]."""
     history = runner.message_hub.log_scalars.get('train/loss')
     if history is None:
@@ -283,11 +287,11 @@ def _loss_curve(runner, points: int = 25) -> List[list]:
     return [[int(part[-1]) + 1, _rounded(values[part].mean())] for part in parts]
 
 
-def _machine(runner) -> dict:
+def _machine(runner: Runner) -> dict:
     """What a job took, and on what."""
     times = runner.message_hub.log_scalars.get('train/time')
     on_gpu = torch.cuda.is_available() and next(runner.model.parameters()).is_cuda
-    peak = None
+    peak: Optional[float] = None
     if resource is not None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         peak = round(peak / (2**20 if sys.platform == 'darwin' else 2**10), 1)
@@ -321,7 +325,7 @@ def _cpu_name() -> str:
 def _commit() -> Optional[str]:
     """Of the checkout that this package is in, with '+' where files differ from it."""
 
-    def git(*words):
+    def git(*words: str) -> Optional[str]:
         here = Path(__file__).parent
         out = subprocess.run(['git', '-C', here, *words], capture_output=True, text=True)
         return out.stdout.strip() if out.returncode == 0 else None
@@ -353,7 +357,7 @@ def read_result(path: Path) -> dict:
     return out
 
 
-_locks = {}
+_locks: Dict[Path, Any] = {}
 
 
 def lock(folder: Path) -> bool:

@@ -5,7 +5,7 @@ import html
 import re
 import statistics as plain_statistics
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import mmengine
 import numpy as np
@@ -55,7 +55,7 @@ def _scored(runs: Dict[int, dict]) -> Dict[int, dict]:
     return {s: r for s, r in runs.items() if r['state'] != 'failed' and r['mIoU'] is not None}
 
 
-def _rounded(value, digits: int = 4):
+def _rounded(value: Any, digits: int = 4) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(item, digits) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -65,13 +65,15 @@ def _rounded(value, digits: int = 4):
     return int(value) if isinstance(value, np.integer) else value
 
 
-def paired(first: Dict[int, dict], second: Dict[int, dict], score='mIoU') -> Dict[int, float]:
+def paired(
+    first: Dict[int, dict], second: Dict[int, dict], score: str = 'mIoU'
+) -> Dict[int, float]:
     """{seed: second - first} of the seeds that both have a score of."""
     seeds = [seed for seed in first if seed in second]
     return {seed: second[seed][score] - first[seed][score] for seed in seeds}
 
 
-def _ratio(first: Dict[int, dict], second: Dict[int, dict], keys: Sequence[str]):
+def _ratio(first: Dict[int, dict], second: Dict[int, dict], keys: Sequence[str]) -> Optional[float]:
     """Median over the common seeds of the first key that all runs have."""
     for key in keys:
         pairs = [(first[s].get(key), second[s].get(key)) for s in first if s in second]
@@ -80,7 +82,7 @@ def _ratio(first: Dict[int, dict], second: Dict[int, dict], keys: Sequence[str])
     return None
 
 
-def _classes(first, second, names) -> List[dict]:
+def _classes(first: Dict[int, dict], second: Dict[int, dict], names: Sequence[str]) -> List[dict]:
     """Difference of each class's IoU; the p values adjusted over the classes."""
     out = []
     for i, name in enumerate(names):
@@ -96,14 +98,18 @@ def _classes(first, second, names) -> List[dict]:
 def _compare(first: Dict[int, dict], second: Dict[int, dict]) -> dict:
     """Estimates of all scores, images, wins."""
     differences = paired(first, second)
-    out = {key: estimate(list(paired(first, second, key).values()))._asdict() for key in SCORES}
+    out: Dict[str, Any] = {
+        key: estimate(list(paired(first, second, key).values()))._asdict() for key in SCORES
+    }
     out['seeds'] = {str(seed): value for seed, value in differences.items()}
     out['better'] = sum(value > 0 for value in differences.values())
     out['worse'] = sum(value < 0 for value in differences.values())
     out['images'] = None
     if differences:
-        areas = [[unpack_areas(runs[s]['areas']) for s in differences] for runs in (first, second)]
-        out['images'] = bootstrap_images(*areas)
+        before, after = (
+            [unpack_areas(runs[s]['areas']) for s in differences] for runs in (first, second)
+        )
+        out['images'] = bootstrap_images(before, after)
     return out
 
 
@@ -257,7 +263,7 @@ def _judge_controls(out: dict) -> None:
         against['verdict'] = found._asdict()
 
 
-def _number(value, form='.2f', none='–'):
+def _number(value: Optional[float], form: str = '.2f', none: str = '–') -> str:
     return none if value is None else format(value, form)
 
 
@@ -348,7 +354,7 @@ def class_rows(study: dict, most: int = 25) -> tuple:
         ]
         chosen = sorted(sorted(range(len(names)), key=lambda i: -size[i])[:most])
     else:
-        chosen = range(len(names))
+        chosen = list(range(len(names)))
     out = []
     for i in chosen:
         cells = [arm['classes'][i] for arm in arms]
@@ -442,7 +448,7 @@ def _changes(study: dict) -> List[List[str]]:
 def as_html(study: dict, pictures: Sequence[Path]) -> str:
     """One page with everything in it."""
 
-    def table(header, body):
+    def table(header: Sequence, body: Sequence[Sequence]) -> str:
         head = ''.join(f'<th>{html.escape(cell)}</th>' for cell in header)
         lines = ''.join(
             '<tr>' + ''.join(f'<td>{html.escape(cell)}</td>' for cell in line) + '</tr>'
@@ -450,7 +456,7 @@ def as_html(study: dict, pictures: Sequence[Path]) -> str:
         )
         return f'<div class="wide"><table><tr>{head}</tr>{lines}</table></div>'
 
-    def items(sentences):
+    def items(sentences: Sequence[str]) -> str:
         return '<ul>' + ''.join(f'<li>{html.escape(s)}</li>' for s in sentences) + '</ul>'
 
     images = ''.join(
@@ -501,7 +507,7 @@ def insert_tables(text: str, studies: Dict[str, dict]) -> str:
         studies (dict): {name: what its study.json holds}.
     """
 
-    def renew(found):
+    def renew(found: re.Match) -> str:
         study = studies.get(found.group(2))
         if study is None:
             return found.group()

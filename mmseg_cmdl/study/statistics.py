@@ -22,7 +22,7 @@ MIN_IMAGES = 10
 class Estimate(NamedTuple):
     """A mean over seeds and its interval; None where too few seeds don't give one."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # a method of tuples, here a field
     mean: Optional[float]
     std: Optional[float]  # of the values, n - 1
     low: Optional[float]
@@ -32,17 +32,17 @@ class Estimate(NamedTuple):
 
 def estimate(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     """Mean and t interval of independent values."""
-    values = np.asarray(values, float)
-    count = len(values)
+    array = np.asarray(values, float)
+    count = len(array)
     if count == 0:
         return Estimate(0, None, None, None, None, None)
-    mean = float(values.mean())
+    mean = float(array.mean())
     if count == 1:
         return Estimate(1, mean, None, None, None, None)
-    std = float(values.std(ddof=1))
+    std = float(array.std(ddof=1))
     if std == 0:  # equal to the bit: SciPy's interval would be NaN
         return Estimate(count, mean, 0.0, mean, mean, float(mean == 0))
-    test = stats.ttest_1samp(values, 0.0)
+    test = stats.ttest_1samp(array, 0.0)
     low, high = test.confidence_interval(confidence)
     return Estimate(count, mean, std, float(low), float(high), float(test.pvalue))
 
@@ -102,7 +102,7 @@ def bootstrap_images(
     both = np.stack([*first, *second], axis=1)  # [images, runs, 3, K]
     flat = both.reshape(images, -1).astype(float)
 
-    def difference(drawn, axis):
+    def difference(drawn: np.ndarray, axis: int) -> np.ndarray:
         drawn = np.asarray(drawn).reshape(-1, images)
         # how often each image was drawn, [resamples, images]
         offsets = np.arange(len(drawn))[:, None] * images

@@ -37,4 +37,5 @@ class BilinearTaps:
         self.one_hot = tuple(
             (every == cell[:, None]).to(like.dtype) for cell in (self.first, self.second)
         )
-        self.matrix = sum(one * weight[:, None] for one, weight in zip(self.one_hot, self.weights))
+        at_first, at_second = (one * w[:, None] for one, w in zip(self.one_hot, self.weights))
+        self.matrix = at_first + at_second

@@ -4,7 +4,7 @@ Every sum over pixels of a class runs over the pixels of all ranks, so that one
 global batch gives the same bank and the same gradients on any number of GPUs.
 """
 
-from typing import Sequence
+from typing import Any, Sequence
 
 import mmengine.dist as dist
 import torch
@@ -40,11 +40,11 @@ def all_reduce_together(*tensors: Tensor) -> Sequence[Tensor]:
 
 class _GlobalSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, share):
+    def forward(ctx: Any, share: Tensor) -> Tensor:
         return all_reduce_sum_(share.clone())
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         # Each rank goes on to compute the same loss from the same sum, and DDP then averages the
         # parameter gradients over the ranks. World size times the gradient of one loss is what
         # makes that average the gradient of one process on the whole batch; no message is needed.

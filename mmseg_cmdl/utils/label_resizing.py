@@ -1,12 +1,12 @@
 """Labels at the size of a feature map."""
 
-from typing import Tuple
+from typing import Sequence
 
 import torch
 from torch import Tensor
 
 
-def labels_at_feature_size(labels: Tensor, size: Tuple[int, int], mode: str = 'nearest') -> Tensor:
+def labels_at_feature_size(labels: Tensor, size: Sequence[int], mode: str = 'nearest') -> Tensor:
     """Nearest labels at feature size: row and column indices are rounded down after scaling.
 
     The index arithmetic is in integers. Float scale factors, as in `F.interpolate`, can land on

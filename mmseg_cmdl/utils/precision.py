@@ -10,5 +10,5 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 def layer_norm(values: Tensor, norm: nn.LayerNorm) -> Tensor:
     """`norm(values)` in the type of the values, whatever type the weights are stored in."""
-    weights = (None if w is None else w.to(values.dtype) for w in (norm.weight, norm.bias))
-    return F.layer_norm(values, norm.normalized_shape, *weights, norm.eps)
+    weight, bias = (None if w is None else w.to(values.dtype) for w in (norm.weight, norm.bias))
+    return F.layer_norm(values, norm.normalized_shape, weight, bias, norm.eps)

@@ -1,10 +1,12 @@
 """Figures of classes in a feature space: bars, similarity of centres, variance of channels."""
 
-from typing import Dict, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .style import LINES, fold, legend_columns, new_figure, readable_text_color
 
@@ -108,7 +110,9 @@ def draw_class_dependency(
     return figure
 
 
-def _matrix(axis, matrix, names, cmap, low, high):
+def _matrix(
+    axis: Axes, matrix: np.ndarray, names: Sequence[str], cmap: str, low: float, high: float
+) -> Any:
     count = len(names)
     colors = colormaps[cmap].with_extremes(bad='0.9')
     image = axis.imshow(matrix, cmap=colors, vmin=low, vmax=high)
@@ -117,7 +121,7 @@ def _matrix(axis, matrix, names, cmap, low, high):
     axis.set_yticks(range(count), names, fontsize=size)
     if count <= 12:
         for row, col in np.ndindex(count, count):
-            value = matrix[row, col]
+            value = float(matrix[row, col])
             if np.isfinite(value):
                 shade = colors((value - low) / (high - low))
                 axis.text(
@@ -181,7 +185,7 @@ def draw_channel_variance(variances: Dict[str, np.ndarray], bins: int, log: bool
     axis.set_xticks(range(bins + 1), [f'{edge:.2g}' for edge in edges], fontsize=8, rotation=45)
     axis.set_xlabel('class-wise variance of the channel')
     axis.set_ylabel('channels')
-    axis.yaxis.get_major_locator().set_params(integer=True)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(axis='y', color='0.88')
     axis.set_axisbelow(True)
     figure.legend(loc='outside upper center', handlelength=1.4, fontsize=9, frameon=False)

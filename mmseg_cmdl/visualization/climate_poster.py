@@ -1,8 +1,9 @@
 """The demo's picture: the Earth in distributions, patches of each, and the held-out strips."""
 
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -82,19 +83,21 @@ def join_strips(picture: np.ndarray, strips: Sequence[tuple], gap: int) -> np.nd
 class _Page:
     """A figure laid out in inches from its upper left corner."""
 
-    def __init__(self, height):
+    def __init__(self, height: float) -> None:
         self.height = height
         self.figure = Figure(figsize=(WIDTH, height), facecolor=PAPER)
         FigureCanvasAgg(self.figure)
 
-    def axis(self, left, top, width, height, color=PAPER):
+    def axis(
+        self, left: float, top: float, width: float, height: float, color: Any = PAPER
+    ) -> Axes:
         bottom = 1 - (top + height) / self.height
         axis = self.figure.add_axes((left / WIDTH, bottom, width / WIDTH, height / self.height))
         axis.set(facecolor=color, xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
         return axis
 
-    def picture(self, picture, left, top, width):
+    def picture(self, picture: np.ndarray, left: float, top: float, width: float) -> Axes:
         """Its axis; the picture keeps its proportions."""
         axis = self.axis(left, top, width, width * picture.shape[0] / picture.shape[1])
         show_picture(axis, picture)
@@ -102,11 +105,11 @@ class _Page:
         axis.images[0].set_interpolation('antialiased')
         return axis
 
-    def text(self, left, top, text, size, **options):
+    def text(self, left: float, top: float, text: str, size: float, **options: Any) -> None:
         options = {'color': INK, 'va': 'top', **options}
         self.figure.text(left / WIDTH, 1 - top / self.height, text, fontsize=size, **options)
 
-    def key(self, top, palette, names):
+    def key(self, top: float, palette: Sequence, names: Sequence[str]) -> None:
         """Legend of the classes, flush right."""
         right = WIDTH - MARGIN
         for color, name in list(zip(palette, names))[::-1]:
@@ -116,7 +119,9 @@ class _Page:
             right -= 0.62
 
 
-def _draw_distributions(page, top, cell, groups, palette, names):
+def _draw_distributions(
+    page: _Page, top: float, cell: float, groups: Sequence, palette: Sequence, names: Sequence[str]
+) -> None:
     """A column for each: its shade and share, and below what it looks like."""
     left = MARGIN
     for k, shown in groups:

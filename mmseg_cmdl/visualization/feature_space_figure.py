@@ -1,8 +1,7 @@
 """Pixels and distributions in the plane, a panel for each model."""
 
-from typing import Dict, Sequence
+from typing import Any, Dict, Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -16,7 +15,7 @@ from .style import (
 )
 
 
-def draw_feature_space(panels: Dict[str, object], names: Sequence[str], method: str) -> Figure:
+def draw_feature_space(panels: Dict[str, Any], names: Sequence[str], method: str) -> Figure:
     """Points of each class in a colour and with a marker of its own, and the bank's distributions
     as large numbered marks.
 
@@ -28,14 +27,16 @@ def draw_feature_space(panels: Dict[str, object], names: Sequence[str], method: 
     figure = new_figure(5.2 * len(panels), 5.9)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     classes = list(dict.fromkeys(k for e in panels.values() for k in e.labels.tolist()))
-    colors = {k: np.array(c) / 255 for k, c in zip(classes, distinct_colors(len(classes)))}
+    colors = {
+        k: tuple(part / 255 for part in c) for k, c in zip(classes, distinct_colors(len(classes)))
+    }
     shapes = {k: MARKERS[i % len(MARKERS)] for i, k in enumerate(classes)}
     marked = False
     for axis, (name, embedded) in zip(axes, panels.items()):
         for k in classes:
             points = embedded.points[embedded.labels == k]
             axis.scatter(
-                *points.T, s=16, color=colors[k], marker=shapes[k], alpha=0.65, linewidths=0
+                *points.T, s=16, color=[colors[k]], marker=shapes[k], alpha=0.65, linewidths=0
             )
         if embedded.distributions is not None:
             marked = True
@@ -91,12 +92,14 @@ def draw_feature_space(panels: Dict[str, object], names: Sequence[str], method: 
                 label='distribution of the bank',
             )
         )
+    labels = [str(handle.get_label()) for handle in handles]
     figure.legend(
-        handles=handles,
+        handles,
+        labels,
         loc='outside lower center',
         fontsize=9,
         frameon=False,
-        ncols=legend_columns(figure, [handle.get_label() for handle in handles], 9),
+        ncols=legend_columns(figure, labels, 9),
     )
     title = dict(tsne='t-SNE', umap='UMAP', pca='PCA')[method]
     figure.suptitle(f'{title} of pixel features', fontsize=12, fontweight='bold')

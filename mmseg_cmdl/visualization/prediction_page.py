@@ -2,7 +2,7 @@
 
 import base64
 import html
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
 
 import cv2
 import numpy as np
@@ -25,7 +25,7 @@ from .style import (
 class PredictedImage(NamedTuple):
     """An image, its labels and what the models say."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a method of tuples, here a field
     path: str
     image: np.ndarray  # RGB [H', W', 3]
     truth: np.ndarray  # [H, W], 255 for no label
@@ -176,11 +176,11 @@ def prediction_page(
 """
 
 
-def _number(value):
+def _number(value: Optional[float]) -> str:
     return '–' if value is None else f'{value:.2f}'
 
 
-def _case(place, example, palette, models):
+def _case(place: int, example: Any, palette: Sequence, models: Sequence) -> str:
     scores = [example.scores[name] for name in models]
     data = [f'data-start="{place}"']
     for i, score in enumerate(scores):
@@ -203,7 +203,7 @@ def _case(place, example, palette, models):
     )
 
 
-def _data_url(picture, size, photo):
+def _data_url(picture: np.ndarray, size: tuple, photo: bool) -> str:
     """A photo as JPEG, a map of a few colours as PNG."""
     if photo:
         kind, data = (

@@ -1,7 +1,10 @@
 """Figures of a study, from what its study.json holds."""
 
+from typing import Any, Dict, Sequence
+
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -89,7 +92,7 @@ def draw_differences(study: dict) -> Figure:
     return figure
 
 
-def _limit(axis, arms) -> None:
+def _limit(axis: Axes, arms: Sequence[dict]) -> None:
     """Shows all seeds; the interval of two or three runs on to the edge."""
     found = [arm['difference'] for arm in arms if 'difference' in arm]
     seeds = [0.0, *(value for one in found for value in one['seeds'].values())]
@@ -99,8 +102,10 @@ def _limit(axis, arms) -> None:
     axis.set_xlim(max(left, low - 0.6 * span), min(right, high + 0.6 * span))
 
 
-def _dot(axis, value, place, color, failed):
-    style = dict(marker='x', ms=6, mew=1.5) if failed else dict(marker='o', ms=4.5, alpha=0.45)
+def _dot(axis: Axes, value: float, place: float, color: str, failed: bool) -> None:
+    style: Dict[str, Any] = (
+        dict(marker='x', ms=6, mew=1.5) if failed else dict(marker='o', ms=4.5, alpha=0.45)
+    )
     axis.plot([value], [place], color=color, ls='', markeredgecolor=color, **style)
 
 
@@ -145,7 +150,7 @@ def draw_curves(study: dict) -> Figure:
     return figure
 
 
-def _curve(axis, curve, color, name):
+def _curve(axis: Axes, curve: Sequence, color: str, name: str) -> None:
     iterations, mean, std, _ = (np.array(column, float) for column in zip(*curve))
     std = np.nan_to_num(std)
     axis.fill_between(iterations, mean - std, mean + std, color=color, alpha=0.2, lw=0)

@@ -2,12 +2,14 @@
 
 import re
 from pathlib import Path
-from typing import List, Sequence
+from typing import Any, List, Sequence, Union
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ..written_files import written_beside
 
@@ -38,13 +40,13 @@ RIGHT, WRONG, IGNORED = (215, 215, 215), (213, 94, 0), (255, 255, 255)
 
 def new_figure(width: float, height: float) -> Figure:
     """A figure of that size in inches, drawn without a display."""
-    figure = Figure(figsize=(width, height), layout='constrained')
-    figure.get_layout_engine().set(w_pad=0.07, h_pad=0.07)  # inches
+    engine = ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.07)  # inches
+    figure = Figure(figsize=(width, height), layout=engine)
     FigureCanvasAgg(figure)
     return figure
 
 
-def save_figure(figure: Figure, path, dpi: int = 100) -> Path:
+def save_figure(figure: Figure, path: Union[str, Path], dpi: int = 100) -> Path:
     """Writes a PNG; the same figure gives the same file."""
     with written_beside(path) as file:
         figure.savefig(file, dpi=dpi, metadata={'Software': None})
@@ -54,8 +56,9 @@ def save_figure(figure: Figure, path, dpi: int = 100) -> Path:
 def figure_to_array(figure: Figure, dpi: int = 100) -> np.ndarray:
     """The figure as an RGB picture, uint8 [H, W, 3]."""
     figure.set_dpi(dpi)
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def distinct_colors(count: int) -> List[tuple]:
@@ -69,7 +72,7 @@ def distinct_colors(count: int) -> List[tuple]:
     return [tuple(int(x) for x in np.rint(255 * color)) for color in scale]
 
 
-def show_picture(axis, picture: np.ndarray, title: str = '', size: float = 9) -> None:
+def show_picture(axis: Axes, picture: np.ndarray, title: str = '', size: float = 9) -> None:
     """A picture without ticks."""
     axis.imshow(picture, interpolation='nearest')
     axis.set_xticks([])
@@ -121,7 +124,8 @@ def add_class_legend(
 
     pairs = [*zip(palette, names), *extra]
     handles = [
-        Patch(facecolor=np.array(color) / 255, edgecolor='0.5', label=name) for color, name in pairs
+        Patch(facecolor=tuple(part / 255 for part in color), edgecolor='0.5', label=name)
+        for color, name in pairs
     ]
     figure.legend(
         handles=handles,
@@ -140,6 +144,6 @@ def resize_nearest(picture: np.ndarray, size: tuple) -> np.ndarray:
     return picture[rows[:, None], cols]
 
 
-def readable_text_color(rgb) -> str:
+def readable_text_color(rgb: Any) -> str:
     """Black or white, whichever stands out from a background in 0..1."""
     return 'black' if np.dot(rgb[:3], (0.299, 0.587, 0.114)) > 0.55 else 'white'

@@ -1,6 +1,6 @@
 """HRNet without an activation between the two convolutions of its stem."""
 
-from typing import Callable
+from typing import Any, Callable
 
 from mmseg.models.backbones import HRNet
 from torch import nn
@@ -19,7 +19,7 @@ class LinearStemHRNet(HRNet):
         **kwargs: Of :class:`mmseg.models.backbones.HRNet`, whose keys in a checkpoint these are.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # the base class calls it after both norms of the stem, and nowhere else
         self.relu = nn.Identity()

@@ -4,7 +4,7 @@ Source: Huang et al., Channelized Axial Attention, AAAI 2022, section 3. One of 
 is added to (CAR, table 2).
 """
 
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 from mmcv.cnn import ConvModule
@@ -43,7 +43,7 @@ class CAAHead(CascadeStage):
         attention: dict = dict(),
         image_level: bool = True,
         check_labels: Optional[str] = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         check_finite(self, dropout_ratio=self.dropout_ratio)

@@ -1,7 +1,7 @@
 """Heads that stand at any place of MMSegmentation's CascadeEncoderDecoder."""
 
 from functools import wraps
-from typing import Callable, List
+from typing import Any, Callable, List
 
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor
@@ -14,7 +14,7 @@ def at_any_stage(loss: Callable) -> Callable:
     """
 
     @wraps(loss)
-    def call(self, inputs, *args, **kwargs):
+    def call(self: BaseDecodeHead, inputs: List[Tensor], *args: Any, **kwargs: Any) -> dict:
         return loss(self, inputs, *args[-2:], **kwargs)
 
     return call
@@ -29,7 +29,7 @@ class CascadeStage(BaseDecodeHead):
     A subclass has `forward(inputs, prev_output=None)` and marks its `loss` by :func:`at_any_stage`.
     """
 
-    def predict(self, inputs: List[Tensor], *args) -> Tensor:
+    def predict(self, inputs: List[Tensor], *args: Any) -> Tensor:
         """Logits at the size of the images.
 
         Args:

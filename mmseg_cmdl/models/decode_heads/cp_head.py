@@ -4,7 +4,8 @@ Source: Yu et al., Context Prior for Scene Segmentation, CVPR 2020, section 3. O
 CAR is added to (CAR, table 2).
 """
 
-from typing import Dict, List, Optional, Tuple, Union
+from functools import partial
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from mmcv.cnn import ConvModule, build_norm_layer
@@ -28,16 +29,22 @@ class FullySeparableAggregation(nn.Module):
         **conv_options: `conv_cfg`, `norm_cfg` and `act_cfg`.
     """
 
-    def __init__(self, in_channels: int, channels: int, kernel_size: int, **conv_options):
+    def __init__(self, in_channels: int, channels: int, kernel_size: int, **conv_options: Any):
         super().__init__()
         self.reduction = ConvModule(in_channels, channels, 3, padding=1, **conv_options)
         tall, wide = (
-            dict(kernel_size=size, padding=(size[0] // 2, size[1] // 2), groups=channels)
+            partial(
+                nn.Conv2d,
+                channels,
+                channels,
+                size,
+                padding=(size[0] // 2, size[1] // 2),
+                groups=channels,
+            )
             for size in ((kernel_size, 1), (1, kernel_size))
         )
         self.tall_wide, self.wide_tall = (
-            nn.Sequential(*(nn.Conv2d(channels, channels, **options) for options in order))
-            for order in ((tall, wide), (wide, tall))
+            nn.Sequential(*(conv() for conv in order)) for order in ((tall, wide), (wide, tall))
         )
         norm_cfg = conv_options.get('norm_cfg')
         self.norm = build_norm_layer(norm_cfg, channels)[1] if norm_cfg else nn.Identity()
@@ -78,7 +85,7 @@ class CPHead(CascadeStage):
         kernel_size: int = 11,
         loss_prior: dict = dict(type='AffinityLoss'),
         check_labels: Optional[str] = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         check_finite(self, kernel_size=kernel_size, dropout_ratio=self.dropout_ratio)

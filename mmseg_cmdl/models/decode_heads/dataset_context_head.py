@@ -4,7 +4,7 @@ Source: MDRL, section 3.1 and eq. 2 to 5; MCIBI, eq. 1 to 5 and 11 to 14.
 """
 
 from abc import abstractmethod
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from mmcv.cnn import ConvModule
@@ -79,7 +79,7 @@ class DatasetContextHead(MemoryHead):
     """
 
     # what `fold_` takes off
-    training_parts = ('bank', 'consistency', 'loss_decode', 'loss_coarse')
+    training_parts: Tuple[str, ...] = ('bank', 'consistency', 'loss_decode', 'loss_coarse')
 
     def __init__(
         self,
@@ -97,12 +97,14 @@ class DatasetContextHead(MemoryHead):
             type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4
         ),
         check_labels: Optional[str] = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         name = type(self).__name__
         if isinstance(fusion, bool):  # that of APCHead or DMHead, in whose place this one stands
             kwargs['fusion'], fusion = fusion, 'concat'
-        needed = dict(in_channels=in_channels, channels=channels, num_classes=num_classes)
+        needed: Dict[str, Any] = dict(
+            in_channels=in_channels, channels=channels, num_classes=num_classes
+        )
         check_required(name, kwargs, **needed)
         kwargs, context = place_leftovers(name, kwargs, context, **needed)
         several_maps = takes_several_maps(in_channels, kwargs)
@@ -161,7 +163,7 @@ class DatasetContextHead(MemoryHead):
             self.context = SingleImageContext(context, inherited)
             self._build_context_layers(channels, self.context.channels, transform_channels)
         self.final_conv = ConvModule(channels, channels, 1, **self.conv_options)
-        self.folded_memory = None
+        self.folded_memory: Optional[nn.Module] = None
 
         self.loss_coarse = nn.ModuleList(MODELS.build(loss) for loss in as_list(loss_coarse))
         check_losses(self, 'loss_coarse', self.loss_coarse)
@@ -315,7 +317,7 @@ class DatasetContextHead(MemoryHead):
         weight = None
         if self.sampler is not None:
             weight = self.sampler.sample(logits, labels[:, None])
-        results = {}
+        results: Dict[str, Tensor] = {}
         for loss in losses:
             value = loss(logits, labels, weight=weight, ignore_index=self.ignore_index)
             add_loss(results, f'{prefix}_{loss.loss_name}', value)

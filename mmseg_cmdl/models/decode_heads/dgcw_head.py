@@ -1,7 +1,7 @@
 """DGCWHead: distance guided channel weighting at a quarter of the feature size (DGCW)."""
 
 import inspect
-from typing import Dict, List, Optional, Union
+from typing import Any, Dict, List, Optional, Union
 
 import torch
 from mmcv.cnn import ConvModule
@@ -30,7 +30,7 @@ _CONTEXT_CHANNELS = 512
 def _build_layer(layer: dict, channels: int) -> nn.Module:
     """Builds a layer whose channels are called `channels` or, in mmcv, `in_channels`."""
     cls = registered_class(layer)
-    names = () if cls is None else inspect.signature(cls.__init__).parameters
+    names = () if cls is None else inspect.signature(cls).parameters
     return MODELS.build(
         {'in_channels' if 'in_channels' in names else 'channels': channels, **layer}
     )
@@ -81,7 +81,7 @@ class DGCWHead(CascadeStage):
         context: Optional[dict] = None,
         concat_features: bool = False,
         check_labels: Optional[str] = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         name = type(self).__name__
         needed = dict(in_channels=in_channels, channels=channels, num_classes=num_classes)
@@ -145,7 +145,7 @@ class DGCWHead(CascadeStage):
     # MMSegmentation's name, by which K-Net asks its kernel_generate_head
     _forward_feature = forward_features
 
-    def _resize(self, x: Tensor, size) -> Tensor:
+    def _resize(self, x: Tensor, size: Any) -> Tensor:
         return resize(x, size, mode='bilinear', align_corners=self.align_corners, warning=False)
 
     def forward(self, inputs: List[Tensor], prev_output: Optional[Tensor] = None) -> Tensor:

@@ -7,6 +7,7 @@ The data pipeline checks each annotation on the CPU and names its file
 from typing import List, Optional, Tuple
 
 import torch
+from mmseg.structures import SegDataSample
 from mmseg.utils import SampleList
 from torch import Tensor, nn
 
@@ -113,7 +114,7 @@ def _image_sizes(meta: dict) -> List[Tuple[int, int]]:
     return [size, *([tuple(meta['pad_shape'][:2])] if meta.get('pad_shape') else [])]
 
 
-def _check_size(sample) -> None:
+def _check_size(sample: SegDataSample) -> None:
     label, meta = sample.gt_sem_seg.data, sample.metainfo
     if label.dim() != 3 or label.shape[0] != 1:
         channels = f' ({label.shape[-1]} channels)' if label.dim() == 3 else ''

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from typing import Iterable, Optional, Union
+from typing import Callable, Iterable, List, Optional, Union
 
 import torch
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -72,9 +72,10 @@ def check_losses_of_vectors(head: BaseDecodeHead, key: str, losses: Iterable[nn.
     classes = torch.tensor([0, head.num_classes - 1]).view(2, 1, 1)
     logits = torch.zeros(2, head.num_classes, 1, 1)
     for loss in losses:
-        values, trial = [], copy.deepcopy(loss)
+        values: List[Tensor] = []
+        trial = copy.deepcopy(loss)
 
-        def call(loss=trial, values=values):
+        def call(loss: nn.Module = trial, values: List[Tensor] = values) -> None:
             for weight in (0.0, 1.0):
                 weights = torch.full(classes.shape, weight)
                 given = dict(weight=weights, ignore_index=head.ignore_index)
@@ -122,7 +123,7 @@ def _weighted_call(
     return _reason(lambda: loss(logits, labels, weight=weight, ignore_index=ignore_index))
 
 
-def _reason(call) -> Optional[str]:
+def _reason(call: Callable) -> Optional[str]:
     """The error of a call, in a few words; None if it ends well, or if nothing is computed."""
     if torch.zeros(1).is_meta:
         return None

@@ -2,7 +2,7 @@
 
 import logging
 from contextlib import contextmanager
-from typing import Dict, List, Optional, Union
+from typing import Any, Dict, Iterator, List, Optional, Union
 
 import torch
 from mmengine.logging import MessageHub, print_log
@@ -95,7 +95,7 @@ def _statistics(module: nn.Module) -> Dict[str, Tensor]:
 
 
 @contextmanager
-def _norms_in_eval(module: nn.Module):
+def _norms_in_eval(module: nn.Module) -> Iterator[None]:
     """Batch norms inside use running statistics, and leave them."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
     for norm in norms:
@@ -138,9 +138,11 @@ class MCIBIHead(DatasetContextHead):
     and were kept from the memory.
     """
 
+    bank: FeatureBank
+
     def __init__(
         self,
-        *args,
+        *args: Any,
         bank: dict = dict(type='FeatureBank'),
         loss_memory: Union[dict, List[dict], None] = dict(
             type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0
@@ -150,7 +152,7 @@ class MCIBIHead(DatasetContextHead):
         momentum_power: float = 0.9,
         update_size: str = 'label',
         max_iters: Optional[int] = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         check_finite(
@@ -176,7 +178,7 @@ class MCIBIHead(DatasetContextHead):
                 f'{self.bank.channels} must equal channels={self.channels}'
             )
         self.memory_loss_start = memory_loss_start
-        self._memory_statistics = None
+        self._memory_statistics: Optional[Dict[str, Tensor]] = None
         self.consistency = self._build_consistency(
             map(MODELS.build, as_list(loss_memory)), prefix='memory_'
         )

@@ -1,6 +1,6 @@
 """MCIBIPlusPlusHead: a mean and a deviation per class, read as fixed noise rows (MCIBI++)."""
 
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -57,11 +57,12 @@ class MCIBIPlusPlusHead(DatasetContextHead):
         ValueError: Options that don't fit together.
     """
 
-    training_parts = (*DatasetContextHead.training_parts, 'loss_context')
+    bank: GaussianBank
+    training_parts: Tuple[str, ...] = (*DatasetContextHead.training_parts, 'loss_context')
 
     def __init__(
         self,
-        *args,
+        *args: Any,
         bank: dict = dict(type='GaussianBank'),
         num_passes: int = 1,
         warmup_iters: int = 0,
@@ -71,7 +72,7 @@ class MCIBIPlusPlusHead(DatasetContextHead):
             type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0
         ),
         final_kernel_size: int = 1,
-        **kwargs,
+        **kwargs: Any,
     ):
         self.relate_context = relate_context
         super().__init__(*args, **kwargs)

@@ -1,7 +1,7 @@
 """MDRLHead: several distributions per class in a memory bank (MDRL / CMDL)."""
 
 import inspect
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ class PixelProjection(nn.Module):
         **conv_options: `conv_cfg`, `norm_cfg`, `act_cfg` of the first conv.
     """
 
-    def __init__(self, in_channels: int, channels: int, **conv_options):
+    def __init__(self, in_channels: int, channels: int, **conv_options: Any):
         super().__init__()
         self.convs = nn.Sequential(
             ConvModule(in_channels, in_channels, 1, **conv_options),
@@ -72,20 +72,25 @@ class MDRLHead(DatasetContextHead):
     whose embedding isn't finite and was kept from the bank. Both count the pixels of all ranks.
     """
 
-    training_parts = (*DatasetContextHead.training_parts, 'projection', 'fuse_memory')
+    bank: DistributionBank
+    training_parts: Tuple[str, ...] = (
+        *DatasetContextHead.training_parts,
+        'projection',
+        'fuse_memory',
+    )
     embedding_layers = ('bottleneck', 'projection')
 
     def __init__(
         self,
-        *args,
+        *args: Any,
         bank: dict = dict(type='DistributionBank', num_distributions=9),
-        loss_consistency: Union[dict, List[dict], None] = (
+        loss_consistency: Union[dict, Sequence[dict], None] = (
             dict(type='ClassLocalConsistencyLoss', loss_weight=0.01),
             dict(type='ClassGlobalConsistencyLoss', loss_weight=0.05),
         ),
         embedding: str = 'projection',
         fuse_losses: Optional[bool] = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         warn_without_effect(self, 'There is one form of the losses', fuse_losses=fuse_losses)

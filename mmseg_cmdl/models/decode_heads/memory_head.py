@@ -2,7 +2,7 @@
 
 import inspect
 from abc import abstractmethod
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Type
+from typing import Any, Dict, Iterable, List, Optional, Tuple, Type, TypeVar
 
 import torch
 from mmseg.registry import MODELS
@@ -14,6 +14,8 @@ from ..memory import MemoryBank
 from .cascade_stage import CascadeStage
 from .label_check import batch_labels
 
+Bank = TypeVar('Bank', bound=MemoryBank)
+
 
 class MemoryLosses(nn.Module):
     """The losses that train a memory, all called with the same arguments.
@@ -22,16 +24,16 @@ class MemoryLosses(nn.Module):
     iteration see the bank as it was before that iteration.
 
     Args:
-        losses (Sequence[nn.Module]): Each of them with a `loss_name`.
+        losses (Iterable[nn.Module]): Each of them with a `loss_name`.
         prefix (str): Before the names. Defaults to ''.
     """
 
-    def __init__(self, losses: Sequence[nn.Module], prefix: str = ''):
+    def __init__(self, losses: Iterable[nn.Module], prefix: str = ''):
         super().__init__()
         self.losses = nn.ModuleList(losses)
         self.prefix = prefix
 
-    def forward(self, batch: Dict[str, Any], *args, **kwargs) -> Dict[str, Tensor]:
+    def forward(self, batch: Dict[str, Any], *args: Any, **kwargs: Any) -> Dict[str, Tensor]:
         """
         Args:
             batch (dict): What the bank is moved by, for the hook: the arguments of
@@ -41,9 +43,9 @@ class MemoryLosses(nn.Module):
         Returns:
             dict[str, Tensor]: Losses by name, to which the hook adds scalars to log.
         """
-        losses = {}
+        losses: Dict[str, Tensor] = {}
         for loss in self.losses:
-            add_loss(losses, self.prefix + loss.loss_name, loss(*args, **kwargs))
+            add_loss(losses, f'{self.prefix}{loss.loss_name}', loss(*args, **kwargs))
         return losses
 
 
@@ -58,14 +60,16 @@ class MemoryHead(CascadeStage):
     still in eval, where gradients are off, and where no parameter of the head is trained.
     """
 
+    bank: MemoryBank
+    consistency: MemoryLosses
     # whether `fold_` has made it one for inference only
     folded = False
     # what `fold_` takes off
-    training_parts = ('consistency', 'loss_decode')
+    training_parts: Tuple[str, ...] = ('consistency', 'loss_decode')
     # layers between the backbone's feature maps and what the memory stores
-    embedding_layers = ('bottleneck',)
+    embedding_layers: Tuple[str, ...] = ('bottleneck',)
 
-    def _build_bank(self, cfg: dict, kind: Type[MemoryBank], **defaults) -> MemoryBank:
+    def _build_bank(self, cfg: dict, kind: Type[Bank], **defaults: Any) -> Bank:
         """The memory that `cfg` describes, of this `kind`; `defaults` are what it leaves out."""
         fits = isinstance(cfg, dict)
         if fits:
@@ -80,7 +84,7 @@ class MemoryHead(CascadeStage):
             )
         return MODELS.build(options)
 
-    def _build_consistency(self, losses: Sequence[nn.Module], prefix: str = '') -> MemoryLosses:
+    def _build_consistency(self, losses: Iterable[nn.Module], prefix: str = '') -> MemoryLosses:
         """The losses that train the memory, with the hook that moves the bank."""
         consistency = MemoryLosses(losses, prefix)
         # a bound method: copies of the head (EMA) get a hook to their own bank
@@ -116,7 +120,7 @@ class MemoryHead(CascadeStage):
         return batch_labels(batch_data_samples, self.num_classes, self.ignore_index)
 
     @abstractmethod
-    def memory_losses(self, pixels: Tensor, labels: Tensor) -> Dict[str, Tensor]:
+    def memory_losses(self, *args: Any, **kwargs: Any) -> Dict[str, Tensor]:
         """Calls `consistency`: the losses that train the memory, and then the update by its hook.
 
         Args:
@@ -141,7 +145,7 @@ class MemoryHead(CascadeStage):
         return {**losses, **self.update_bank(**inputs[0])}
 
     @abstractmethod
-    def update_bank(self, **batch: Any) -> Dict[str, Tensor]:
+    def update_bank(self, *args: Any, **batch: Any) -> Dict[str, Tensor]:
         """Moves the bank by what :meth:`memory_losses` has handed to `consistency` as `batch`.
 
         Returns:

@@ -1,6 +1,6 @@
 """ProtoSegHead: a pixel's class is that of the prototype it is nearest to (ProtoSeg)."""
 
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,7 @@ class ProtoSegHead(MemoryHead):
         ValueError: Options that don't fit together, or a label that is out of range.
     """
 
+    bank: DistributionBank
     training_parts = (*MemoryHead.training_parts, 'bank')
     embedding_layers = ('bottleneck', 'context', 'conv_seg', 'embedding_conv', 'embedding_norm')
 
@@ -82,12 +83,12 @@ class ProtoSegHead(MemoryHead):
         num_classes: Optional[int] = None,
         bank: dict = dict(type='DistributionBank', num_distributions=10),
         context: Optional[dict] = None,
-        loss_prototype: Union[dict, List[dict], None] = (
+        loss_prototype: Union[dict, Sequence[dict], None] = (
             dict(type='PixelPrototypeContrastLoss', loss_weight=0.01),
             dict(type='PixelPrototypeDistanceLoss', loss_weight=0.001),
         ),
         norm_axis: str = 'channel',
-        **kwargs,
+        **kwargs: Any,
     ):
         needed = dict(in_channels=in_channels, channels=channels, num_classes=num_classes)
         check_required('ProtoSegHead', kwargs, **needed)

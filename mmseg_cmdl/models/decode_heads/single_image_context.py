@@ -36,11 +36,11 @@ _OF_TWO_CONVS = {'CCHead', 'GCHead', 'NLHead'}
 
 def _options_of(cls: type) -> Set[str]:
     """Names of the arguments that a class takes, those it hands on to its parents too."""
-    names = set()
+    names: Set[str] = set()
     for parent in cls.__mro__:
         if '__init__' not in vars(parent):
             continue
-        parameters = inspect.signature(parent.__init__).parameters.values()
+        parameters = inspect.signature(vars(parent)['__init__']).parameters.values()
         names.update(p.name for p in parameters)
         if all(p.kind is not p.VAR_KEYWORD for p in parameters):
             break
@@ -68,7 +68,9 @@ def _heads_with(unknown: Set[str], given: dict, stages: bool = True) -> Tuple[Li
     Returns:
         tuple[list[str]]: Names of those that can be a context, and of those that can't.
     """
-    having, building, others = [], [], []
+    having: List[Tuple[int, str]] = []
+    building: List[Tuple[int, str]] = []
+    others: List[Tuple[int, str]] = []
     for name, cls in MODELS.module_dict.items():
         ours = cls.__module__.startswith(__name__.split('.')[0] + '.')
         if ours or not inspect.isclass(cls) or not issubclass(cls, BaseDecodeHead):
@@ -89,7 +91,8 @@ def _heads_with(unknown: Set[str], given: dict, stages: bool = True) -> Tuple[Li
         (building if has_classifier else others).append(entry)
     if others and not building:
         having = []
-    return tuple([name for _, name in sorted(found)] for found in (building or having, others))
+    able, unable = sorted(building or having), sorted(others)
+    return [name for _, name in able], [name for _, name in unable]
 
 
 def _some(names: List[str], most: int = 3) -> str:
@@ -109,7 +112,7 @@ def _kept_as_context(heads: List[str]) -> str:
     return advice
 
 
-def check_required(name: str, options: dict, **needed: Optional[int]) -> None:
+def check_required(name: str, options: dict, **needed: Any) -> None:
     """Options without which no head can be built.
 
     Args:
@@ -185,10 +188,10 @@ def place_leftovers(
         raise TypeError(f'{name} has no option {sorted(unknown)}{remedy}')
     left_out = {key: options[key] for key in _FCN_OPTIONS if key in options and key not in moved}
     if left_out:
-        given = ', '.join(f'{key}={value!r}' for key, value in left_out.items())
+        listed = ', '.join(f'{key}={value!r}' for key, value in left_out.items())
         print_log(
-            f'{name}: left out {given}: options of the convolutions of FCNHead and its like, which '
-            'this head has not; a config that changes the type of such a head inherits them',
+            f'{name}: left out {listed}: options of the convolutions of FCNHead and its like, '
+            'which this head has not; a config that changes the type of such a head inherits them',
             'current',
         )
     return kept, ({**moved, **context} if moved else context)
@@ -196,7 +199,7 @@ def place_leftovers(
 
 def place_inputs(
     name: str,
-    in_channels: Union[int, List[int]],
+    in_channels: Any,
     options: dict,
     context: Optional[dict],
     **given: Any,
@@ -223,7 +226,8 @@ def place_inputs(
     if transform not in (None, 'multiple_select') or (single and transform is None):
         return in_channels, options, context
     in_index = options.get('in_index', -1)
-    if single or not isinstance(in_index, (list, tuple)) or len(in_index) != len(in_channels):
+    lists = isinstance(in_channels, (list, tuple)) and isinstance(in_index, (list, tuple))
+    if not lists or len(in_index) != len(in_channels):
         raise ValueError(
             f'{name}: in_channels and in_index must both be numbers, or lists of the same length '
             f'for several feature maps; got {in_channels} and {in_index} with '

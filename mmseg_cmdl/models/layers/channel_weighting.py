@@ -9,7 +9,7 @@ in cache, and the backward pass does the same again: memory grows with n, not wi
 """
 
 from contextlib import nullcontext
-from typing import Callable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +78,9 @@ def relation_sum(
     return _RelationSum.apply(query, key, value, weight, norm, chunk_size)
 
 
-def _whole_relation_sum(query, key, value, weight, norm, chunk_size):
+def _whole_relation_sum(
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, norm: str, chunk_size: int
+) -> Tensor:
     """:func:`relation_sum` in plain operations, without a loop and without bounded memory."""
     weighted = channel_weights(query, key, norm) * value.unsqueeze(2)
     return F.linear(weighted, weight).relu().sum(dim=2)
@@ -146,7 +148,15 @@ class _RelationSum(torch.autograd.Function):
     """:func:`relation_sum` that keeps its inputs only, and forms every chunk again in backward."""
 
     @staticmethod
-    def forward(ctx, query, key, value, weight, norm, chunk_size):
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        weight: Tensor,
+        norm: str,
+        chunk_size: int,
+    ) -> Tensor:
         ctx.save_for_backward(query, key, value, weight)
         ctx.norm, ctx.chunk_size = norm, chunk_size
         result = torch.empty_like(query)
@@ -159,9 +169,11 @@ class _RelationSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         with torch.autocast(grad.device.type, enabled=False):
-            return (*_backward(grad, *ctx.saved_tensors, ctx.norm, ctx.chunk_size), None, None)
+            query, key, value, weight = ctx.saved_tensors
+            grads = _backward(grad, query, key, value, weight, ctx.norm, ctx.chunk_size)
+            return (*grads, None, None)
 
 
 def _backward(

@@ -5,7 +5,7 @@ that is absent, and pixels of all ranks count.
 """
 
 import math
-from typing import Optional, Tuple, Union
+from typing import Any, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -128,7 +128,7 @@ class IntraClassCenterToPixelLoss(FormulatedLoss):
 class InterClassLoss(FormulatedLoss):
     """What both losses between classes share: the threshold and who takes part in the softmax."""
 
-    def __init__(self, threshold: float, classes: str, threshold_classes: str, *args):
+    def __init__(self, threshold: float, classes: str, threshold_classes: str, *args: Any):
         super().__init__(*args)
         name = type(self).__name__
         check_finite(self, threshold=threshold)

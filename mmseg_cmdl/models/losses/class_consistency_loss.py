@@ -4,7 +4,7 @@ Source: MDRL, section 3.5, eq. 12 to 15. `<i, d>` there is *minus* the cosine, s
 `exp(-<i, d> / tau)` is `exp(+cos / tau)`.
 """
 
-from typing import Optional, Tuple
+from typing import Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from .resized_cross_entropy import resized_cross_entropy
 
 
 def pixel_classes(
-    labels: Tensor, size: Tuple[int, int], num_classes: int, ignore_index: int
+    labels: Tensor, size: Sequence[int], num_classes: int, ignore_index: int
 ) -> Tensor:
     """Class [B, h, w] of each pixel at feature size; K for pixels without one.
 

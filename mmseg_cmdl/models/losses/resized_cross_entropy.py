@@ -6,7 +6,7 @@ matrix of two entries a row. Here a band of label rows is resized by these, its 
 the band's gradient brought back to feature size by their transposes while it is still in cache.
 """
 
-from typing import Optional
+from typing import Any, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,9 @@ def resized_cross_entropy(
 
 class _ResizedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, scores, classes, align_corners, band_rows):
+    def forward(
+        ctx: Any, scores: Tensor, classes: Tensor, align_corners: bool, band_rows: int
+    ) -> Tensor:
         (B, K, h, w), (H, W) = scores.shape, classes.shape[1:]
         given, scores = scores, scores.contiguous()
         rows, cols = (
@@ -96,7 +98,7 @@ class _ResizedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, None, None, None]:
         gradient = ctx.gradient
         if torch.is_grad_enabled():  # the gradient itself is to be differentiated
             scores, classes = ctx.saved_tensors

@@ -151,8 +151,8 @@ def _add_image(
         for x, wx in zip((cols.first, cols.second), cols.weights)
     ]
     cells = features.flatten(1)  # [C, hw]
-    products = (memory @ cells).view(-1)  # of each class's memory and each cell
-    products = sum(products[index] * share for index, share in corners)
+    of_cells = (memory @ cells).view(-1)  # of each class's memory and each cell
+    products = sum((of_cells[index] * share for index, share in corners), memory.new_zeros(()))
     lengths = _interpolated_squares(features, rows, cols).clamp_(min=0).sqrt_()
     lengths *= memory.norm(dim=1)[torch.where(used, labels.long(), 0)]
     weights = _distance(products, lengths)

@@ -79,6 +79,7 @@ class DistributionBank(MemoryBank):
     """
 
     memory_name = 'distributions'
+    distributions: Tensor
 
     def __init__(
         self,
@@ -252,7 +253,9 @@ class DistributionBank(MemoryBank):
         )
         self._seen = torch.zeros(shape[0], dtype=torch.bool, device=self.distributions.device)
 
-    def _count(self, classes: Tensor, own_scores: Tensor, correct: Tensor, left_out: Tensor):
+    def _count(
+        self, classes: Tensor, own_scores: Tensor, correct: Tensor, left_out: Tensor
+    ) -> None:
         """For :meth:`health`: which distribution of its class each pixel is nearest to."""
         if self._watched is None:
             return

@@ -53,6 +53,8 @@ class FeatureBank(MemoryBank):
     """
 
     memory_name = 'features'
+    features: Tensor
+    filled: Tensor
     memory_sizes = ('num_classes', 'channels')
 
     def __init__(

@@ -61,6 +61,8 @@ class GaussianBank(MemoryBank):
     """
 
     memory_name = 'statistics'
+    statistics: Tensor
+    noise: Tensor
     memory_sizes = ('num_classes',)
 
     def __init__(

@@ -4,7 +4,7 @@ import logging
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from numbers import Integral
-from typing import Dict, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import mmengine.dist as dist
 import torch
@@ -23,7 +23,7 @@ def in_backward() -> bool:
 
 
 @contextmanager
-def float32_island(device_type: str):
+def float32_island(device_type: str) -> Iterator[None]:
     """Turns autocast off and gradients too: banks are updated in full precision."""
     with torch.no_grad(), torch.autocast(device_type, enabled=False):
         yield
@@ -51,19 +51,21 @@ class MemoryBank(nn.Module, ABC):
     """
 
     memory_name: str
-    memory_sizes = ('num_classes', 'num_distributions', 'channels')
+    num_classes: int
+    num_updates: Tensor
+    memory_sizes: Tuple[str, ...] = ('num_classes', 'num_distributions', 'channels')
 
     def __init__(self, init: Optional[str] = None):
         super().__init__()
         self.initial_path = init
         self._synchronized = False
-        self._before_update = None
-        self._watched = None
+        self._before_update: Optional[Dict[str, Tensor]] = None
+        self._watched: Optional[Tensor] = None
 
     # ---- what a bank of its own says ----
 
     @abstractmethod
-    def update_(self, vectors: Tensor, labels: Tensor, *args, **kwargs):
+    def update_(self, vectors: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Moves the bank by a batch over all ranks, in place, if :meth:`begin_update` says so.
 
         Args:
@@ -237,8 +239,15 @@ class MemoryBank(nn.Module, ABC):
         self._synchronized = True
 
     def _load_from_state_dict(
-        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-    ):
+        self,
+        state_dict: Dict[str, Tensor],
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing_keys: List[str],
+        unexpected_keys: List[str],
+        error_msgs: List[str],
+    ) -> None:
         """A bank of another size isn't loaded, nor is a part of it; the message says what to do.
 
         Raises:
@@ -301,6 +310,6 @@ class MemoryBank(nn.Module, ABC):
             'fresh memory bank starts'
         )
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict:
         # what is kept for the iteration under way isn't a pickled or copied module's
         return {**self.__dict__, '_before_update': None, '_watched': None}

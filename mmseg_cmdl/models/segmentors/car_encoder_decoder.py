@@ -1,9 +1,10 @@
 """Segmentors with class-aware regularization (CAR) on whatever decode head they have."""
 
-from typing import List
+from typing import Any, Dict, List
 
 import torch
-from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.segmentors import BaseSegmentor, CascadeEncoderDecoder, EncoderDecoder
 from mmseg.utils import SampleList, add_prefix
 from torch import Tensor, nn
 
@@ -14,18 +15,18 @@ from .class_aware_regularization import CAR_OPTIONS, ClassAwareRegularization
 from .pointwise import as_spatial
 
 
-class _CAR:
+class _CAR(BaseSegmentor):
     """Mixin before a segmentor of MMSegmentation; see :class:`CAREncoderDecoder`."""
 
-    plain_type = None  # name of the segmentor without CAR
+    plain_type: str  # name of the segmentor without CAR
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         options = {name: kwargs.pop(name) for name in CAR_OPTIONS if name in kwargs}
         super().__init__(*args, **kwargs)
         self.car = ClassAwareRegularization(self.regularized_head, **options)
 
     @property
-    def regularized_head(self) -> nn.Module:
+    def regularized_head(self) -> BaseDecodeHead:
         """The decode head, of a cascade the last one."""
         return last_head(self)
 
@@ -63,7 +64,9 @@ class _CAR:
             state[prefix + key] = as_spatial(state[prefix + key], size)
         return state
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+    def _load_from_state_dict(
+        self, state_dict: Dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         """A plain checkpoint brings no linear conv: it gets one with which it predicts the same."""
         linear, classifier = (
             f'{prefix}{name}.weight' for name in ('car.linear', f'{self._head_prefix}conv_seg')

@@ -5,10 +5,11 @@ Source: CAR, section 3.1 and fig. 3.
 
 import inspect
 from contextlib import contextmanager
-from typing import Dict, Optional, Sequence, Union
+from typing import Dict, Iterator, List, Optional, Sequence, Union
 
 import torch
 from mmengine.model import BaseModule
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
@@ -34,7 +35,7 @@ DEFAULT_LOSSES = (
 LABEL_RESIZING = ('nearest', 'nearest-exact')
 
 
-def classifier_of(head: nn.Module) -> nn.Conv2d:
+def classifier_of(head: BaseDecodeHead) -> nn.Conv2d:
     """`conv_seg` of a decode head.
 
     Raises:
@@ -62,7 +63,7 @@ class ClassAwareRegularization(BaseModule):
     where it has fewer channels out than in; then the head gets a `conv_seg` that fits.
 
     Args:
-        head (nn.Module): The decode head whose `conv_seg` this is for. It isn't kept.
+        head (BaseDecodeHead): The decode head whose `conv_seg` this is for. It isn't kept.
         losses (Sequence[dict]): Losses, with their weights and thresholds, each called as
             `loss(features [P, C], labels [P], centers [K, C], counts [K], ignore_index=...)`; see
             :func:`mmseg_cmdl.models.losses.class_centers`. Defaults to
@@ -88,7 +89,7 @@ class ClassAwareRegularization(BaseModule):
 
     def __init__(
         self,
-        head: nn.Module,
+        head: BaseDecodeHead,
         *,
         losses: Union[dict, Sequence[dict], None] = DEFAULT_LOSSES,
         formulation: str = 'paper',
@@ -117,7 +118,7 @@ class ClassAwareRegularization(BaseModule):
         self.head_name = type(head).__name__
         self.label_resize = label_resize
         self.losses = nn.ModuleList(_build_loss(loss, formulation) for loss in as_list(losses))
-        self.linear = None
+        self.linear: Optional[nn.Conv2d] = None
         if linear:
             # with the random state put back, the rest of the model starts as it would without CAR
             with torch.random.fork_rng(devices=[]):
@@ -126,10 +127,12 @@ class ClassAwareRegularization(BaseModule):
         classifier.register_forward_pre_hook(self._enter_classifier)
         if isinstance(getattr(head, 'dropout', None), _DropoutNd):
             head.dropout.register_forward_hook(self._leave_dropout)
-        self._capturing, self._features, self._dropped = False, [], None
+        self._capturing = False
+        self._features: List[Tensor] = []
+        self._dropped: Optional[tuple] = None
 
     @torch.no_grad()
-    def _build_linear(self, head: nn.Module, max_channels: int) -> nn.Conv2d:
+    def _build_linear(self, head: BaseDecodeHead, max_channels: int) -> nn.Conv2d:
         """Make the conv, and a smaller `conv_seg` where it needs one; returns `conv_seg`."""
         classifier = head.conv_seg
         channels = classifier.in_channels
@@ -168,7 +171,7 @@ class ClassAwareRegularization(BaseModule):
         return (features, *inputs[1:])
 
     @contextmanager
-    def capture(self):
+    def capture(self) -> Iterator[None]:
         """Keep what enters `conv_seg` for :meth:`loss`."""
         self._capturing, self._features = True, []
         try:
@@ -204,10 +207,10 @@ class ClassAwareRegularization(BaseModule):
         with torch.autocast(features.device.type, enabled=False):
             features = at_least_float32(features)
             centers, counts = class_centers(features, labels, self.num_classes, ignore_index)
-            results = {}
+            results: Dict[str, Tensor] = {}
             for loss in self.losses:
                 value = loss(features, labels, centers, counts, ignore_index=ignore_index)
-                add_loss(results, loss.loss_name, value)
+                add_loss(results, str(loss.loss_name), value)
         return results
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """Test-time augmentation for data sets with left and right classes."""
 
-from typing import List, Sequence, Tuple
+from typing import Any, List, Sequence, Tuple
 
 from mmseg.models.segmentors.seg_tta import SegTTAModel
 from mmseg.utils import SampleList
@@ -20,7 +20,7 @@ class LeftRightTTAModel(SegTTAModel):
         **kwargs: Of :class:`mmseg.models.SegTTAModel`.
     """
 
-    def __init__(self, *args, swap_seg_labels: Sequence[Tuple[int, int]], **kwargs):
+    def __init__(self, *args: Any, swap_seg_labels: Sequence[Tuple[int, int]], **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.order = list(range(self.module.num_classes))
         for left, right in swap_seg_labels:
