@@ -28,6 +28,9 @@ html_theme = 'furo'
 html_title = f'mmseg_cmdl {release}'
 # nothing is fetched by a reader's browser, so that the site works without a connection
 html_theme_options = {'footer_icons': []}
+html_static_path = ['_static']
+html_css_files = ['site.css']
+html_show_copyright = False
 exclude_patterns = ['_build']
 
 myst_heading_anchors = 4

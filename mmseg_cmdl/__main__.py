@@ -42,7 +42,7 @@ def versions() -> Iterator[Tuple[str, str, str]]:
             yield distribution, found, ''
 
 
-def import_door() -> Tuple[bool, str]:
+def import_works() -> Tuple[bool, str]:
     """Whether the package imports and registers its parts."""
     import mmseg_cmdl
 
@@ -52,7 +52,7 @@ def import_door() -> Tuple[bool, str]:
     return False, error.split(': ', 1)[1] if error.startswith('ImportError: ') else error
 
 
-def mim_door() -> Tuple[bool, str]:
+def mim_works() -> Tuple[bool, str]:
     """Whether ``mim train mmseg_cmdl`` finds openmim, our tools and our configs."""
     _, error = _attempt(lambda: importlib.import_module('mim.commands.train'))
     if error is not None:
@@ -67,7 +67,7 @@ def mim_door() -> Tuple[bool, str]:
     return True, f'mim train mmseg_cmdl CONFIG; configs in {PACKAGE / ".mim" / "configs"}'
 
 
-def compiled_ops_door() -> Tuple[bool, str]:
+def compiled_ops_work() -> Tuple[bool, str]:
     """Whether mmcv has its compiled ops; most models do without."""
     from . import compat, environment
 
@@ -82,7 +82,7 @@ def compiled_ops_door() -> Tuple[bool, str]:
     return True, 'mmcv._ext loads'
 
 
-def cuda_door() -> Tuple[bool, str]:
+def cuda_works() -> Tuple[bool, str]:
     """Whether PyTorch sees a CUDA device."""
     import torch
 
@@ -97,7 +97,7 @@ def cuda_door() -> Tuple[bool, str]:
     return False, f'built for CUDA {torch.version.cuda}, but no device is seen; look at nvidia-smi'
 
 
-def distributed_door() -> Tuple[bool, str]:
+def distributed_works() -> Tuple[bool, str]:
     """Whether ranks can talk to each other, and through what."""
     from torch import distributed
 
@@ -107,12 +107,12 @@ def distributed_door() -> Tuple[bool, str]:
     return bool(backends), ' and '.join(backends) + ('' if 'nccl' in backends else ' (CPU ranks)')
 
 
-DOORS = {
-    'import': import_door,
-    'mim': mim_door,
-    'compiled mmcv': compiled_ops_door,
-    'CUDA': cuda_door,
-    'distributed': distributed_door,
+WAYS = {
+    'import': import_works,
+    'mim': mim_works,
+    'compiled mmcv': compiled_ops_work,
+    'CUDA': cuda_works,
+    'distributed': distributed_works,
 }
 
 
@@ -165,13 +165,13 @@ def report() -> None:
         print(f'  {name:24}{found}' + (f'  (supported: {supported})' if supported else ''))
     for sentence in _attempt(environment.doubled)[0] or []:
         print(f'  {sentence}')
-    print('\ndoors')
-    for name, door in DOORS.items():
+    print('\nwhat works')
+    for name, works in WAYS.items():
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            outcome, error = _attempt(door)
-        is_open, text = outcome or (False, error)
-        print(f'  {name:16}{"open  " if is_open else "closed"}  {text}')
+            outcome, error = _attempt(works)
+        yes, text = outcome or (False, error)
+        print(f'  {name:16}{"yes" if yes else "no "}  {text}')
 
 
 if __name__ == '__main__':

@@ -475,10 +475,10 @@ def test_report_of_a_working_environment():
     assert f'mmseg_cmdl              {mmseg_cmdl.__version__} in {PACKAGE}' in done.stdout
     lines = {line[2:18].strip(): line[18:].split()[0] for line in done.stdout.splitlines()[-5:]}
     assert lines.keys() == {'import', 'mim', 'compiled mmcv', 'CUDA', 'distributed'}
-    assert lines['import'] == 'open'
-    assert lines['distributed'] == 'open'
+    assert lines['import'] == 'yes'
+    assert lines['distributed'] == 'yes'
     if not INSTALLED:
-        assert lines['mim'] == 'closed'
+        assert lines['mim'] == 'no'
 
 
 def test_report_of_a_broken_environment(tmp_path):
@@ -486,7 +486,7 @@ def test_report_of_a_broken_environment(tmp_path):
     done = python('-m', 'mmseg_cmdl', first_on_path=[folder])
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stdout.splitlines() if line.startswith('  import '))
-    assert line.split(maxsplit=2)[1:] == ['closed', import_error(folder)]
+    assert line.split(maxsplit=2)[1:] == ['no', import_error(folder)]
 
 
 @pytest.mark.parametrize(

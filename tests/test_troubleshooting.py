@@ -110,7 +110,7 @@ def test_the_scan_finds_messages():
 def test_every_error_has_its_entry(place, message):
     assert any(found.search(message) for _, found in PATTERNS), (
         f'{place} raises a sentence that docs/troubleshooting.md has not. Add to its section:\n\n'
-        f'- `{message}`\n  What causes it. **Cure:** what to do.\n\n'
+        f'- `{message}`\\\n  What causes it. **Cure:** what to do.\n\n'
         '(or shorten the sentence to the words that tell it from others, with … for the rest)'
     )
 

@@ -41,7 +41,15 @@ class ModelZoo(SphinxDirective):
         return section.children
 
 
+def mark_tables_of_numbers(app, doctree):
+    """Tables of many columns, such as those of a study, are numbers that must not be broken."""
+    for table in doctree.findall(nodes.tgroup):
+        if table['cols'] > 7:
+            table.parent['classes'].append('numbers')
+
+
 def setup(app):
+    app.connect('doctree-read', mark_tables_of_numbers)
     app.connect('source-read', read_repository_page)
     app.add_directive('tool-help', ToolHelp)
     app.add_directive('model-zoo', ModelZoo)

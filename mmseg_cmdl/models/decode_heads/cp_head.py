@@ -62,7 +62,7 @@ class CPHead(CascadeStage):
     From each pixel, a 1x1 conv predicts with which of the N = h * w pixels it shares its class: the
     prior P [N, N]. ``P`` and ``1 - P`` gather the aggregated features of the same class and of
     others, and both join the backbone's map for the classifier. The conv has an output for each
-    pixel, so **all images must give maps of `prior_size`**: train on crops, and predict with
+    pixel, so all images must give maps of `prior_size`: train on crops, and predict with
     ``test_cfg=dict(mode='slide', crop_size=CROP, stride=STRIDE)``.
 
     Args:
