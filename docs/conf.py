@@ -73,6 +73,7 @@ def resolve_references(app, what, name, obj, options, lines):
     def resolved(match):
         role, target = match.groups()
         if role == 'mod':
+            target = target.lstrip('~')
             known = importlib.util.find_spec(target)
             return f'`{target}`' if known else match[0]
         if target.partition('.')[0] in PUBLIC:

@@ -78,16 +78,18 @@ def test_install_commands_are_those_the_package_names(page):
     ), 'pasted whole, the block would install both families'
 
 
-def test_every_tool_is_on_the_page():
-    page = (DOCS / 'tools.md').read_text()
+def test_every_tool_has_its_page():
+    pages = [path.read_text() for path in sorted((DOCS / 'tools').glob('*.md'))]
     tools = [
         path.relative_to(ROOT / 'tools').as_posix()
         for kind in ('*.py', '*.sh')
         for path in sorted((ROOT / 'tools').rglob(kind))
         if not path.name.startswith('_')
     ]
-    titles = ', '.join(re.findall(r'^### (.*)$', page, re.M)).split(', ')
-    assert sorted(titles) == sorted(tools)
+    titles = [title for page in pages for title in page.splitlines()[0].strip('# ').split(', ')]
+    assert sorted(titles) == sorted([*tools, "MMSegmentation's own tools"])
+    shown = re.findall(r'^```{tool-help} tools/(.*)$', '\n'.join(pages), re.M)
+    assert sorted(shown) == sorted(tools)
 
 
 def test_every_public_name_is_in_the_reference():
