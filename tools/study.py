@@ -1,8 +1,8 @@
-"""Which method helps on this data, with this backbone, and by how much?
+r"""Which method helps on this data, with this backbone, and by how much?
 
 Trains CONFIG as it is and with each method, several seeds each, and compares them seed by seed.
 
-    python tools/study.py CONFIG --methods fcn mdrl mcibi car dgcw mcibi+car --seeds 0 1 2 3 4 \\
+    python tools/study.py CONFIG --methods fcn mdrl mcibi car dgcw mcibi+car --seeds 0 1 2 3 4 \
         --jobs 2 --work-dir work_dirs/study
 
 A method is the one-line change of the README: car, or a registered decode head by the name of its

@@ -1,4 +1,4 @@
-"""Class dependency map (CAR, fig. 4): how similar the centres of the classes are.
+r"""Class dependency map (CAR, fig. 4): how similar the centres of the classes are.
 
 Centres are means over all pixels of a class in the split. A cell is the cosine of two centres, or
 with --similarity softmax what CAR's loss between centres looks at (the softmax over classes of

@@ -1,4 +1,4 @@
-"""Predictions of any number of models side by side (MDRL, fig. 4 and 5).
+r"""Predictions of any number of models side by side (MDRL, fig. 4 and 5).
 
 Scores every image of the split, then shows the worst and the best cases with image, ground truth,
 predictions and error maps. Writes

@@ -1,4 +1,4 @@
-"""Feature space (MDRL, fig. 1; MCIBI, fig. 3): pixels of chosen classes in the plane, by t-SNE.
+r"""Feature space (MDRL, fig. 1; MCIBI, fig. 3): pixels of chosen classes in the plane, by t-SNE.
 
 Draws an even sample of the pixels of each class, reduces it by PCA and t-SNE (or UMAP, if
 umap-learn is installed), and draws a panel for each model. With --features embedding the

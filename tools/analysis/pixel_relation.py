@@ -1,4 +1,4 @@
-"""Pixel relation map (CAR, fig. 5): how similar every pixel of an image is to one that you name.
+r"""Pixel relation map (CAR, fig. 5): how similar every pixel of an image is to one that you name.
 
 Name it by its place (--pixel X Y, in pixels of the image as the model sees it; may be repeated), by
 a class (--pixel-of CLASS, the pixel of that class farthest from its border), or click on it
