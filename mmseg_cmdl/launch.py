@@ -7,7 +7,9 @@ noticed before a model is built or a process group is started.
 import argparse
 import ast
 import atexit
+import copy
 import difflib
+import inspect
 import os
 import re
 import shutil
@@ -23,6 +25,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint
+from mmseg.registry import MODELS
 
 from .checkpoint_file import is_local, read_checkpoint, read_state
 from .command_line import TRACEBACK
@@ -152,6 +155,7 @@ def load_config(
         raise InputError(f'model of the config {path} is a {type(cfg.model).__name__}, not a dict')
     cfg.launcher = launcher
     if options:
+        write_out_defaults(cfg, options)
         check_overrides(cfg, options)
         try:
             cfg.merge_from_dict(options)
@@ -169,7 +173,6 @@ def check_model(cfg: Config, path: str, options: Optional[dict] = None) -> None:
         InputError: It can't be built.
     """
     from mmengine.registry import init_default_scope
-    from mmseg.registry import MODELS
 
     init_default_scope(cfg.get('default_scope') or 'mmseg')
     with setting_up(cfg, path, options):
@@ -203,6 +206,54 @@ def _line_in(error: BaseException, path: str) -> str:
     return f', line {lines[-1]}' if lines else ''
 
 
+def write_out_defaults(cfg: Config, options: dict) -> None:
+    """Write into the config what is a default in code and has an entry that an override changes.
+
+    With `model.decode_head.loss_consistency.0.loss_weight=0.1` and a config that leaves
+    loss_consistency to MDRLHead, say, its default of two losses is written out, and the override
+    changes the first.
+
+    Args:
+        cfg (Config): Whose `model` is written to.
+        options (dict): Dotted keys to values.
+    """
+    for key in options:
+        parts = key.split('.')
+        node = cfg if parts[0] == 'model' else None
+        for i, part in enumerate(parts[:-1]):
+            if isinstance(node, (list, tuple)):
+                inside = part.isdigit() and int(part) < len(node)
+                node = node[int(part)] if inside else None
+                continue
+            if not isinstance(node, (dict, Config)):
+                break
+            if part not in node:
+                name = '.'.join([*parts[:i], 'type'])
+                default = _default_in_code(options.get(name, node.get('type')), part)
+                if default is None:
+                    break
+                node[part] = default
+            node = node[part]
+
+
+def _default_in_code(kind: Any, option: str) -> Any:
+    """A dict or list of dicts that a registered class has for an option; None if it has none."""
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    for parent in (*getattr(cls, '__mro__', ()), *getattr(cls, 'takes_options_of', ())):
+        if '__init__' not in vars(parent):
+            continue
+        found = inspect.signature(parent.__init__).parameters.get(option)
+        if found is None:
+            continue
+        default = found.default
+        default = list(default) if isinstance(default, tuple) else default
+        entries = default if isinstance(default, list) else [default]
+        if entries and all(isinstance(entry, dict) for entry in entries):
+            return Config(dict(default=copy.deepcopy(default))).default
+        return None
+    return None
+
+
 def check_overrides(cfg: Config, options: dict) -> None:
     """Refuse overrides that can't be meant, before anything is built with them.
 
@@ -229,6 +280,10 @@ def check_overrides(cfg: Config, options: dict) -> None:
                     f"{name}='[dict, ...]', as Python writes it"
                 )
             elif isinstance(node, dict):
+                if is_index and part not in node and 'type' in node:
+                    raise InputError(
+                        f'--cfg-options {key}: {name} is one dict and no list; leave out .{part}'
+                    )
                 node = node.get(part)
             elif node is None:
                 break  # a new key
@@ -254,6 +309,11 @@ def _check_kind(key: str, old: Any, new: Any) -> None:
     )
     if wrong:
         raise InputError(f'--cfg-options {key}={new}: in the config it is {wrong}')
+    if isinstance(new, (list, tuple)) and any(isinstance(v, str) and v[:1] == '{' for v in new):
+        raise InputError(
+            f'--cfg-options {key}: write a list of dicts as Python does and in quotes, as in '
+            f"""{key}="[{{'type': 'CrossEntropyLoss', 'loss_weight': 0.5}}]\""""
+        )
 
 
 def type_name(kind: Any) -> str:

@@ -157,3 +157,70 @@ def test_overrides_that_are_right_pass():
     ):
         with pytest.raises(InputError, match=said):
             launch.check_overrides(cfg, wrong)
+
+
+def overridden(model, options):
+    """The model's config with overrides, read as the tools read it."""
+    parser = argparse.ArgumentParser()
+    launch.add_overrides(parser)
+    given = parser.parse_args(['--cfg-options', *options]).cfg_options
+    cfg = Config(dict(model=model))
+    launch.write_out_defaults(cfg, given)
+    launch.check_overrides(cfg, given)
+    cfg.merge_from_dict(given)
+    return cfg.model
+
+
+def test_an_entry_of_a_default_in_code():
+    """One entry is changed, and the rest of the default stays."""
+    head, car = dict(type='MDRLHead'), dict(type='CAREncoderDecoder')
+    for kind, option in (
+        ('MDRLHead', 'loss_coarse'), ('FCNHead', 'loss_decode'), ('DGCWHead', 'layer'),
+        ('MCIBIHead', 'loss_memory'), ('CPHead', 'loss_prior'),
+    ):  # fmt: skip
+        part = dict(decode_head=dict(type=kind))
+        found = overridden(part, [f'model.decode_head.{option}.loss_weight=0.25'])
+        expected = {**default_of(kind, option), 'loss_weight': 0.25}
+        assert found.decode_head[option] == expected
+    for kind, option in (('MDRLHead', 'loss_consistency'), ('ProtoSegHead', 'loss_prototype')):
+        part = dict(decode_head=dict(type=kind))
+        found = overridden(part, [f'model.decode_head.{option}.1.loss_weight=0.25'])
+        first, second = default_of(kind, option)
+        assert found.decode_head[option] == [first, {**second, 'loss_weight': 0.25}]
+    losses = overridden(car, ['model.losses.1.loss_weight=0.25']).losses
+    assert [loss.get('loss_weight') for loss in losses] == [None, 0.25, None]
+    # the type that the command line gives counts
+    both = ['model.decode_head.type=MCIBIHead', 'model.decode_head.loss_memory.loss_weight=0.25']
+    assert overridden(dict(decode_head=dict(type='FCNHead')), both).decode_head.loss_memory.type
+    # a config of its own for `bank`, which heads fill in
+    bank = overridden(dict(decode_head=head), ['model.decode_head.bank.num_distributions=4'])
+    assert bank.decode_head.bank.num_distributions == 4
+    # the defaults themselves stay
+    assert all(
+        loss.get('loss_weight') != 0.25 for loss in default_of('MDRLHead', 'loss_consistency')
+    )
+
+
+def default_of(kind, name):
+    import inspect
+
+    from mmseg.registry import MODELS
+
+    for parent in MODELS.get(kind).__mro__:
+        found = inspect.signature(parent.__init__).parameters.get(name)
+        if found is not None:
+            return found.default
+
+
+def test_an_entry_that_a_default_in_code_has_not():
+    for kind, key, said in (
+        ('MDRLHead', 'loss_consistency.9.loss_weight=1', 'is a list of 2; name an entry by 0 to 1'),
+        ('MDRLHead', 'loss_coarse.0.loss_weight=1', 'loss_coarse is one dict and no list'),
+        ('FCNHead', 'no_such.0.loss_weight=1', 'the config has no model.decode_head.no_such'),
+    ):
+        with pytest.raises(InputError, match=said):
+            overridden(dict(decode_head=dict(type=kind)), [f'model.decode_head.{key}'])
+    cfg = Config(dict(model=dict(decode_head=dict(type='FCNHead'))))
+    options = {'model.decode_head.loss_decode': ["{'type':'DiceLoss'", "'loss_weight':1}"]}
+    with pytest.raises(InputError, match='write a list of dicts as Python does'):
+        launch.check_overrides(cfg, options)

@@ -19,6 +19,7 @@ class _CAR(BaseSegmentor):
     """Mixin before a segmentor of MMSegmentation; see :class:`CAREncoderDecoder`."""
 
     plain_type: str  # name of the segmentor without CAR
+    takes_options_of = (ClassAwareRegularization,)  # for defaults that the signature doesn't show
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         options = {name: kwargs.pop(name) for name in CAR_OPTIONS if name in kwargs}
