@@ -12,6 +12,10 @@ seam                     works around                      can go when
 ``allow_mmengine_types`` mmengine's checkpoints hold       mmengine registers these types itself,
                          NumPy log histories, which        or stores plain numbers
                          ``torch.load`` refuses since 2.6
+``count_attention``      mmengine's counter of FLOPs      mmengine counts it
+                         (MMSegmentation's get_flops)
+                         leaves out scaled_dot_product_
+                         attention
 ``swaps_channels``       SegDataPreProcessor keeps it      one family is left
                          under one name in OpenMMLab's
                          MMSegmentation and under another
@@ -27,7 +31,7 @@ import pickle
 import sys
 import types
 from importlib.machinery import ModuleSpec
-from typing import Any, Callable, NoReturn, Tuple
+from typing import Any, Callable, NoReturn, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -301,6 +305,23 @@ def allow_mmengine_types() -> bool:
     return True
 
 
+def _attention_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Multiply-adds of `scaled_dot_product_attention`: query x key and weights x value."""
+    query, key, value = (handle.type().sizes() for handle in inputs[:3])
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def count_attention() -> None:
+    """Give mmengine's counter a handle for `scaled_dot_product_attention`, where it has none."""
+    try:
+        from mmengine.analysis import complexity_analysis
+
+        handles = complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS
+    except (ImportError, AttributeError):  # an mmengine that counts in another way
+        return
+    handles.setdefault('aten::scaled_dot_product_attention', _attention_flops)
+
+
 def swaps_channels(preprocessor: nn.Module) -> bool:
     """Whether a data preprocessor changes BGR to RGB, or back.
 
@@ -316,3 +337,4 @@ def apply() -> None:
     """Put every seam in place that this environment needs."""
     stand_in_for_mmcv_ext()
     allow_mmengine_types()
+    count_attention()

@@ -401,3 +401,47 @@ def test_nothing_is_done_before_torch_2_6(monkeypatch):
     monkeypatch.setattr(torch, '__version__', '2.5.1+cu124')
     monkeypatch.delattr(torch.serialization, 'add_safe_globals', raising=False)
     assert compat.allow_mmengine_types() is False
+
+
+def test_mmengine_counts_attention():
+    """Its counter, behind MMSegmentation's get_flops, left out the products of an attention."""
+    from mmengine.analysis import FlopAnalyzer
+
+    q, k, v = torch.randn(2, 3, 10, 4), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 5)
+
+    class Attention(torch.nn.Module):
+        def forward(self, *qkv):
+            return torch.nn.functional.scaled_dot_product_attention(*qkv)
+
+    counted = FlopAnalyzer(Attention(), (q, k, v)).total()
+    assert counted == 2 * 3 * 10 * 7 * 4 + 2 * 3 * 10 * 7 * 5
+
+
+@pytest.mark.parametrize('head', [
+    dict(type='MDRLHead'), dict(type='MCIBIHead'), dict(type='DGCWHead'), dict(type='ProtoSegHead'),
+    dict(type='MDRLHead', context=dict(type='PSPHead', pool_scales=(1, 2))),
+], ids=lambda head: head['type'] + ('_psp' if 'context' in head else ''))  # fmt: skip
+def test_mmengine_counts_what_pytorch_counts(head):
+    """All products of our heads; mmengine's own handles count norms and resizing besides."""
+    from mmengine.analysis import FlopAnalyzer
+    from mmseg.registry import MODELS
+    from torch.utils.flop_counter import FlopCounterMode
+
+    options = dict(in_channels=8, in_index=0, channels=8, num_classes=5, norm_cfg=dict(type='BN'))
+    head = MODELS.build({**options, **head}).eval()
+    maps = torch.randn(2, 8, 12, 16)
+
+    class OnMaps(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = head
+
+        def forward(self, x):
+            return self.head.forward([x])
+
+    analyzer = FlopAnalyzer(OnMaps(), (maps,))
+    by_operator = analyzer.unsupported_ops_warnings(False).by_operator()
+    kinds = ('conv', 'matmul', 'linear', 'bmm', 'mm', 'einsum', 'scaled_dot_product_attention')
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        head.forward([maps])
+    assert sum(by_operator[kind] for kind in kinds) == counter.get_total_flops() // 2

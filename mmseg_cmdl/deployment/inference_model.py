@@ -44,7 +44,7 @@ def _fold_class_aware_regularization_(model: BaseSegmentor) -> None:
         if old.bias is not None:
             new.bias.copy_(old.bias)
     head.conv_seg = new
-    model.car = None
+    head.car = None
 
 
 class InferenceModel(nn.Module):

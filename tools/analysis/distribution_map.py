@@ -76,9 +76,8 @@ def parse_args(argv=None):
         '--draw',
         type=not_negative,
         nargs='+',
-        default=[0, 1, 2, 3],
         metavar='INDEX',
-        help='images in maps.png (default: 0 1 2 3)',
+        help='images in maps.png (default: 0 1 2 3, as far as there are so many)',
     )
     parser.add_argument(
         '--patches',
@@ -134,7 +133,8 @@ def main(argv=None):
     best, drawn = BestImages(num_classes, args.images_per_class), {}
     indices = command_line.image_indices(len(model.dataset), args.max_images)
     judged = set(indices)
-    draw = list(dict.fromkeys(args.draw))
+    draw = args.draw or range(min(4, len(model.dataset)))
+    draw = list(dict.fromkeys(draw))
     outside = [i for i in draw if not 0 <= i < len(model.dataset)]
     if outside:
         raise InputError(f'--draw {outside[0]}: the split has images 0 to {len(model.dataset) - 1}')

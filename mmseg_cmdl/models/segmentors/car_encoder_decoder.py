@@ -15,6 +15,17 @@ from .class_aware_regularization import CAR_OPTIONS, ClassAwareRegularization
 from .pointwise import as_spatial
 
 
+def _rename(state: dict, old: str, new: str) -> None:
+    """Renames, in place, the keys that begin with `old`."""
+    for key in [key for key in state if key.startswith(old)]:
+        state[new + key[len(old) :]] = state.pop(key)
+
+
+def _as_in_checkpoints(model: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+    """Hook of `state_dict`."""
+    _rename(state, f'{prefix}{model._head_prefix}car.', f'{prefix}car.')
+
+
 class _CAR(BaseSegmentor):
     """Mixin before a segmentor of MMSegmentation; see :class:`CAREncoderDecoder`."""
 
@@ -24,7 +35,16 @@ class _CAR(BaseSegmentor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         options = {name: kwargs.pop(name) for name in CAR_OPTIONS if name in kwargs}
         super().__init__(*args, **kwargs)
-        self.car = ClassAwareRegularization(self.regularized_head, **options)
+        # A part of the head, whose learning rate and freezing it follows (`paramwise_cfg` and its
+        # like go by the names of parameters); in checkpoints it is `car`.
+        head = self.regularized_head
+        head.car = ClassAwareRegularization(head, **options)
+        self._register_state_dict_hook(_as_in_checkpoints)
+
+    @property
+    def car(self) -> ClassAwareRegularization:
+        """What CAR adds, a child of :attr:`regularized_head`; None once it has been merged."""
+        return self.regularized_head.car
 
     @property
     def regularized_head(self) -> BaseDecodeHead:
@@ -77,6 +97,7 @@ class _CAR(BaseSegmentor):
             if weight.shape[1] == self.car.linear.in_channels:
                 plain = self.car.unfolded(weight)
                 state_dict[linear], state_dict[classifier] = plain['linear'], plain['conv_seg']
+        _rename(state_dict, f'{prefix}car.', f'{prefix}{self._head_prefix}car.')
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -86,7 +107,8 @@ class CAREncoderDecoder(_CAR, EncoderDecoder):
 
     Works on any decode head that ends in `conv_seg`. A 1x1 linear conv is put before `conv_seg`,
     and the losses are on its output [B, C, h, w], in float32, with class centres over the whole
-    batch and all ranks. It adds `car.linear.weight` to a checkpoint and renames nothing: a plain
+    batch and all ranks. It adds `car.linear.weight` to a checkpoint (as a
+    parameter it is the head's, `decode_head.car.linear.weight`) and renames nothing: a plain
     checkpoint loads and predicts the same; `tools/fold_car.py` makes a plain one of a trained one,
     so that inference costs nothing more.
 

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from mmengine.model import ExponentialMovingAverage
+from mmengine.optim import build_optim_wrapper
 from mmseg.models.segmentors import CascadeEncoderDecoder, EncoderDecoder
 from mmseg.registry import MODELS
 from torch import nn
@@ -261,7 +262,7 @@ def test_pointwise(kind, names, convs):
     sizes = {
         key: m.kernel_size
         for key, m in model.regularized_head.named_modules()
-        if isinstance(m, nn.Conv2d) and key not in convs
+        if isinstance(m, nn.Conv2d) and key not in [*convs, 'car.linear']
     }
     plain = build_with(kind, 'plain', seed=1).double()
     assert (
@@ -409,3 +410,40 @@ def test_trains_with_the_loss_going_down():
         history.append(total.item())
     assert history[-1] < 0.8 * history[0]
     assert tiny_head.NUM_CLASSES == K
+
+
+@pytest.mark.parametrize(('kind', 'stages'), [
+    ('CAREncoderDecoder', 1), ('CARCascadeEncoderDecoder', 2),
+])  # fmt: skip
+def test_the_conv_follows_the_head(kind, stages):
+    """Recipes that name the head (lr_mult of 'head', freezing all but it) mean CAR's conv too."""
+    heads, options = tiny_segmentor.head(), {}
+    if stages == 2:
+        heads, options = [heads, tiny_segmentor.head('OCRHead', ocr_channels=4)], dict(num_stages=2)
+    model = tiny_segmentor.build(heads, kind, **options)
+    conv = model.car.linear.weight
+    wrapper = build_optim_wrapper(model, dict(
+        type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.01),
+        paramwise_cfg=dict(custom_keys={'head': dict(lr_mult=10.0)}),
+    ))  # fmt: skip
+    rates = {id(p): group['lr'] for group in wrapper.param_groups for p in group['params']}
+    assert rates[id(conv)] == pytest.approx(0.1)
+    assert rates[id(model.backbone.mix[0].weight)] == 0.01
+    names = [name for name, p in model.named_parameters() if p is conv]
+    assert len(names) == 1
+    assert names[0].startswith('decode_head.')
+    assert any(p is conv for p in model.decode_head.parameters())
+    # checkpoints stay as they were, through wrappers and copies as well
+    assert {'car.linear.weight'} == {key for key in model.state_dict() if 'car' in key}
+    outer = torch.nn.ModuleDict(dict(module=copy.deepcopy(model)))
+    assert {'module.car.linear.weight'} == {key for key in outer.state_dict() if 'car' in key}
+    with torch.no_grad():
+        conv.mul_(3)
+    state = {f'module.{key}': value.clone() for key, value in model.state_dict().items()}
+    assert not any(outer.load_state_dict(state))
+    assert torch.equal(outer['module'].car.linear.weight, conv)
+    without = {
+        key: value for key, value in model.state_dict().items() if key != 'car.linear.weight'
+    }
+    assert not any(model.load_state_dict(without))  # a plain checkpoint
+    assert torch.equal(model.car.linear.weight.flatten(1), torch.eye(8))
