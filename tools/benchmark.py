@@ -1,14 +1,15 @@
 """Speed and memory of the parts of all methods, as ratios measured in one run.
 
 Each section times its forms in turn, round after round, so that whatever else the machine does
-falls on all of them alike; it prints medians and the ratio to the section's reference form. Where
-that is a floor, each form is run in turn with the floor alone.
+falls on all of them alike; it prints medians and their ratios. On a machine that others use, count
+the CPU time of one thread instead of the time that passes:
 
     python tools/benchmark.py                         # everything, on CUDA where there is one
-    python tools/benchmark.py losses voting --device cpu --json benchmark.json
+    python tools/benchmark.py losses --device cpu --threads 1 --cpu-time --json benchmark.json
 """
 
 import argparse
+import copy
 import json
 import platform
 import re
@@ -40,6 +41,7 @@ from mmseg_cmdl.launch import configs_folder
 from mmseg_cmdl.models.layers.channel_weighting import NORMS, channel_weights
 from mmseg_cmdl.models.losses import class_centers
 from mmseg_cmdl.models.memory.class_sums import class_sums
+from mmseg_cmdl.models.segmentors.class_aware_regularization import DEFAULT_LOSSES as CAR_LOSSES
 from mmseg_cmdl.written_files import make_folder, written_beside
 
 CONFIGS = configs_folder() / '_base_'
@@ -52,63 +54,42 @@ class Timer:
         device (torch.device): Waited for before the clock is read.
         repeats (int): Timed rounds.
         warmup (int): Rounds before them.
+        cpu_time (bool): Count what this process computes, on all its threads together, and not the
+            time that passes. Defaults to False.
     """
 
-    def __init__(self, device, repeats, warmup):
+    def __init__(self, device, repeats, warmup, cpu_time=False):
         self.device, self.repeats, self.warmup = device, repeats, warmup
+        self.clock = time.process_time if cpu_time else time.perf_counter
 
     def _synchronize(self):
         if self.device.type == 'cuda':
             torch.cuda.synchronize(self.device)
 
-    def __call__(self, forms, reference=None):
+    def __call__(self, forms):
         """
         Args:
             forms (dict): Callables by name.
-            reference (str, optional): Form with which each other one is run in turn, pair by pair.
-                A form that takes and gives back hundreds of MiB leaves pages to the next one that
-                the system has yet to fill, which takes as long as what is measured here. Defaults
-                to None: all forms in turn.
 
         Returns:
-            dict: By name: `ms`, median, and `peak_mib`, memory above that held before. With a
-            reference also `ratio`, the median over rounds of the time divided by that of the
-            reference in the same round, so that a machine that slows down slows both.
+            dict: By name: `ms`, median, and `peak_mib`, memory above that held before.
         """
-        groups = [list(forms)]
-        if reference is not None:
-            groups = [[reference, name] for name in forms if name != reference]
         times = {name: [] for name in forms}
-        ratios = {reference: 1.0}
-        for group in groups:
-            rounds = self._rounds(group, forms)
-            for name in group:
-                times[name] += rounds[name]
-            if reference is not None:
-                ratios[group[1]] = statistics.median(
-                    taken / floor for floor, taken in zip(*(rounds[name] for name in group))
-                )
+        for round_ in range(self.warmup + self.repeats):
+            for name, run in forms.items():
+                self._synchronize()
+                start = self.clock()
+                run()
+                self._synchronize()
+                if round_ >= self.warmup:
+                    times[name].append(1e3 * (self.clock() - start))
         return {
             name: dict(
                 ms=statistics.median(values),
                 peak_mib=peak_memory(forms[name], self.device) / 2**20,
-                **(dict(ratio=ratios[name]) if reference is not None else {}),
             )
             for name, values in times.items()
         }
-
-    def _rounds(self, names, forms):
-        """Milliseconds of each of these forms, run in turn."""
-        times = {name: [] for name in names}
-        for round_ in range(self.warmup + self.repeats):
-            for name in names:
-                self._synchronize()
-                start = time.perf_counter()
-                forms[name]()
-                self._synchronize()
-                if round_ >= self.warmup:
-                    times[name].append(1e3 * (time.perf_counter() - start))
-        return times
 
 
 def print_table(title, header, rows):
@@ -126,49 +107,52 @@ def benchmark_losses(timer, args):
     The losses alone, forward and backward and with the bank's update, on features of the size that
     they have in the step, are run in turn with the step: forward, backward, no optimizer.
     """
-    results = []
+    results, size = [], args.image_size
     for K in args.classes:
-        for method in ('MDRL', 'CAR'):
-            for formulation in ('paper', 'released'):
-                torch.manual_seed(0)
-                step, losses = _step_and_losses(K, method, formulation, args, timer.device)
-                measured = timer(dict(step=step, losses=losses), reference='step')
+        for method in args.methods:
+            torch.manual_seed(0)
+            forms = _step_and_losses(K, method, args, timer.device)
+            measured = timer(forms)
+            step = measured.pop('step')
+            for formulation, losses in measured.items():
                 results.append(
                     dict(
                         classes=K,
                         method=method,
                         formulation=formulation,
-                        step_ms=measured['step']['ms'],
-                        step_peak_mib=measured['step']['peak_mib'],
-                        losses_ms=measured['losses']['ms'],
-                        losses_peak_mib=measured['losses']['peak_mib'],
-                        share=measured['losses']['ratio'],
+                        step_ms=step['ms'],
+                        step_peak_mib=step['peak_mib'],
+                        losses_ms=losses['ms'],
+                        losses_peak_mib=losses['peak_mib'],
+                        share=losses['ms'] / step['ms'],
+                        memory_share=losses['peak_mib'] / step['peak_mib'],
                     )
                 )
-                del step, losses
-    size = args.image_size
-    print_table(
-        'Losses (MDRL: with the update of the bank) against a training step of a ResNet-50-d8, '
-        f'{args.images}x{size}x{size}',
-        ['losses', 'K', 'ms', 'step, ms', 'share, %', 'peak MiB', 'step, peak MiB'],
-        [
+            del forms
+        # at once: a step of full size takes its time
+        print_table(
+            'Losses (MDRL: with the update of the bank) against a training step (paper) of a '
+            f'ResNet-50-d8, {args.images}x{size}x{size}, K={K}',
+            ['losses', 'ms', 'step, ms', 'share, %', 'peak MiB', 'step, peak MiB', 'share, % '],
             [
-                f'{r["method"]}, {r["formulation"]}',
-                r['classes'],
-                r['losses_ms'],
-                r['step_ms'],
-                100 * r['share'],
-                r['losses_peak_mib'],
-                r['step_peak_mib'],
-            ]
-            for r in results
-        ],
-    )
+                [
+                    f'{r["method"]}, {r["formulation"]}',
+                    r['losses_ms'],
+                    r['step_ms'],
+                    100 * r['share'],
+                    r['losses_peak_mib'],
+                    r['step_peak_mib'],
+                    100 * r['memory_share'],
+                ]
+                for r in results
+                if r['classes'] == K
+            ],
+        )
     return results
 
 
-def _step_and_losses(K, method, formulation, args, device):
-    """Two callables: a training step, and its losses alone on features of the same size."""
+def _step_and_losses(K, method, args, device):
+    """A training step of the paper's formulation, and the losses of both alone, by name."""
     head = dict(norm_cfg=dict(type='BN'), num_classes=K)
     cfg = Config.fromfile(CONFIGS / 'models' / ('mdrl_' * (method == 'MDRL') + 'fcn_r50-d8.py'))
     model = cfg.model
@@ -177,10 +161,13 @@ def _step_and_losses(K, method, formulation, args, device):
     model.decode_head.update(head)
     model.auxiliary_head.update(head)
     if method == 'MDRL':
-        for loss in model.decode_head.loss_consistency:
-            loss.formulation = formulation
+        heads = {}
+        for formulation in ('released', 'paper'):
+            for loss in model.decode_head.loss_consistency:
+                loss.formulation = formulation
+            heads[formulation] = MODELS.build(copy.deepcopy(model.decode_head)).to(device)
     else:
-        model.update(type='CAREncoderDecoder', formulation=formulation)
+        model.type = 'CAREncoderDecoder'
     model = MODELS.build(model).to(device).train()
     size = args.image_size
     images = torch.randn(args.images, 3, size, size, device=device)
@@ -201,20 +188,26 @@ def _step_and_losses(K, method, formulation, args, device):
     features = torch.randn(args.images, size // 8, size // 8, 512, device=device)
     features = F.normalize(features, dim=-1).requires_grad_()
 
-    def mdrl():
-        decoder = model.decode_head
+    def mdrl(decoder):
         similarity = decoder.bank.similarity(features)
         batch = dict(embeddings=features, similarity=similarity, labels=labels)
         differentiate(decoder.consistency(batch, similarity, labels, ignore_index=255))
         features.grad = None
 
-    def car():
+    def car(losses):
         pixels, classes = features.flatten(0, 2), labels[:, ::8, ::8].flatten()
         centers = class_centers(pixels, classes, K)
-        sum(loss(pixels, classes, *centers) for loss in model.car.losses).backward()
+        sum(loss(pixels, classes, *centers) for loss in losses).backward()
         features.grad = None
 
-    return step, mdrl if method == 'MDRL' else car
+    forms = dict(step=step)
+    for formulation in ('paper', 'released'):
+        if method == 'MDRL':
+            forms[formulation] = partial(mdrl, heads[formulation].train())
+        else:
+            losses = [MODELS.build({**loss, 'formulation': formulation}) for loss in CAR_LOSSES]
+            forms[formulation] = partial(car, losses)
+    return forms
 
 
 def benchmark_voting(timer, args):
@@ -560,6 +553,18 @@ def parse_args(argv=None):
     )
     parser.add_argument('--threads', type=positive, help="CPU threads (default: PyTorch's choice)")
     parser.add_argument(
+        '--cpu-time',
+        action='store_true',
+        help='on a CPU: time that this process computes, not time that passes; with --threads 1',
+    )
+    parser.add_argument(
+        '--methods',
+        choices=('MDRL', 'CAR'),
+        nargs='+',
+        default=['MDRL', 'CAR'],
+        help='of the section losses (default: both)',
+    )
+    parser.add_argument(
         '--classes',
         type=whole_number(2),
         nargs='+',
@@ -616,6 +621,8 @@ def parse_args(argv=None):
     )
     parser.add_argument('--json', type=Path, help='write all numbers there')
     args = parser.parse_args(argv)
+    if args.cpu_time and (args.threads != 1 or torch.device(args.device).type != 'cpu'):
+        parser.error('--cpu-time goes with --device cpu --threads 1')
     unknown = set(args.sections) - set(SECTIONS)
     if unknown:
         parser.error(
@@ -639,7 +646,7 @@ def main(argv=None):
         mmseg_cmdl=mmseg_cmdl.__version__,
     )
     print(', '.join(f'{key}: {value}' for key, value in machine.items()), flush=True)
-    timer = Timer(device, args.repeats, args.warmup)
+    timer = Timer(device, args.repeats, args.warmup, args.cpu_time)
     results = dict(machine=machine)
     for name in args.sections or SECTIONS:
         results[name] = SECTIONS[name](timer, args)

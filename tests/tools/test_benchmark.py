@@ -35,6 +35,7 @@ def test_losses_as_a_share_of_a_training_step(benchmark, monkeypatch, tmp_path, 
     for row in rows:
         assert row['share'] == pytest.approx(row['losses_ms'] / row['step_ms'])
         assert 0 < row['losses_peak_mib'] < row['step_peak_mib']
+        assert row['memory_share'] == row['losses_peak_mib'] / row['step_peak_mib']
     # the similarity of 128 pixels and 360 distributions, and its gradient
     assert rows[0]['losses_peak_mib'] > 2 * 128 * 40 * 9 * 4 / 2**20
     assert 'share, %' in capsys.readouterr().out
@@ -84,21 +85,35 @@ def test_unknown_section_is_named(benchmark, monkeypatch, tmp_path, capsys):
     assert 'unknown section votting: choose from losses, ' in capsys.readouterr().err
 
 
-def test_ratio_is_taken_round_by_round(benchmark, monkeypatch):
-    """Also on a machine that slows down all the while."""
-    clock, speed = [0.0], [1.0]
+def test_medians_of_forms_run_in_turn(benchmark, monkeypatch):
+    clock, order = [0.0], []
 
-    def takes(seconds):
-        clock[0] += seconds * speed[0]
-        speed[0] *= 2
+    def takes(name, *seconds):
+        rounds = iter(seconds)
+
+        def run():
+            order.append(name)
+            clock[0] += next(rounds)
+
+        return run
 
     monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: clock[0])
     monkeypatch.setattr(benchmark, 'peak_memory', lambda form, device: 2**20)
     timer = benchmark.Timer(torch.device('cpu'), warmup=1, repeats=3)
-    measured = timer(
-        {'floor': lambda: takes(2), 'a': lambda: takes(3), 'b': lambda: takes(5)}, 'floor'
-    )
-    assert {name: values['ratio'] for name, values in measured.items()} == {
-        'floor': 1, 'a': 3, 'b': 5
-    }  # fmt: skip
-    assert 'ratio' not in timer({'a': lambda: takes(3)})['a']
+    measured = timer({'a': takes('a', 99, 1, 7, 2), 'b': takes('b', 99, 4, 3, 5)})
+    assert measured == {'a': dict(ms=2000, peak_mib=1), 'b': dict(ms=4000, peak_mib=1)}
+    assert order == ['a', 'b'] * 4
+
+
+def test_cpu_time_leaves_out_what_others_do(benchmark, monkeypatch):
+    monkeypatch.setattr(benchmark, 'peak_memory', lambda form, device: 0)
+    monkeypatch.setattr(benchmark.time, 'process_time', iter(range(0, 10, 3)).__next__)
+    monkeypatch.setattr(benchmark.time, 'perf_counter', None)
+    timer = benchmark.Timer(torch.device('cpu'), warmup=0, repeats=2, cpu_time=True)
+    assert timer({'a': lambda: None})['a']['ms'] == 3000
+
+
+def test_cpu_time_is_of_one_thread(benchmark, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.parse_args(['voting', '--device', 'cpu', '--cpu-time', '--threads', '2'])
+    assert '--cpu-time goes with --device cpu --threads 1' in capsys.readouterr().err
