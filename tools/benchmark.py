@@ -226,7 +226,8 @@ def benchmark_voting(timer, args):
 
     @torch.no_grad()
     def collapsed():
-        return bank.vote(weights, kernel)
+        matrix = F.conv2d(bank.class_vectors().flatten(1)[:, :, None, None], kernel).flatten(1)
+        return F.conv2d(weights, matrix.t()[:, :, None, None])
 
     measured = timer(dict(naive=naive, collapsed=collapsed))
     rows = [
@@ -272,7 +273,7 @@ def benchmark_update(timer, args):
         # the resized map whole; what is made of it is one image's at a time, or it would not fit
         full, totals = resized(), 0
         for image, label_map in zip(full, labels):
-            sums = class_sums(image.flatten(1).t(), label_map.flatten(), start, 255)
+            sums = class_sums(image.flatten(1).t(), label_map.flatten(), K, 255, start)
             totals = totals + sums.weighted
         target = totals[:, :-1] / totals[:, -1:].clamp(min=1e-12)
         after['materialised'] = torch.where(totals[:, -1:] > 0, start.lerp(target, 0.5), start)

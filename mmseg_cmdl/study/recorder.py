@@ -29,6 +29,7 @@ from mmengine.runner import Runner
 from mmseg.evaluation import IoUMetric
 from torch import Tensor
 
+from ..errors import InputError
 from ..registry import HOOKS, METRICS
 from ..version import __version__
 from .plan import write_json
@@ -155,10 +156,10 @@ class StudyRecorder(Hook):
         """Claims the folder.
 
         Raises:
-            SystemExit: Another process runs this job.
+            InputError: Another process runs this job.
         """
         if is_main_process() and not lock(Path(runner.work_dir)):
-            raise SystemExit(f'error: another process runs the job in {runner.work_dir}')
+            raise InputError(f'another process runs the job in {runner.work_dir}')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Adds what a job that goes on from this checkpoint has to know."""
@@ -180,14 +181,18 @@ class StudyRecorder(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
     ) -> None:
-        """Notes where a loss stopped being finite; ends a job that nobody waits for any more."""
+        """Notes where a loss stopped being finite.
+
+        Raises:
+            InputError: Nobody waits for this job any more.
+        """
         self._cpu_times[-1] = time.process_time() - self._cpu_times[-1]
         if self._first_not_finite is None and outputs is not None:
             values = [v for key, v in outputs.items() if 'loss' in key]
             if not all(math.isfinite(v) for v in values):
                 self._first_not_finite = runner.iter
         if self._parent is not None and str(os.getppid()) != self._parent:
-            raise SystemExit('error: the study that started this job is gone')
+            raise InputError('the study that started this job is gone')
 
     def after_val_epoch(self, runner: Runner, metrics: Optional[Dict[str, float]] = None) -> None:
         """Keeps the point of the learning curve."""

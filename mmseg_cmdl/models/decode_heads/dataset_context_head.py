@@ -56,7 +56,7 @@ class DatasetContextHead(MemoryHead):
             `in_channels`, `in_index`, `channels`, `num_classes`, `norm_cfg`, `align_corners` and
             the like from this head unless it sets them. Defaults to None.
         pixels (str, optional): Where R comes from. 'backbone': the feature map that `in_index`
-            selects; a context is related to it (eq. 2 to 4). 'context': what the context would
+            selects; a context is related to it (MDRL eq. 2 to 4). 'context': what the context would
             classify, at its size, by a 1x1 conv; there is no second branch then. By default
             'context' where the context is a decoder of several feature maps or brings its map to a
             finer size, as UPerHead, SegformerHead and DepthwiseSeparableASPPHead do, so that the
@@ -64,14 +64,14 @@ class DatasetContextHead(MemoryHead):
         key_stride (int, optional): The memory is averaged over squares of so many pixels before the
             pixels attend to it, since the cost of attention grows with the square of their number.
             Defaults to 4 with `pixels='context'`, otherwise to 1, the papers' form.
-        fusion (str): T in eq. 4: 'concat' (3x3 conv on [R, R_dl]), 'add', or 'weighted_add' (the
-            weight of R_dl at each pixel is predicted from both by a 1x1 conv).
+        fusion (str): T in MDRL eq. 4: 'concat' (3x3 conv on [R, R_dl]), 'add', or 'weighted_add'
+            (the weight of R_dl at each pixel is predicted from both by a 1x1 conv).
             Defaults to 'concat'.
         transform_channels (int, optional): Channels inside the attentions. Defaults to C // 2.
         hard_aggregate (bool): Weigh the memory with the one-hot coarse prediction instead of its
             softmax. Defaults to False.
-        loss_coarse (dict | list[dict], optional): Loss of the coarse logits (L_cls, eq. 16); None
-            for none. Defaults to cross entropy with weight 0.4.
+        loss_coarse (dict | list[dict], optional): Loss of the coarse logits (L_cls, MDRL eq. 16);
+            None for none. Defaults to cross entropy with weight 0.4.
         **kwargs: Options of :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`.
 
     Raises:
@@ -229,7 +229,7 @@ class DatasetContextHead(MemoryHead):
     def aggregate(
         self, pixels: Tensor, coarse_logits: Tensor, context: Optional[Tensor] = None
     ) -> Tensor:
-        """Augmented pixel representations R_aug (eq. 2 and 4).
+        """Augmented pixel representations R_aug (MDRL eq. 2 and 4).
 
         Args:
             pixels (Tensor): R [B, C, h, w].
@@ -246,7 +246,7 @@ class DatasetContextHead(MemoryHead):
         return augmented
 
     def add_memory(self, pixels: Tensor, weights: Tensor) -> Tensor:
-        """Memory context of the pixels, related to them and fused with them (eq. 2 and 4).
+        """Memory context of the pixels, related to them and fused with them (MDRL eq. 2 and 4).
 
         Args:
             pixels (Tensor): R [B, C, h, w].
@@ -265,7 +265,7 @@ class DatasetContextHead(MemoryHead):
         return pixels + related
 
     def relate(self, pixels: Tensor, memory: Tensor) -> Tensor:
-        """R_dl [B, C, h, w]: R attends to the memory context, both [B, C, h, w] (eq. 10 and 11)."""
+        """R_dl: R attends to the memory context (MDRL eq. 10 and 11); all are [B, C, h, w]."""
         return self.relation(pixels, memory)
 
     @abstractmethod
@@ -273,7 +273,7 @@ class DatasetContextHead(MemoryHead):
         """Memory context R_m [B, C, h, w] from class weights [B, K, h, w]."""
 
     def cls_seg(self, feat: Tensor) -> Tensor:
-        """1x1 conv, dropout, classifier (eq. 5): [B, C, h, w] to logits [B, K, h, w]."""
+        """1x1 conv, dropout, classifier (MDRL eq. 5): [B, C, h, w] to logits [B, K, h, w]."""
         return super().cls_seg(self.final_conv(feat))
 
     # ---- a training step ----

@@ -5,7 +5,6 @@ from typing import Any, Dict, List, Optional, Union
 
 import torch
 from mmcv.cnn import ConvModule
-from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
 from mmseg.models.utils import resize
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from .label_check import LABELS_ARE_CHECKED, batch_labels, num_labels
 from .loss_check import check_losses
 from .single_image_context import (
     SingleImageContext,
+    check_no_cascade,
     check_required,
     inherited_options,
     place_inputs,
@@ -52,9 +52,9 @@ class DGCWHead(CascadeStage):
         num_classes (int): K.
         layer (dict): Any registered module [B, C, h, w] to the same; its `channels` (or
             `in_channels`) is filled in. Defaults to `dict(type='ChannelWeighting')`. The contexts
-            of table 2: 'GlobalPoolingContext' and 'SqueezeExcitation', both with `downsample=1`,
-            `dict(type='NonLocal2d', reduction=1)` with `downsample=1` (NL-H) or 4 (NL-D); the
-            convs of table 1: 'PointwiseConvs'.
+            of DGCW, table 2: 'GlobalPoolingContext' and 'SqueezeExcitation', both with
+            `downsample=1`, `dict(type='NonLocal2d', reduction=1)` with `downsample=1` (NL-H) or 4
+            (NL-D); the convs of DGCW, table 1: 'PointwiseConvs'.
         downsample (int): How many times smaller than X the map is that `layer` sees, in height
             and in width; rounded up, so a 769 crop at stride 8, 97x97, gives 25x25, whose pixels
             are every fourth one with `align_corners=True`. Defaults to 4.
@@ -105,11 +105,7 @@ class DGCWHead(CascadeStage):
         if context is not None:
             inherited = inherited_options(self, in_channels, _CONTEXT_CHANNELS)
             self.context = SingleImageContext(context, inherited)
-            if isinstance(self.context.head, BaseCascadeDecodeHead):
-                raise ValueError(
-                    f'{name}: context {context["type"]} needs the prediction of a '
-                    'stage before it, which this head has not'
-                )
+            check_no_cascade(name, self.context)
             width = self.context.channels
         self.reduction = ConvModule(width, self.channels, 1, **conv_options)
         self.layer = _build_layer(layer, self.channels)

@@ -62,7 +62,7 @@ class MDRLHead(DatasetContextHead):
         loss_consistency (dict | list[dict], optional): Losses on the similarity of pixels and
             distributions, each called as `loss(similarity [B, h, w, K, N], labels [B, H, W],
             ignore_index=...)`; None for none, which needs `embedding='pixel'`.
-            Defaults to both class consistency losses, weights 0.01 and 0.05 (eq. 18).
+            Defaults to both class consistency losses, weights 0.01 and 0.05 (MDRL eq. 18).
         embedding (str): 'projection' (released code) embeds pixels by :class:`PixelProjection`;
             'pixel' (paper) takes the l2-normalised R itself. Defaults to 'projection'.
         **kwargs: Options of :class:`DatasetContextHead`: `context`, `fusion`, `loss_coarse`, ...
@@ -130,7 +130,7 @@ class MDRLHead(DatasetContextHead):
         return MODELS.build(cfg)
 
     def read_memory(self, weights: Tensor) -> Tensor:
-        """Feature voting and fusion (eq. 9): [B, K, h, w] to R_m [B, C, h, w].
+        """Feature voting and fusion (MDRL eq. 9): [B, K, h, w] to R_m [B, C, h, w].
 
         The convolution of `fuse_memory` is applied to the bank, not to the N voted maps.
         """
@@ -186,7 +186,7 @@ class MDRLHead(DatasetContextHead):
     def update_bank(
         self, embeddings: Tensor, similarity: Tensor, labels: Tensor
     ) -> Dict[str, Tensor]:
-        """Moves the bank (3.2, eq. 6 to 8).
+        """Moves the bank (MDRL 3.2, eq. 6 to 8).
 
         Args:
             embeddings (Tensor): [B, h, w, Z].

@@ -31,7 +31,7 @@ _CHUNK_BYTES = {'cpu': 1 << 20, 'cuda': 1 << 26}
 
 
 def channel_weights(query: Tensor, key: Tensor, norm: str = 'sum') -> Tensor:
-    """Eq. 2 and 3, whole: ``M = (Q_i - K_j)^2`` normalised over channels.
+    """DGCW eq. 2 and 3, whole: ``M = (Q_i - K_j)^2`` normalised over channels.
 
     Args:
         query (Tensor): Q [..., i, C].
@@ -229,7 +229,7 @@ class ChannelWeighting(BaseModule):
 
     Args:
         channels (int): C.
-        norm (str): f: 'sum' (DBS of table 1), 'softmax' or 'tanh'. Defaults to 'sum'.
+        norm (str): f: 'sum' (DBS of DGCW, table 1), 'softmax' or 'tanh'. Defaults to 'sum'.
         chunk_size (int, optional): Pixels i at a time. Defaults to what suits the device's cache;
             the result doesn't depend on it.
         init_cfg (dict, optional): Initialization config.
@@ -282,7 +282,7 @@ class ChannelWeighting(BaseModule):
             return self._update(x.to(self.g2.weight.dtype), relation_sum)
 
     def _update(self, x: Tensor, form: Callable) -> Tensor:
-        """Eq. 1 and 5 around the form of the sum, which is in float32 or better."""
+        """DGCW eq. 1 and 5 around the form of the sum, which is in float32 or better."""
         query, key, value = (
             conv(x).flatten(2).transpose(1, 2).contiguous()
             for conv in (self.query, self.key, self.value)

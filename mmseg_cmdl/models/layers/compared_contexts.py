@@ -1,6 +1,6 @@
 """The contexts that DGCW is compared with (tables 1 and 2), as layers [B, C, h, w] to the same.
 
-All convs have C output channels. The non-local layer of table 2 is mmcv's:
+All convs have C output channels. The non-local layer of DGCW, table 2, is mmcv's:
 ``dict(type='NonLocal2d', reduction=1)``.
 """
 
@@ -16,7 +16,7 @@ from ...utils import check_finite
 
 @MODELS.register_module()
 class GlobalPoolingContext(BaseModule):
-    """GAP of table 2: the mean over all pixels, through a 1x1 conv, added to every pixel.
+    """GAP of DGCW, table 2: the mean over all pixels, through a 1x1 conv, added to every pixel.
 
     The paper says that the conv's result is brought to the size of the map, and leaves open how
     the two meet; they are added, as in DGCW eq. 5.
@@ -37,7 +37,7 @@ class GlobalPoolingContext(BaseModule):
 
 @MODELS.register_module()
 class SqueezeExcitation(SELayer):
-    """SE of table 2: every channel times a weight that two layers predict from all means.
+    """SE of DGCW, table 2: every channel times a weight that two layers predict from all means.
 
     MMSegmentation's layer with C channels inside and a plain sigmoid.
 
@@ -53,7 +53,7 @@ class SqueezeExcitation(SELayer):
 
 @MODELS.register_module()
 class PointwiseConvs(BaseModule):
-    """'conv' of table 1: DGCW without its weighting, ``out_i = F_i + g(F_i)``.
+    """'conv' of DGCW, table 1: DGCW without its weighting, ``out_i = F_i + g(F_i)``.
 
     Args:
         channels (int): C.

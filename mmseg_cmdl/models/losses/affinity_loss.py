@@ -5,17 +5,18 @@ Source: Yu et al., Context Prior for Scene Segmentation, CVPR 2020, section 3.1,
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...registry import MODELS
 from ...utils import at_least_float32, check_finite, global_mean
+from .formulated_loss import WeightedLoss
 
 # Sums of probabilities are held above this before their logarithm.
 _SMALLEST_SUM = 1e-12
 
 
 @MODELS.register_module()
-class AffinityLoss(nn.Module):
+class AffinityLoss(WeightedLoss):
     """Compares a predicted affinity p [N, N] with the ideal one, a_ij = [y_i = y_j].
 
     CPNet eq. 1 to 6:
@@ -46,24 +47,10 @@ class AffinityLoss(nn.Module):
         loss_weight: float = 1.0,
         loss_name: str = 'loss_prior',
     ):
-        super().__init__()
-        check_finite(
-            self, unary_weight=unary_weight, global_weight=global_weight, loss_weight=loss_weight
-        )
-        if 'loss' not in loss_name:
-            raise ValueError(
-                'AffinityLoss: loss_name must contain "loss" to be added to the objective, '
-                f'got {loss_name!r}'
-            )
+        super().__init__(loss_weight, loss_name)
+        check_finite(self, unary_weight=unary_weight, global_weight=global_weight)
         self.unary_weight = unary_weight
         self.global_weight = global_weight
-        self.loss_weight = loss_weight
-        self._loss_name = loss_name
-
-    @property
-    def loss_name(self) -> str:
-        """Key in the dictionary of losses."""
-        return self._loss_name
 
     def forward(self, logits: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
         """

@@ -1,11 +1,39 @@
-"""What the losses on class centres and on distributions have in common."""
+"""What all losses of this package have in common: weight, name, and of some the formulation."""
 
 from torch import nn
 
 from ...utils import check_finite
 
 
-class FormulatedLoss(nn.Module):
+class WeightedLoss(nn.Module):
+    """A loss with a weight and a name.
+
+    Args:
+        loss_weight (float): Factor.
+        loss_name (str): Key in the dictionary of losses; contains 'loss'.
+
+    Raises:
+        ValueError: An argument is something else.
+    """
+
+    def __init__(self, loss_weight: float, loss_name: str):
+        super().__init__()
+        check_finite(self, loss_weight=loss_weight)
+        if 'loss' not in loss_name:
+            raise ValueError(
+                f'{type(self).__name__}: loss_name must contain "loss" to be added to '
+                f'the objective, got {loss_name!r}'
+            )
+        self.loss_weight = loss_weight
+        self._loss_name = loss_name
+
+    @property
+    def loss_name(self) -> str:
+        """Key in the dictionary of losses."""
+        return self._loss_name
+
+
+class FormulatedLoss(WeightedLoss):
     """Options of a loss that is there in two formulations, that of a paper and that of its code.
 
     Args:
@@ -18,26 +46,13 @@ class FormulatedLoss(nn.Module):
     """
 
     def __init__(self, formulation: str, loss_weight: float, loss_name: str):
-        super().__init__()
-        check_finite(self, loss_weight=loss_weight)
+        super().__init__(loss_weight, loss_name)
         if formulation not in ('paper', 'released'):
             raise ValueError(
                 f"{type(self).__name__}: formulation must be 'paper' or 'released', "
                 f'got {formulation!r}'
             )
-        if 'loss' not in loss_name:
-            raise ValueError(
-                f'{type(self).__name__}: loss_name must contain "loss" to be added to '
-                f'the objective, got {loss_name!r}'
-            )
         self.formulation = formulation
-        self.loss_weight = loss_weight
-        self._loss_name = loss_name
-
-    @property
-    def loss_name(self) -> str:
-        """Key in the dictionary of losses."""
-        return self._loss_name
 
     def extra_repr(self) -> str:
         return f'formulation={self.formulation!r}, loss_weight={self.loss_weight}'

@@ -8,30 +8,15 @@ from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...registry import MODELS
 from ...utils import at_least_float32, check_finite, global_mean
+from .formulated_loss import WeightedLoss
 
 
-class _PrototypeLoss(nn.Module):
+class _PrototypeLoss(WeightedLoss):
     """A mean over the pixels of all ranks that have a target; 0, with a graph, without any."""
-
-    def __init__(self, loss_weight: float, loss_name: str):
-        super().__init__()
-        check_finite(self, loss_weight=loss_weight)
-        if 'loss' not in loss_name:
-            raise ValueError(
-                f'{type(self).__name__}: loss_name must contain "loss" to be added to '
-                f'the objective, got {loss_name!r}'
-            )
-        self.loss_weight = loss_weight
-        self._loss_name = loss_name
-
-    @property
-    def loss_name(self) -> str:
-        """Key in the dictionary of losses."""
-        return self._loss_name
 
     def forward(self, similarity: Tensor, targets: Tensor) -> Tensor:
         """

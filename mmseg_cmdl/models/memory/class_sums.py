@@ -7,7 +7,7 @@ up, and length and product of an interpolated feature follow from lengths and pr
 cells around it. What is held at label size is a few scalars a pixel, for one image at a time.
 """
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -24,41 +24,69 @@ class ClassSums(NamedTuple):
 
     Attributes:
         packed (Tensor): Flat; the others are views of it.
-        plain, weighted (Tensor): [K, C + 1], sums of the features and, last, of their weights: 1,
-            and 1 - cosine with the class's memory.
+        plain (Tensor): [K, C + 1], sums of the features and, last, the number of pixels.
+        weighted (Tensor, optional): [K, C + 1], the same with weights, 1 - cosine with the class's
+            memory, whose sum is last; None where no memory was given.
         labelled, left_out (Tensor): Scalars: pixels with a class; of these, pixels whose feature
             has no finite square, which count in no sum.
     """
 
     packed: Tensor
     plain: Tensor
-    weighted: Tensor
+    weighted: Optional[Tensor]
     labelled: Tensor
     left_out: Tensor
 
     @classmethod
-    def zeros(cls, memory: Tensor) -> 'ClassSums':
-        """Sums of no pixel, for a memory [K, C]."""
-        rows, columns = memory.shape[0], memory.shape[1] + 1
-        packed = memory.new_zeros(2 * rows * columns + 2)
-        plain, weighted = packed[:-2].view(2, rows, columns)
-        return cls(packed, plain, weighted, packed[-2], packed[-1])
+    def zeros(cls, num_classes: int, channels: int, like: Tensor, weighted: bool) -> 'ClassSums':
+        """Sums of no pixel, of the type of `like`."""
+        tables = like.new_zeros((1 + weighted) * num_classes * (channels + 1) + 2)
+        plain, *others = tables[:-2].view(1 + weighted, num_classes, channels + 1)
+        return cls(tables, plain, others[0] if weighted else None, tables[-2], tables[-1])
 
 
-def class_sums(features: Tensor, labels: Tensor, memory: Tensor, ignore_index: int) -> ClassSums:
+def class_sums(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    ignore_index: int,
+    memory: Optional[Tensor] = None,
+    align_corners: bool = False,
+) -> ClassSums:
     """Sums over the pixels of each class.
 
     Args:
-        features (Tensor): [P, C].
-        labels (Tensor): [P].
-        memory (Tensor): [K, C], of the same type as `features`.
+        features (Tensor): [P, C]; or [B, C, h, w], which are taken bilinearly resized to the label
+            maps. That equals resizing them first, without ever holding the [B, C, H, W] map or a
+            part of it.
+        labels (Tensor): [P]; or [B, H, W].
+        num_classes (int): K.
         ignore_index (int): Label of pixels without a class. So is any label outside 0..K-1.
+        memory (Tensor, optional): [K, C], of the type of `features`, for the weighted sums; None
+            for none.
+        align_corners (bool): Of the resizing, as for `torch.nn.functional.interpolate`. Defaults to
+            False.
 
     Returns:
-        ClassSums: In the type of `memory`.
+        ClassSums: In the type of `features`.
     """
-    sums = ClassSums.zeros(memory)
-    num_classes, channels = memory.shape
+    sums = ClassSums.zeros(num_classes, features.shape[1], features, memory is not None)
+    if features.dim() == 2:
+        _add_pixels(sums, features, labels, memory, ignore_index)
+        return sums
+    rows, cols = (
+        _Axis(labels.shape[i + 1], features.shape[i + 2], align_corners, features) for i in range(2)
+    )
+    for feature_map, label_map in zip(features, labels):
+        _add_image(sums, feature_map, label_map, memory, ignore_index, rows, cols)
+    return sums
+
+
+def _add_pixels(
+    sums: ClassSums, features: Tensor, labels: Tensor, memory: Optional[Tensor], ignore_index: int
+) -> None:
+    """Adds the sums of pixels [P, C], [P]."""
+    num_classes, channels = len(sums.plain), features.shape[1]
     known = has_class(labels, num_classes, ignore_index)
     squares = features.square().sum(dim=1)
     finite = squares.isfinite()
@@ -66,45 +94,21 @@ def class_sums(features: Tensor, labels: Tensor, memory: Tensor, ignore_index: i
     features = torch.where(used[:, None], features, 0)
     classes = torch.where(used, labels.long(), 0)
 
-    products = (features * memory.index_select(0, classes)).sum(dim=1)
-    lengths = memory.norm(dim=1).index_select(0, classes) * squares.sqrt()
-    weights = torch.where(used, _distance(products, lengths), 0)
-    for table, weight in ((sums.plain, used.to(memory.dtype)), (sums.weighted, weights)):
+    tables = [(sums.plain, used.to(features.dtype))]
+    if memory is not None:
+        products = (features * memory.index_select(0, classes)).sum(dim=1)
+        lengths = memory.norm(dim=1).index_select(0, classes) * squares.sqrt()
+        tables.append((sums.weighted, torch.where(used, _distance(products, lengths), 0)))
+    for table, weight in tables:
         table[:, :channels].index_add_(0, classes, features * weight[:, None])
         table[:, channels].scatter_add_(0, classes, weight)
     sums.labelled.copy_(known.sum())
     sums.left_out.copy_((known & ~finite).sum())
-    return sums
 
 
 def _distance(products: Tensor, lengths: Tensor) -> Tensor:
     """1 - cosine (MCIBI eq. 9), never negative by rounding."""
     return (1 - products / lengths.clamp(min=_SHORTEST)).clamp_(min=0, max=2)
-
-
-def upsampled_class_sums(
-    features: Tensor, labels: Tensor, memory: Tensor, ignore_index: int, align_corners: bool = False
-) -> ClassSums:
-    """:func:`class_sums` of the features bilinearly resized to the labels.
-
-    Equals resizing first, without ever holding the [B, C, H, W] map or a part of it.
-
-    Args:
-        features (Tensor): [B, C, h, w].
-        labels (Tensor): [B, H, W].
-        memory, ignore_index: As for :func:`class_sums`.
-        align_corners (bool): As for `torch.nn.functional.interpolate`. Defaults to False.
-
-    Returns:
-        ClassSums: In the type of `memory`.
-    """
-    sums = ClassSums.zeros(memory)
-    rows, cols = (
-        _Axis(labels.shape[i + 1], features.shape[i + 2], align_corners, features) for i in range(2)
-    )
-    for feature_map, label_map in zip(features, labels):
-        _add_image(sums, feature_map, label_map, memory, ignore_index, rows, cols)
-    return sums
 
 
 class _Axis(BilinearTaps):
@@ -129,13 +133,13 @@ def _add_image(
     sums: ClassSums,
     features: Tensor,
     labels: Tensor,
-    memory: Tensor,
+    memory: Optional[Tensor],
     ignore_index: int,
     rows: _Axis,
     cols: _Axis,
 ) -> None:
     """Adds the sums of one image [C, h, w], [H, W]."""
-    num_classes, channels = memory.shape
+    num_classes, channels = len(sums.plain), len(features)
     height, width = features.shape[1:]
     known = has_class(labels, num_classes, ignore_index)
     finite_cells = features.square().sum(dim=0).isfinite()
@@ -144,22 +148,25 @@ def _add_image(
     bad = rows.matrix @ (~finite_cells).to(features.dtype) @ cols.matrix.t() > 0
     used = known & ~bad
 
-    starts = torch.where(used, labels.long(), 0) * (height * width)
+    classes = torch.where(used, labels.long(), 0)
+    starts = classes * (height * width)
     corners = [
         (starts + (y * width)[:, None] + x, wy[:, None] * wx)
         for y, wy in zip((rows.first, rows.second), rows.weights)
         for x, wx in zip((cols.first, cols.second), cols.weights)
     ]
     cells = features.flatten(1)  # [C, hw]
-    of_cells = (memory @ cells).view(-1)  # of each class's memory and each cell
-    products = sum((of_cells[index] * share for index, share in corners), memory.new_zeros(()))
-    lengths = _interpolated_squares(features, rows, cols).clamp_(min=0).sqrt_()
-    lengths *= memory.norm(dim=1)[torch.where(used, labels.long(), 0)]
-    weights = _distance(products, lengths)
+    tables = [(sums.plain, used.to(features.dtype))]
+    if memory is not None:
+        of_cells = (memory @ cells).view(-1)  # of each class's memory and each cell
+        products = sum((of_cells[index] * share for index, share in corners), cells.new_zeros(()))
+        lengths = _interpolated_squares(features, rows, cols).clamp_(min=0).sqrt_()
+        lengths *= memory.norm(dim=1)[classes]
+        tables.append((sums.weighted, _distance(products, lengths) * used))
 
     # how much of each cell the pixels of each class take, plain and weighted
-    for table, weight in ((sums.plain, used.to(features.dtype)), (sums.weighted, weights * used)):
-        shares = memory.new_zeros(num_classes * height * width)
+    for table, weight in tables:
+        shares = cells.new_zeros(num_classes * height * width)
         for index, share in corners:
             shares.scatter_add_(0, index.flatten(), (share * weight).flatten())
         shares = shares.view(num_classes, height * width)

@@ -56,7 +56,7 @@ class DistributionBank(MemoryBank):
         num_classes (int): K.
         num_distributions (int): N.
         channels (int): Z, length of an embedding.
-        momentum (float): Weight of the old vector (mu in eq. 8), in [0, 1]. Defaults to 0.999.
+        momentum (float): Weight of the old vector (mu in MDRL eq. 8), in [0, 1]. Defaults to 0.999.
         epsilon (float): Smoothness of the assignment. Defaults to 0.05.
         iterations (int): Sinkhorn iterations. Defaults to 3.
         assignment (str): 'argmax' (paper) takes the largest entry of the balanced assignment;
@@ -148,7 +148,7 @@ class DistributionBank(MemoryBank):
         similarity: Optional[Tensor] = None,
         assigned: Optional[Tensor] = None,
     ) -> Optional[BankUpdate]:
-        """Moves the bank towards this batch (eq. 6 to 8), in place, over all ranks.
+        """Moves the bank towards this batch (MDRL eq. 6 to 8), in place, over all ranks.
 
         Args:
             embeddings (Tensor): [P, Z].
@@ -197,7 +197,7 @@ class DistributionBank(MemoryBank):
             return BankUpdate(*totals)
 
     def assign(self, similarity: Tensor, classes: Tensor) -> Tensor:
-        """Distribution of its class that the balanced assignment gives each pixel (eq. 6 and 7).
+        """Distribution of its class that balanced assignment gives each pixel (MDRL eq. 6 and 7).
 
         The largest entry, whatever `assignment` is: ProtoSeg's losses take it for their target even
         where the update draws.
@@ -234,7 +234,7 @@ class DistributionBank(MemoryBank):
         return balanced.argmax(dim=0)
 
     def _move_(self, sums: Tensor, counts: Tensor) -> None:
-        """eq. 8 from the summed embeddings [K * N, Z], overwritten here, and counts [K * N]."""
+        """MDRL eq. 8 from summed embeddings [K * N, Z], overwritten here, and counts [K * N]."""
         rows = self.distributions.view_as(sums)
         directions = sums.div_(sums.norm(dim=1, keepdim=True).clamp_(min=1e-12))
         moved = directions.lerp_(rows.to(sums.dtype), self.momentum)

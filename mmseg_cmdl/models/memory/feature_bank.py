@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...registry import MODELS
 from ...utils import all_reduce_sum_
-from .class_sums import ClassSums, class_sums, upsampled_class_sums
+from .class_sums import ClassSums, class_sums
 from .initial_memory import InitialMemory
 from .memory_bank import MemoryBank, float32_island
 
@@ -107,10 +107,8 @@ class FeatureBank(MemoryBank):
         with float32_island(features.device.type):
             memory = self.features.to(self._update_dtype)
             features = features.detach().to(memory.dtype)
-            if features.dim() == 4:
-                sums = upsampled_class_sums(features, labels, memory, ignore_index, align_corners)
-            else:
-                sums = class_sums(features, labels, memory, ignore_index)
+            near = memory if self.strategy == 'cosine' else None
+            sums = class_sums(features, labels, self.num_classes, ignore_index, near, align_corners)
             all_reduce_sum_(sums.packed)
             self._move_(memory, sums, momentum)
             self.num_updates += 1
@@ -118,10 +116,11 @@ class FeatureBank(MemoryBank):
 
     def _move_(self, memory: Tensor, sums: ClassSums, momentum: Union[float, Tensor]) -> None:
         """MCIBI eq. 6 from the sums of all ranks."""
-        counts, weights = sums.plain[:, -1:], sums.weighted[:, -1:]
+        counts = sums.plain[:, -1:]
         mean = sums.plain[:, :-1] / counts.clamp(min=1e-6)
         target = mean
         if self.strategy == 'cosine':
+            weights = sums.weighted[:, -1:]
             # below this the weights are the rounding of cosines of 1
             rounding = 100 * torch.finfo(memory.dtype).eps
             told_apart = weights > rounding * counts

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...registry import MODELS
 from ...utils import all_reduce_sum_, check_finite
-from .class_sums import class_sums, upsampled_class_sums
+from .class_sums import class_sums
 from .feature_bank import FeatureUpdate
 from .initial_memory import InitialMemory
 from .memory_bank import MemoryBank, float32_island
@@ -147,12 +147,9 @@ class GaussianBank(MemoryBank):
         with float32_island(features.device.type):
             statistics = self.statistics.to(self._update_dtype)
             features = features.detach().to(statistics.dtype)
-            # pixels count alike: no memory that they could be near to
-            nowhere = features.new_zeros(self.num_classes, features.shape[1])
-            if features.dim() == 4:
-                sums = upsampled_class_sums(features, labels, nowhere, ignore_index, align_corners)
-            else:
-                sums = class_sums(features, labels, nowhere, ignore_index)
+            sums = class_sums(
+                features, labels, self.num_classes, ignore_index, align_corners=align_corners
+            )
             all_reduce_sum_(sums.packed)
             counts = sums.plain[:, -1:]
             found = self._statistics_of(sums.plain[:, :-1] / counts.clamp(min=1e-6))

@@ -166,22 +166,16 @@ class MemoryBank(nn.Module, ABC):
             return self._before_update[name]
         return buffer.clone()
 
-    def vote(self, weights: Tensor, kernel: Optional[Tensor] = None) -> Tensor:
-        """Class weights times the memory: MDRL, eq. 9, and with one vector a class MCIBI, eq. 12.
-
-        A 1x1 convolution that follows is linear in the bank, so ``kernel`` is applied to the bank
-        first: a [K, out] matrix instead of N maps of Z channels, N times fewer operations.
+    def vote(self, weights: Tensor) -> Tensor:
+        """Class weights times the memory: MDRL eq. 9, and with one vector a class MCIBI eq. 12.
 
         Args:
             weights (Tensor): Class weights [B, K, h, w].
-            kernel (Tensor, optional): Weight [out, N * Z, 1, 1] of the 1x1 convolution.
 
         Returns:
-            Tensor: [B, N * Z, h, w], channels of distribution 0 first; or [B, out, h, w].
+            Tensor: [B, N * Z, h, w], channels of distribution 0 first.
         """
         stacked = self.class_vectors().flatten(1).to(weights.dtype)  # [K, N * Z]
-        if kernel is not None:
-            stacked = stacked @ kernel.to(weights.dtype).flatten(1).t()  # [K, out]
         return F.conv2d(weights, stacked.t()[:, :, None, None])
 
     @property

@@ -276,7 +276,7 @@ def test_takes_the_place_of_another_head():
         ),
         (
             dict(context=dict(type='OCRHead', ocr_channels=4)),
-            'OCRHead needs the prediction of a stage',
+            'OCRHead refines the logits of a head before it',
         ),
         (
             dict(context=dict(type='SegmenterMaskTransformerHead')),
