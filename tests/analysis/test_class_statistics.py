@@ -126,9 +126,21 @@ def test_class_dependency_map(trained, tmp_path):
     main = tool('class_dependency').main
     main([*trained.pair, '--out', str(tmp_path), '--max-images', '2', '--classes', 'sky', 'road'])
     numbers = json.loads((tmp_path / 'class_dependency.json').read_text())
-    (fcn, mdrl) = numbers['models'].values()
-    for pair, got in ((trained.fcn, fcn), (trained.mdrl, mdrl)):
+    main([*trained.pair, '--out', str(tmp_path / 'raw'), '--max-images', '2', '--raw'])
+    raw = json.loads((tmp_path / 'raw' / 'class_dependency.json').read_text())
+    compactness = tool('compactness').main
+    compactness([*trained.pair, '--out', str(tmp_path), '--max-images', '2'])
+    compact = json.loads((tmp_path / 'compactness.json').read_text())['models']
+    (fcn, mdrl) = numbers['models']
+    for pair, name, found in ((trained.fcn, fcn, numbers), (trained.mdrl, mdrl, numbers),
+                              (trained.mdrl, mdrl, raw)):  # fmt: skip
         features, labels = pixels_of(pair, indices=(0, 2))
+        got = found['models'][name]
+        if found is numbers:
+            features = features / np.linalg.norm(features, axis=1, keepdims=True)
+            # one name, one number
+            cosine = compact[name]['all']['center_similarity']
+            assert got['off_diagonal_mean'] == pytest.approx(cosine, abs=1e-6)
         present = np.unique(labels)
         centers = np.array([features[labels == k].mean(0) for k in present])
         centers /= np.linalg.norm(centers, axis=1, keepdims=True)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.analysis.conftest import tool
-from tests.paths import TOOLS
+from tests.paths import ROOT, TOOLS
 
 gallery = tool('gallery')
 
@@ -64,3 +64,27 @@ def test_a_folder_without_a_demo_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         gallery.main(['--reuse'])
     assert '--reuse needs --work-dir' in capsys.readouterr().err
+
+
+def figures_in(text):
+    """(name, model): value of lines such as `Measured here: mIoU: FCN 48.33, MDRL 54.99; ...`."""
+    found = {}
+    for line in re.findall(r'^Measured here: (.*)\.$', text, flags=re.M):
+        for part in line.split('; '):
+            name, colon, values = part.partition(': ')
+            for value in re.findall(r'(\w+) ([\d.]+)(?:,|$)', values) if colon else ():
+                found.setdefault((name, value[0]), set()).add(value[1])
+    return found
+
+
+def test_a_name_has_one_number_in_all_documents():
+    """Compactness and class dependency are about the same cosines."""
+    pages = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+    found = figures_in('\n'.join(page.read_text() for page in pages))
+    gallery_page = (ROOT / 'docs' / 'gallery.md').read_text()
+    assert len(re.findall('cosine of centres: ', gallery_page)) == 2
+    assert {('cosine of centres', 'FCN'), ('mIoU', 'MDRL')} <= set(found)
+    assert {key: values for key, values in found.items() if len(values) > 1} == {}
+    assert figures_in('Measured here: a b: FCN 1, X 2.\nMeasured here: a b: FCN 3; c: X 4.') == {
+        ('a b', 'FCN'): {'1', '3'}, ('a b', 'X'): {'2'}, ('c', 'X'): {'4'},
+    }  # fmt: skip

@@ -2,9 +2,10 @@ r"""Class dependency map (CAR, fig. 4): how similar the centres of the classes a
 
 Centres are means over all pixels of a class in the split. A cell is the cosine of two centres, or
 with --similarity softmax what CAR's loss between centres looks at (the softmax over classes of
-their products by sqrt(C)), or their bare product (dot). Two models also give their
-difference. Writes
-class_dependency.png and class_dependency.json.
+their products by sqrt(C)), or their bare product (dot). For cosines, features are brought to length
+1 first, as compactness.py does, and the mean over pairs is its cosine of centres; --raw leaves
+their lengths. Two models also give their difference. Writes class_dependency.png and
+class_dependency.json.
 
 Example:
     python tools/analysis/class_dependency.py CONFIG CKPT CAR_CONFIG CAR_CKPT \
@@ -42,6 +43,9 @@ def parse_args(argv=None):
         metavar='CLASS',
         help='draw only these, by name or number (default: all)',
     )
+    parser.add_argument(
+        '--raw', action='store_true', help="leave the features' lengths as they are"
+    )
     return command_line.parse(parser, argv)
 
 
@@ -49,9 +53,9 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     matrices, numbers = {}, {}
-    for model, statistics in gather_statistics(
-        command_line.load_models(args), args, normalize=False
-    ):
+    # a product of centres, and so CAR's loss between them, is about the lengths too
+    normalize = args.similarity == 'cosine' and not args.raw
+    for model, statistics in gather_statistics(command_line.load_models(args), args, normalize):
         matrices[model.name] = statistics.similarity(args.similarity)
         numbers[model.name] = dict(
             similarity=matrices[model.name],
@@ -70,6 +74,7 @@ def main(argv=None):
             models=numbers,
             classes=classes,
             kind=args.similarity,
+            normalized=normalize,
             features=args.features,
             split=args.split,
         ),

@@ -142,8 +142,9 @@ FIGURES = [
         'class_dependency',
         '',
         ['class_dependency.png'],
-        'Cosines of class centres, and their difference.',
-        numbers=_of_models('class_dependency', ('off_diagonal_mean', 'mean')),
+        'Cosines of class centres, of what enters the classifier at length 1, and their '
+        'difference.',
+        numbers=_of_models('class_dependency', ('off_diagonal_mean', 'cosine of centres')),
     ),
     Figure(
         'Pixel relation',
