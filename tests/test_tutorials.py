@@ -140,7 +140,7 @@ def test_own_config(folder):
         assert f'decode.{name}: ' in trained
     lines = re.findall(r'(\w+): stride (\d+), ([\d.]+) million', strides)
     assert [line[0] for line in lines] == [
-        'my_fcn', 'my_fcn_with_mdrl', 'my_psp_with_mdrl', 'my_fcn_with_car'
+        'my_fcn', 'my_fcn_with_mdrl', 'my_psp_with_mdrl', 'my_fcn_with_car', 'my_ocrnet_with_mdrl'
     ]  # fmt: skip
     assert {line[1] for line in lines} == {'8'}
     size = {name: float(millions) for name, _, millions in lines}
