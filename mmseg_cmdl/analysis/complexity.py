@@ -41,7 +41,7 @@ CONTEXTS: Dict[str, dict] = {
     'DGCW': dict(type='DGCWHead'),
 }
 
-#: MCIBI, table 3, inference on a 1 x 2048 x 128 x 128 map on a V100: parameters in millions,
+#: MCIBI, table 3, inference on a 1 x 2048 x 128 x 128 map on a V100, with parameters in millions,
 #: multiply-adds in billions, milliseconds. The table's "FLOPs" are the multiply-adds of the
 #: convolutions: the two products of an attention aren't in it, 2 x 128^4 x 256 = 137.4 billion with
 #: 256 channels.

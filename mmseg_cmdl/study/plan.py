@@ -37,7 +37,7 @@ OF_THE_MACHINE = frozenset(
 )
 #: Settings of a schedule that count iterations.
 _COUNTS = ('begin', 'end', 'T_max', 'step_size', 'total_iters', 'total_steps', 'milestones')
-#: What only FCNHead has: a head that takes its place has layers of its own.
+#: What only FCNHead has; a head that takes its place has layers of its own.
 _FCN_OPTIONS = ('num_convs', 'kernel_size', 'concat_input', 'dilation')
 #: Names of methods in the files of configs, where that of the head is another.
 _NAMES_OF_CONFIGS = {'mcibipp': 'mcibiplusplus'}

@@ -40,9 +40,9 @@ try:
 except ImportError:  # Windows: no lock, and neither CPU time nor memory
     fcntl = resource = None
 
-#: Set by whoever runs jobs: where that process is gone, its jobs end too.
+#: Set by whoever runs jobs; where that process is gone, its jobs end too.
 PARENT = 'MMSEG_CMDL_STUDY_PID'
-#: Most numbers of per-image areas that a result holds: some 60 KB.
+#: Most numbers of per-image areas that a result holds, some 60 KB.
 MAX_AREAS = 24_000
 
 

@@ -19,7 +19,7 @@ if matplotlib.__version_info__[:2] < (3, 7):
         f"{matplotlib.__version__} is installed; run: pip install 'matplotlib>=3.7'"
     )
 
-#: Paul Tol's qualitative scheme "muted": distinct also with red- or green-blindness.
+#: Paul Tol's qualitative scheme "muted", distinct also with red- or green-blindness.
 MUTED = (
     '#332288',
     '#88CCEE',

@@ -93,7 +93,7 @@ FIGURES = [
         'distribution_map',
         '--draw 4 7 --patches 3 --classes arid polar',
         ['maps.png'],
-        "Each pixel in the colour of its class, and in the shade of the nearest of the class's "
+        "Each pixel in the color of its class, and in the shade of the nearest of the class's "
         'distributions.',
         both=False,
     ),
@@ -102,7 +102,7 @@ FIGURES = [
         'distribution_map',
         None,
         ['class_02_arid.png', 'class_05_polar.png'],
-        'Above, the pixels of the class in the colour of their distribution; below, for each '
+        'Above, the pixels of the class in the color of their distribution; below, for each '
         "distribution its share of the class's pixels and the real pixels nearest to it.",
         both=False,
     ),
@@ -133,8 +133,8 @@ FIGURES = [
         numbers=_of_models(
             'compactness',
             ('intra_class_variance', 'variance inside the class'),
-            ('center_similarity', 'cosine of centres'),
-            ('center_distance', 'distance between centres'),
+            ('center_similarity', 'cosine of centers'),
+            ('center_distance', 'distance between centers'),
         ),
     ),
     Figure(
@@ -142,9 +142,9 @@ FIGURES = [
         'class_dependency',
         '',
         ['class_dependency.png'],
-        'Cosines of class centres, of what enters the classifier at length 1, and their '
+        'Cosines of class centers, of what enters the classifier at length 1, and their '
         'difference.',
-        numbers=_of_models('class_dependency', ('off_diagonal_mean', 'cosine of centres')),
+        numbers=_of_models('class_dependency', ('off_diagonal_mean', 'cosine of centers')),
     ),
     Figure(
         'Pixel relation',
@@ -285,9 +285,12 @@ def command_line_of(figure):
     """As a user types it."""
     models = '' if figure.command == 'complexity' else (BOTH if figure.both else MDRL) + ' '
     names = ' --names ' + ' '.join(NAMES) if figure.both and figure.command != 'complexity' else ''
-    return (
-        f'python tools/analysis/{figure.command}.py {models}--out FOLDER{names} {figure.arguments}'
-    ).rstrip()
+    lines = [
+        f'python tools/analysis/{figure.command}.py {models}'.rstrip(),
+        f'--out FOLDER{names} {figure.arguments}'.rstrip(),
+    ]
+    short = sum(map(len, lines)) < 90
+    return (' ' if short else ' \\\n    ').join(lines)
 
 
 @tool
