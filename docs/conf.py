@@ -100,6 +100,12 @@ def leave_out_private_bases(app, name, obj, options, bases):
     ]
 
 
+def leave_out_fields(app, what, name, obj, skip, options):
+    """Fields of a named tuple stand in its signature; 'Alias for field number 0' says nothing."""
+    return True if type(obj).__name__ == '_tuplegetter' else None
+
+
 def setup(app):
+    app.connect('autodoc-skip-member', leave_out_fields)
     app.connect('autodoc-process-docstring', resolve_references)
     app.connect('autodoc-process-bases', leave_out_private_bases)

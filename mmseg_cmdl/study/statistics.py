@@ -15,7 +15,7 @@ from .recorder import scores
 
 #: A difference is claimed from so many seeds on.
 MIN_SEEDS = 3
-#: Fewer validation images don't stand for others: no bootstrap.
+#: Fewer validation images don't stand for others, so they have no bootstrap.
 MIN_IMAGES = 10
 
 

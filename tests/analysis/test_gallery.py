@@ -82,8 +82,8 @@ def test_a_name_has_one_number_in_all_documents():
     pages = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
     found = figures_in('\n'.join(page.read_text() for page in pages))
     gallery_page = (ROOT / 'docs' / 'gallery.md').read_text()
-    assert len(re.findall('cosine of centres: ', gallery_page)) == 2
-    assert {('cosine of centres', 'FCN'), ('mIoU', 'MDRL')} <= set(found)
+    assert len(re.findall('cosine of centers: ', gallery_page)) == 2
+    assert {('cosine of centers', 'FCN'), ('mIoU', 'MDRL')} <= set(found)
     assert {key: values for key, values in found.items() if len(values) > 1} == {}
     assert figures_in('Measured here: a b: FCN 1, X 2.\nMeasured here: a b: FCN 3; c: X 4.') == {
         ('a b', 'FCN'): {'1', '3'}, ('a b', 'X'): {'2'}, ('c', 'X'): {'4'},
