@@ -79,12 +79,25 @@ RELEASED_SCHEDULES = {62000: (0.001, 1e-5, 1e-4), 2200: (0.02, 2e-4, 1e-4)}
 ADAMW = {
     'segformer_mit-b0s_1xb8-500it': (0.001, 0.01, 50),
     'upernet_mscan-ts_1xb8-500it': (0.001, 0.01, 50),
+    'segformer_mit-b': (6e-5, 0.01, 1500),
+    'upernet_swin-t': (6e-5, 0.01, 1500),
+    'upernet_vit-s14': (6e-5, 0.01, 1500),
+    'upernet_convnext-t': (1e-4, 0.05, 1500),
 }
-# networks with maps of several sizes: backbone, its width, weights that it starts from
-TRANSFORMERS = {
-    'mit-b0s': ('MixVisionTransformer', 16, None),
-    'mscan-ts': ('MSCAN', [16, 32, 80, 128], None),
-}
+# by the name of a backbone: class, options that tell it from its like, and its weights
+BACKBONES = {
+    'mit-b0s': ('MixVisionTransformer', dict(embed_dims=16), None),
+    'mit-b0': ('MixVisionTransformer', dict(embed_dims=32, num_layers=[2] * 4), 'mit_b0'),
+    'mit-b2': ('MixVisionTransformer', dict(embed_dims=64, num_layers=[3, 4, 6, 3]), 'mit_b2'),
+    'mscan-ts': ('MSCAN', dict(embed_dims=[16, 32, 80, 128]), None),
+    'swin-t': ('SwinTransformer', dict(embed_dims=96, depths=[2, 2, 6, 2]), 'swin_tiny'),
+    'convnext-t': ('mmpretrain.ConvNeXt', dict(arch='tiny'), 'convnext-tiny'),
+    'vit-s14-dinov2': (
+        'TIMMBackbone', dict(model_name='vit_small_patch14_dinov2.lvd142m', pretrained=True), None,
+    ),
+    'stdc1': ('STDCContextPathNet', {}, None),
+}  # fmt: skip
+BACKBONES['vit-s14-dinov2-frozen'] = BACKBONES['vit-s14-dinov2']
 TINY = 64
 
 every_config = pytest.mark.parametrize('name', PATHS)
@@ -103,10 +116,26 @@ def offline(cfg):
     """The same model without pretrained weights; where timm can't be imported, a stand-in."""
     init_default_scope('mmseg')
     cfg.model.pretrained = None
-    if cfg.model.backbone.type == 'TIMMBackbone':
-        cfg.model.backbone.pretrained = False
-        if not HAS_TIMM:
-            cfg.model.backbone = dict(type='TIMMStandIn')
+    backbone = cfg.model.backbone
+    for part in (backbone, backbone.get('backbone_cfg', {})):
+        part.pop('init_cfg', None)
+    if backbone.type in ('SwinTransformer', 'TIMMBackbone', 'mmpretrain.ConvNeXt'):
+        if final_head(cfg.model).channels == 512:
+            final_head(cfg.model).channels = 32
+        if 'depths' in backbone:
+            backbone.depths = [1, 1, 1, 1]
+    if cfg.optim_wrapper.type == 'AmpOptimWrapper':  # not on a CPU
+        cfg.optim_wrapper.type = 'OptimWrapper'
+        del cfg.optim_wrapper['loss_scale']
+    if backbone.type in ('TIMMBackbone', 'mmpretrain.ConvNeXt'):
+        backbone.pretrained = False
+        if backbone.type == 'mmpretrain.ConvNeXt' or not HAS_TIMM:
+            stand_in = dict(type='TIMMStandIn')
+            if backbone.type == 'mmpretrain.ConvNeXt':
+                stand_in = dict(type='ConvNeXtStandIn')
+            elif 'vit' in backbone.model_name:
+                stand_in.update(channels=[384] * 4, strides=[16, 1, 1, 1])
+            cfg.model.backbone = stand_in
             cfg.merge_from_dict(
                 dict(
                     custom_imports=dict(
@@ -192,7 +221,8 @@ def train_step(model, cfg):
 
     def record(*_):
         for key, parameter in model.named_parameters():
-            norms[key] = None if parameter.grad is None else float(parameter.grad.norm())
+            if parameter.requires_grad:
+                norms[key] = None if parameter.grad is None else float(parameter.grad.norm())
 
     wrapper.optimizer.register_step_pre_hook(record)
     model.train()
@@ -229,6 +259,10 @@ def network(name):
     for key in ('pretrained', 'test_cfg', 'data_preprocessor'):
         model.pop(key, None)
     model['backbone'].pop('depth', None)
+    if model['backbone'].get('num_layers') == [3, 4, 6, 3]:  # MiT-B2 is B0, deeper and wider
+        b0 = load(name.replace('mit-b2', 'mit-b0')).model.to_dict()
+        model['backbone'] = b0['backbone']
+        model['decode_head']['in_channels'] = b0['decode_head']['in_channels']
     text = re.sub(r"'(num_classes|min_kept)': \d+", '', str(model))
     return re.sub(r"'dilations': [(\[][^)\]]*[)\]]", '', text)
 
@@ -362,11 +396,12 @@ def test_dumped_configs_rebuild_in_a_fresh_process_elsewhere(tmp_path, pytestcon
         assert states[path] == state, path
 
 
-def distinct(key):
-    """The first config of every distinct value of `key(config)`."""
+def distinct(key, but=None):
+    """The first config of every distinct value of `key(config)`, less those of such names."""
     seen = {}
     for name in PATHS:
-        seen.setdefault(str(key(load(name))), name)
+        if but is None or but not in name:
+            seen.setdefault(str(key(load(name))), name)
     return list(seen.values())
 
 
@@ -385,22 +420,24 @@ def runtime_settings(cfg):
     return {name: cfg[name] for name in names}
 
 
-@pytest.mark.parametrize('name', distinct(runtime_settings))
+# the learning rates of ConvNeXt's stages are of no other backbone
+@pytest.mark.parametrize('name', distinct(runtime_settings, but='convnext'))
 def test_runner_runs_the_schedule(name, tmp_path):
     """Two iterations with the config's own hooks, loops, optimizer, schedule and metric."""
     cfg, start = load(name), learning_rate(name)
     small = load(SMALL_PLAIN)
     *warm_up, schedule = cfg.param_scheduler
     assert schedule.end == cfg.train_cfg.max_iters
+    begin = ADAMW[adamw(name)][2] if adamw(name) else 1000 * ('stdc1' in name)
+    assert [(step.type, step.begin, step.end) for step in warm_up] == (
+        [('LinearLR', 0, begin)] if begin else []
+    )
+    assert schedule.begin == begin
+    # two steps of four after a warm-up that has ended before
+    cfg.param_scheduler = [dict(schedule, begin=0)]
     if adamw(name):
-        _, weight_decay, begin = ADAMW[adamw(name)]
-        floor, power = 0.0, 1.0
-        assert [(step.type, step.begin, step.end) for step in warm_up] == [('LinearLR', 0, begin)]
-        assert schedule.begin == begin
-        # two steps of four after a warm-up that has ended before
-        cfg.param_scheduler = [dict(schedule, begin=0)]
+        weight_decay, floor, power = ADAMW[adamw(name)][1], 0.0, 1.0
     else:
-        assert not warm_up
         ours = (start, 1e-4, 5e-4)  # MMSegmentation's floor and decay
         released, floor, weight_decay = RELEASED_SCHEDULES.get(schedule.end, ours)
         assert released == start
@@ -434,7 +471,9 @@ def test_runner_runs_the_schedule(name, tmp_path):
     runner.train()
     optimizer = runner.optim_wrapper.optimizer
     assert isinstance(optimizer, torch.optim.AdamW if adamw(name) else torch.optim.SGD)
-    group = optimizer.param_groups[0]
+    # not one of a frozen backbone, and no norm
+    groups = optimizer.param_groups
+    group = next(group for group in groups if group['initial_lr'] and group['weight_decay'])
     assert (group['initial_lr'], group['weight_decay']) == (start, weight_decay)
     assert adamw(name) or group['momentum'] == 0.9
     # poly of that power down to the floor, after two of the four steps that `end=5` has
@@ -449,8 +488,8 @@ def test_name_says_what_the_config_does(name):
     fields = re.fullmatch(
         r'(?:(mdrl|mcibi|mcibipp|protoseg|dgcw)_)?'
         r'(fcn|pspnet|ccnet|ocrnet|deeplabv3|nonlocal|segformer|upernet)_'
-        r'(r\d+s?-d8|s101-d8|hr48|vit-l|efficientnet-lite0-d8|mit-b0s|mscan-ts)'
-        r'(?:-(ohem))?_(\d+)xb(\d+)-(\w+?)_'
+        rf'(r\d+s?-d8|s101-d8|hr48|vit-l|efficientnet-lite0-d8|{"|".join(BACKBONES)})'
+        r'(?:-(ohem))?_(\d+)xb(\d+)-(?:amp-)?(\w+?)_'
         r'([a-z0-9-]+?)-(\d+)x(\d+)(?:_([a-z0-9]+)-\9x\10)?',
         name,
     )
@@ -472,7 +511,8 @@ def test_name_says_what_the_config_does(name):
         'segformer': 'SegformerHead',
         'upernet': 'UPerHead',
     }[context]
-    assert (hard == 'ohem') == ('sampler' in head)
+    assert (hard == 'ohem' or backbone == 'stdc1') == ('sampler' in head)
+    assert ('-amp-' in name) == (load(name).optim_wrapper.type == 'AmpOptimWrapper')
     if method:
         assert head.type == METHODS[method]
         assert (
@@ -494,11 +534,15 @@ def test_name_says_what_the_config_does(name):
         }[backbone]
         kind = cfg.model.backbone.type.removeprefix('LinearStem')
         assert (kind, cfg.model.pretrained) == expected
-    elif backbone in TRANSFORMERS:
-        kind, dims, weights = TRANSFORMERS[backbone]
-        assert (cfg.model.backbone.type, cfg.model.backbone.embed_dims) == (kind, dims)
+    elif backbone in BACKBONES:
+        kind, options, weights = BACKBONES[backbone]
+        assert cfg.model.backbone.type == kind
+        assert {key: cfg.model.backbone[key] for key in options} == options
         checkpoint = (cfg.model.backbone.get('init_cfg') or {}).get('checkpoint', '')
         assert weights in checkpoint if weights else not checkpoint
+        paramwise = cfg.optim_wrapper.get('paramwise_cfg', {})
+        frozen = paramwise.get('custom_keys', {}).get('backbone')
+        assert (frozen == dict(lr_mult=0.0, decay_mult=0.0)) == backbone.endswith('frozen')
     else:
         assert cfg.model.backbone.model_name == 'tf_efficientnet_lite0'
         assert cfg.model.backbone.output_stride == 8
@@ -527,7 +571,7 @@ def test_config_stands_on_its_own(name):
     assert cfg.default_scope == 'mmseg'
     classes = DATASETS.get(parts(cfg.train_dataloader.dataset)[0].type).METAINFO['classes']
     for head in (final_head(cfg.model), *other_heads(cfg.model)):
-        assert head.num_classes == len(classes)
+        assert head.num_classes == (2 if head.type == 'STDCHead' else len(classes))  # 2: borders
     if 'LIPDataset' in str(cfg.train_dataloader):
         assert cfg.tta_model.type == 'LeftRightTTAModel'
         assert cfg.tta_model.swap_seg_labels == cfg.left_and_right
@@ -599,7 +643,8 @@ def plain(cfg, drop=()):
         cfg.pop(key, None)
     # the auxiliary head is as released: wider, and for LIP with another activation
     for key in ('channels', 'act_cfg'):
-        cfg['model'].get('auxiliary_head', {}).pop(key, None)
+        if isinstance(cfg['model'].get('auxiliary_head'), dict):
+            cfg['model']['auxiliary_head'].pop(key, None)
     return json.loads(json.dumps(cfg))
 
 
@@ -615,14 +660,35 @@ def plain(cfg, drop=()):
 def test_baseline_differs_in_nothing_but_the_head(name, method):
     ours, theirs = plain(load(f'{method}_{name}')), plain(load(name))
     if 'auxiliary_head' not in theirs['model']:
-        ours['model'].pop('auxiliary_head')
+        ours['model'].pop('auxiliary_head', None)
     assert theirs == ours
 
 
 def stock_name(name):
     """What MMSegmentation calls the same without our method."""
     name = name.partition('_')[2]
-    return name.replace('deeplabv3_s101-d8', 'resnest_s101-d8_deeplabv3')
+    for ours, theirs in {
+        'deeplabv3_s101-d8': 'resnest_s101-d8_deeplabv3',
+        'upernet_swin-t': 'swin-tiny-patch4-window7-in1k-pre_upernet',
+        'upernet_convnext-t': 'convnext-tiny_upernet',
+        'fcn_stdc1': 'stdc1_in1k-pre',
+    }.items():
+        name = name.replace(ours, theirs)
+    return name
+
+
+def as_in_mmsegmentation(cfg):
+    """`plain`, without names that a file gives to values, and without decay of the head's norms."""
+    cfg = plain(cfg, ('default_hooks', 'tta_pipeline', 'checkpoint', 'checkpoint_file', 'ohem'))
+    for key in ('cross_entropy', 'auxiliary', 'backbone_norm_cfg'):
+        cfg.pop(key, None)
+    if cfg['model'].get('pretrained', '') is None:
+        del cfg['model']['pretrained']
+    paramwise = cfg['optim_wrapper'].get('paramwise_cfg', {})
+    paramwise.pop('norm_decay_mult', None)
+    for key in ('.bn.', 'head.projection.norm', 'head.consistency.losses.0.norm'):
+        paramwise.get('custom_keys', {}).pop(key, None)
+    return cfg
 
 
 @pytest.mark.parametrize(
@@ -632,15 +698,43 @@ def stock_name(name):
         for name in PATHS
         if name.startswith(('mdrl_', 'mcibi_'))
         and 'ocrnet_r50' not in name
-        and not re.search('vit-l|hr48', name)  # MMSegmentation has none
-        and name.endswith(('cityscapes-512x1024', 'ade20k-512x512'))
+        # MMSegmentation has none; those of the second kind have a baseline here
+        and not re.search('vit-l|hr48|vit-s14|(swin|convnext)-t.*cityscapes', name)
+        and name.endswith(('cityscapes-512x1024', 'cityscapes-1024x1024', 'ade20k-512x512'))
     ],
 )
 def test_baseline_is_mmsegmentations_own(name):
     """Model, data and schedule as in MMSegmentation; checkpoints, tests by scale: ours."""
     (stock,) = MMSEG_CONFIGS.glob(f'*/{stock_name(name)}.py')
-    drop = ('default_hooks', 'tta_pipeline')
-    assert plain(load(name), drop) == plain(Config.fromfile(stock), drop)
+    stock = Config.fromfile(stock, import_custom_modules=False)
+    assert as_in_mmsegmentation(load(name)) == as_in_mmsegmentation(stock)
+
+
+@pytest.mark.parametrize(
+    'name',
+    [name for name in PATHS if adamw(name) and not re.search('mit-b2|_cityscapes', name)],
+)
+def test_norms_of_the_head_have_no_weight_decay_and_it_learns_as_fast_as_the_plain_one(name):
+    cfg = offline(load(name))
+    rates = functools.partial(torch.linspace, device='cpu')
+    with torch.device('meta'), mock.patch.object(torch, 'linspace', rates):
+        model = MODELS.build(cfg.model)
+    group_of = {
+        id(parameter): group
+        for group in build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+        for parameter in group['params']
+    }
+    start = learning_rate(name)
+    norms = [module for module in model.decode_head.modules() if 'Norm' in type(module).__name__]
+    assert norms
+    for module in norms:
+        for parameter in module.parameters(recurse=False):
+            assert group_of[id(parameter)]['weight_decay'] == 0
+    expected = start * 10 if '_segformer_mit-b' in f'_{name}' and '500it' not in name else start
+    assert {group_of[id(value)]['lr'] for value in model.decode_head.parameters()} == {expected}
+    assert group_of[id(model.decode_head.conv_seg.weight)]['weight_decay'] == ADAMW[adamw(name)][1]
+    backbone = {group_of[id(value)]['lr'] for value in model.backbone.parameters()}
+    assert backbone == {0.0} if 'frozen' in name else min(backbone) > 0
 
 
 def test_coco_stuff_is_as_in_mmsegmentation():

@@ -1,4 +1,4 @@
-"""What TIMMBackbone gives for tf_efficientnet_lite0, for machines on which timm can't be imported.
+"""What TIMMBackbone and MMPretrain's ConvNeXt give, for machines on which these can't be imported.
 
 A config names this module in `custom_imports`, so a dumped copy of it works in any process.
 """
@@ -11,7 +11,7 @@ from torch import nn
 
 @MODELS.register_module()
 class TIMMStandIn(BaseModule):
-    """Five maps of tf_efficientnet_lite0's channels, at its strides for `output_stride=8`."""
+    """Five maps, by default of tf_efficientnet_lite0's channels, at its strides for stride 8."""
 
     def __init__(self, channels=(16, 24, 40, 112, 320), strides=(2, 2, 2, 1, 1), init_cfg=None):
         super().__init__(init_cfg)
@@ -28,3 +28,11 @@ class TIMMStandIn(BaseModule):
             x = stage(x)
             maps.append(x)
         return maps
+
+
+@MODELS.register_module()
+class ConvNeXtStandIn(TIMMStandIn):
+    """Four maps of ConvNeXt-T's channels at its strides, and its name for what asks for that."""
+
+    def __init__(self, channels=(96, 192, 384, 768), strides=(4, 2, 2, 2), init_cfg=None):
+        super().__init__(channels, strides, init_cfg)

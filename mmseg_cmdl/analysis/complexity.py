@@ -38,7 +38,7 @@ CONTEXTS: Dict[str, dict] = {
     ),
     'MDRL': dict(type='MDRLHead'),
     'PPM+MDRL': dict(type='MDRLHead', context=dict(type='PSPHead')),
-    'DGCW': dict(type='DGCWHead'),
+    'DGCW': dict(type='DGCWHead', concat_features=False),
 }
 
 #: MCIBI, table 3, inference on a 1 x 2048 x 128 x 128 map on a V100, with parameters in millions,

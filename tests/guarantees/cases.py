@@ -93,7 +93,7 @@ CASES = {
     'car_cp': dict(head=CP, segmentor='CAREncoderDecoder'),
     'dgcw': dict(head=DGCW),
     'dgcw_psp': dict(head=dict(DGCW, context=dict(PSP, channels=8))),
-    'dgcw_aspp': dict(head=dict(DGCW, context=dict(ASPP, channels=8), concat_features=True)),
+    'dgcw_aspp': dict(head=dict(DGCW, context=dict(ASPP, channels=8), concat_features=False)),
     'dgcw_cc': dict(head=dict(DGCW, context=dict(CC, channels=8))),
 }  # fmt: skip
 

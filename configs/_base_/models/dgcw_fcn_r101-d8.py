@@ -11,6 +11,8 @@ model = dict(
         channels=128,
         layer=dict(type='ChannelWeighting'),
         downsample=4,
+        # as in the paper: what is classified is a quarter of the feature size
+        concat_features=False,
         dropout_ratio=0.1,
         num_classes=19,
         norm_cfg=norm_cfg,

@@ -41,8 +41,9 @@ class DGCWHead(CascadeStage):
     """Distance guided channel weighting network (DGCW, 3.1).
 
     X, the feature map or what `context` makes of it, is reduced to `channels` by a 1x1 conv,
-    downsampled, related by `layer`, and classified. The logits are upsampled to the labels by the
-    loss, and to the image in prediction, as those of any head.
+    downsampled, related by `layer`, upsampled again, joined with X and classified, so that the logits
+    are as fine as those of the head whose place this one takes. In the paper's form,
+    `concat_features=False`, the related map itself is classified.
 
     Args:
         in_channels (int | list[int]): Channels of the selected feature map. Lists here and in
@@ -63,7 +64,8 @@ class DGCWHead(CascadeStage):
             PPM, `dict(type='ASPPHead', dilations=(1, 12, 24, 36))` for ASPP. It inherits what this
             head has and it doesn't set, `channels` aside, which defaults to 512.
         concat_features (bool): Upsample the related map to X, concatenate the two, 3x3 conv, and
-            classify that, at full resolution. The paper's text reads as False, the default.
+            classify that, at full resolution. The paper's text reads as False: logits `downsample`
+            times coarser than X. Defaults to True.
         **kwargs: Options of :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`.
 
     Raises:
@@ -79,7 +81,7 @@ class DGCWHead(CascadeStage):
         layer: dict = dict(type='ChannelWeighting'),
         downsample: int = 4,
         context: Optional[dict] = None,
-        concat_features: bool = False,
+        concat_features: bool = True,
         check_labels: Optional[str] = None,
         **kwargs: Any,
     ):
@@ -122,8 +124,8 @@ class DGCWHead(CascadeStage):
             inputs (list[Tensor]): Feature maps of the backbone.
 
         Returns:
-            Tensor: [B, C, h', w'], `downsample` times smaller than X; [B, C, h, w] with
-            `concat_features`.
+            Tensor: [B, C, h, w], of the size of X; without `concat_features` [B, C, h', w'],
+            `downsample` times smaller.
         """
         if self.context is None:
             x = self._transform_inputs(inputs)

@@ -42,6 +42,7 @@ def build(dtype=torch.float64, **options):
         num_classes=tiny_head.NUM_CLASSES,
         norm_cfg=NORM,
         align_corners=False,
+        concat_features=False,
     )
     config.update(options)
     return MODELS.build(config).to(dtype).train()
@@ -160,7 +161,14 @@ def test_compared_contexts(name):
 def test_default_width_is_the_papers():
     head = MODELS.build(dict(type='DGCWHead', in_channels=16, num_classes=3))
     assert head.reduction.out_channels == head.layer.channels == head.conv_seg.in_channels == 128
-    assert (head.layer.norm, head.downsample, head.fusion) == ('sum', 4, None)
+    assert (head.layer.norm, head.downsample) == ('sum', 4)
+
+
+def test_logits_are_by_default_as_fine_as_the_features():
+    """The head whose place this one takes had them at that size."""
+    head = MODELS.build(dict(type='DGCWHead', in_channels=10, in_index=3, num_classes=3)).eval()
+    assert head(features(dtype=torch.float32)).shape == (2, 3, 9, 14)
+    assert head.fusion.conv.in_channels == 10 + 128
 
 
 def test_loss_is_that_of_the_upsampled_logits():

@@ -1,0 +1,9 @@
+_base_ = ['./segformer_mit-b0.py', './mdrl_consistency.py']
+# on the decoder's own map, at its size
+model = dict(
+    decode_head=dict(
+        type='MDRLHead',
+        context=dict(type='SegformerHead'),
+        bank=dict(type='DistributionBank', num_distributions=9, momentum=0.999),
+        loss_coarse=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+        loss_consistency=_base_.loss_consistency))
