@@ -64,9 +64,9 @@ class DatasetContextHead(MemoryHead):
         key_stride (int, optional): The memory is averaged over squares of so many pixels before the
             pixels attend to it, since the cost of attention grows with the square of their number.
             Defaults to 4 with `pixels='context'`, otherwise to 1, the papers' form.
-        fusion (str): T in MDRL eq. 4: 'concat' (3x3 conv on [R, R_dl]), 'add', or 'weighted_add'
-            (the weight of R_dl at each pixel is predicted from both by a 1x1 conv).
-            Defaults to 'concat'.
+        fusion (str): T in MDRL eq. 4: 'concat' (3x3 conv on [R, R_dl]; 1x1 with
+            `pixels='context'`), 'add', or 'weighted_add' (the weight of R_dl at each pixel is predicted from both by a
+            1x1 conv). Defaults to 'concat'.
         transform_channels (int, optional): Channels inside the attentions. Defaults to C // 2.
         hard_aggregate (bool): Weigh the memory with the one-hot coarse prediction instead of its
             softmax. Defaults to False.
@@ -105,7 +105,7 @@ class DatasetContextHead(MemoryHead):
         needed: Dict[str, Any] = dict(
             in_channels=in_channels, channels=channels, num_classes=num_classes
         )
-        check_required(name, kwargs, **needed)
+        check_required(name, kwargs, context, **needed)
         kwargs, context = place_leftovers(name, kwargs, context, **needed)
         several_maps = takes_several_maps(in_channels, kwargs)
         in_channels, kwargs, context = place_inputs(
@@ -155,7 +155,11 @@ class DatasetContextHead(MemoryHead):
             channels, channels, transform_channels, key_stride=key_stride, **self.conv_options
         )
         if fusion == 'concat':
-            self.fuse_pixels = ConvModule(2 * channels, channels, 3, padding=1, **self.conv_options)
+            # a decoder has looked around each pixel, and its map is large
+            size = 1 if pixels == 'context' else 3
+            self.fuse_pixels = ConvModule(
+                2 * channels, channels, size, padding=size // 2, **self.conv_options
+            )
         elif fusion == 'weighted_add':
             self.fusion_weight = nn.Conv2d(2 * channels, 1, 1)
         if context is not None and pixels == 'backbone':

@@ -41,8 +41,8 @@ class DGCWHead(CascadeStage):
     """Distance guided channel weighting network (DGCW, 3.1).
 
     X, the feature map or what `context` makes of it, is reduced to `channels` by a 1x1 conv,
-    downsampled, related by `layer`, upsampled again, joined with X and classified, so that the logits
-    are as fine as those of the head whose place this one takes. In the paper's form,
+    downsampled, related by `layer`, upsampled again, joined with X and classified, so that the
+    logits are as fine as those of the head whose place this one takes. In the paper's form,
     `concat_features=False`, the related map itself is classified.
 
     Args:
@@ -87,7 +87,7 @@ class DGCWHead(CascadeStage):
     ):
         name = type(self).__name__
         needed = dict(in_channels=in_channels, channels=channels, num_classes=num_classes)
-        check_required(name, kwargs, **needed)
+        check_required(name, kwargs, context, **needed)
         kwargs, context = place_leftovers(name, kwargs, context, stages=False, **needed)
         in_channels, kwargs, context = place_inputs(
             name, in_channels, kwargs, context, channels=channels, num_classes=num_classes

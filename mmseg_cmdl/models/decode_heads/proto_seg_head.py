@@ -91,7 +91,7 @@ class ProtoSegHead(MemoryHead):
         **kwargs: Any,
     ):
         needed = dict(in_channels=in_channels, channels=channels, num_classes=num_classes)
-        check_required('ProtoSegHead', kwargs, **needed)
+        check_required('ProtoSegHead', kwargs, context, **needed)
         kwargs, context = place_leftovers('ProtoSegHead', kwargs, context, stages=False, **needed)
         in_channels, kwargs, context = place_inputs(
             'ProtoSegHead', in_channels, kwargs, context, channels=channels, num_classes=num_classes

@@ -28,6 +28,11 @@ _INHERITED = (
     'align_corners',
 )
 
+_USE = (
+    'Use a head that ends in conv_seg, as PSPHead, ASPPHead, CCHead, DAHead, UPerHead, NLHead and '
+    'OCRHead do'
+)
+
 # What FCNHead and its like have and our heads don't need: the convolutions before the classifier.
 _FCN_OPTIONS = ('num_convs', 'kernel_size', 'concat_input', 'dilation')
 # Of its kinds, these set the number of convolutions themselves and don't take it.
@@ -55,6 +60,15 @@ def _check_context(name: str, context: Optional[dict]) -> None:
             f"{name}: context must be the config of a decode head, such as dict(type='PSPHead'), "
             f'got {context!r}'
         )
+    if context is not None:
+        _check_classifies_pixels(context)
+
+
+def _check_classifies_pixels(context: dict) -> None:
+    cls = registered_class(context)
+    if inspect.isclass(cls) and not issubclass(cls, BaseDecodeHead):
+        name = context['type'] if isinstance(context['type'], str) else cls.__name__
+        raise ValueError(f'context: {name} is no decode head that classifies pixels. {_USE}')
 
 
 def _heads_with(unknown: Set[str], given: dict, stages: bool = True) -> Tuple[List[str], List[str]]:
@@ -112,17 +126,21 @@ def _kept_as_context(heads: List[str]) -> str:
     return advice
 
 
-def check_required(name: str, options: dict, **needed: Any) -> None:
-    """Options without which no head can be built.
+def check_required(name: str, options: dict, context: Optional[dict] = None, **needed: Any) -> None:
+    """Options without which no head can be built, and a context that is none.
 
     Args:
         name (str): The head's, for the message.
         options (dict): Others that it has been given.
+        context (dict, optional): Config of its context. Before the options: those of a head that
+            classifies something else than pixels say nothing.
         **needed: Name and value; None for what the config doesn't set.
 
     Raises:
         TypeError: Names what is missing, and the head whose options these are.
+        ValueError: The context is no decode head.
     """
+    _check_context(name, context)
     missing = [key for key, value in needed.items() if value is None]
     if not missing:
         return
@@ -278,12 +296,6 @@ def inherited_options(
     return options
 
 
-_USE = (
-    'Use a head that ends in conv_seg, as PSPHead, ASPPHead, CCHead, DAHead, UPerHead, NLHead and '
-    'OCRHead do'
-)
-
-
 def _missing_options(cls: type, options: dict) -> List[str]:
     """Arguments that a class asks for and that `options` hasn't got."""
     parameters = list(inspect.signature(cls).parameters.values())
@@ -302,17 +314,18 @@ def _build_head(cfg: dict, options: dict) -> nn.Module:
     Raises:
         ValueError: It can't be; says in a sentence what `cfg` has to be.
     """
+    _check_classifies_pixels(cfg)
     cls = registered_class(options)
     name = cfg['type'] if isinstance(cfg['type'], str) else cls.__name__
     if inspect.isclass(cls):
-        if not issubclass(cls, BaseDecodeHead):
-            raise ValueError(f'context: {name} is no decode head that classifies pixels. {_USE}')
         missing = _missing_options(cls, options)
         if missing:
             raise ValueError(
                 f'context: {name} also needs {", ".join(missing)}: set it in `context`, which '
                 'inherits the rest from the head around it'
             )
+    if options.get('norm_cfg') is None and 'norm_cfg' not in cfg:
+        options.pop('norm_cfg', None)  # a class may need one, and has it by default
     try:
         return MODELS.build(options)
     except AssertionError as error:  # heads of several maps assert that they get them

@@ -90,7 +90,7 @@ def test_pixels_are_what_the_decoder_would_classify():
         decoded = head.context(inputs)
         assert decoded.shape[2:] == tiny_head.SIZES[0]
         conv = head.bottleneck
-        assert conv.conv.kernel_size == (1, 1)
+        assert conv.conv.kernel_size == head.fuse_pixels.conv.kernel_size == (1, 1)
         expected = conv.activate(conv.norm(F.conv2d(decoded, conv.conv.weight)))
         pixels, coarse, augmented = head.forward_features(inputs)
         torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-12)
