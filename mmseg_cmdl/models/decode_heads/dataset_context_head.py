@@ -65,8 +65,8 @@ class DatasetContextHead(MemoryHead):
             pixels attend to it, since the cost of attention grows with the square of their number.
             Defaults to 4 with `pixels='context'`, otherwise to 1, the papers' form.
         fusion (str): T in MDRL eq. 4: 'concat' (3x3 conv on [R, R_dl]; 1x1 with
-            `pixels='context'`), 'add', or 'weighted_add' (the weight of R_dl at each pixel is predicted from both by a
-            1x1 conv). Defaults to 'concat'.
+            `pixels='context'`), 'add', or 'weighted_add' (the weight of R_dl at each pixel is
+            predicted from both by a 1x1 conv). Defaults to 'concat'.
         transform_channels (int, optional): Channels inside the attentions. Defaults to C // 2.
         hard_aggregate (bool): Weigh the memory with the one-hot coarse prediction instead of its
             softmax. Defaults to False.
