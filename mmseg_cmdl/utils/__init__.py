@@ -1,12 +1,10 @@
 from .bilinear_taps import BilinearTaps
-from .class_labels import class_rows, has_class, of_own_class
+from .class_labels import class_rows, has_class, labels_at_feature_size, of_own_class, row_sums
 from .configs import add_loss, as_list, check_finite, registered_class, warn_without_effect
 from .distributed import all_reduce_sum_, all_reduce_together, global_mean, global_sum
 from .entropy import entropy_of_counts
-from .label_resizing import labels_at_feature_size
 from .last_head import last_head
 from .precision import at_least_float32, layer_norm
-from .row_sums import row_sums
 
 __all__ = [
     'BilinearTaps',

@@ -25,12 +25,7 @@ class WeightedLoss(nn.Module):
                 f'the objective, got {loss_name!r}'
             )
         self.loss_weight = loss_weight
-        self._loss_name = loss_name
-
-    @property
-    def loss_name(self) -> str:
-        """Key in the dictionary of losses."""
-        return self._loss_name
+        self.loss_name = loss_name
 
 
 class FormulatedLoss(WeightedLoss):
