@@ -31,7 +31,7 @@ import pickle
 import sys
 import types
 from importlib.machinery import ModuleSpec
-from typing import Any, Callable, NoReturn, Sequence, Tuple
+from typing import Any, Callable, Dict, NoReturn, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -227,7 +227,9 @@ def _stored_history() -> type:
         def __setstate__(self, state: Any) -> None:
             if not isinstance(state, dict) or not set(state) <= HISTORY_PARTS:
                 _refuse('a HistoryBuffer of other parts')
-            arrays = {key: state.get(key) for key in ('_log_history', '_count_history')}
+            arrays: Dict[str, Any] = {
+                key: state.get(key) for key in ('_log_history', '_count_history')
+            }
             for key, array in arrays.items():
                 if not isinstance(array, np.ndarray) or array.ndim != 1:
                     _refuse(f'a HistoryBuffer whose {key} is a {type(array).__name__}')

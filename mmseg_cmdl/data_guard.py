@@ -154,7 +154,7 @@ def class_heads(model: Any) -> List[Tuple[str, Any]]:
 
 def _ignored(runner: Runner, split: str) -> List[Optional[int]]:
     """`ignore_index` of each metric of a split that compares label maps."""
-    metrics = getattr(runner, f'_{split}_evaluator', None)
+    metrics: Any = getattr(runner, f'_{split}_evaluator', None)
     metrics = getattr(metrics, 'metrics', metrics)
     found = []
     for metric in metrics if isinstance(metrics, (list, tuple)) else [metrics]:

@@ -44,7 +44,8 @@ class FileNamingCompose(Compose):
         Raises:
             DataError: Whatever goes wrong in it.
         """
-        image, annotation = data.get('img_path'), data.get('seg_map_path')
+        image: Any = data.get('img_path')
+        annotation: Any = data.get('seg_map_path')
         for transform in self.transforms:
             try:
                 data = transform(data)
@@ -74,7 +75,7 @@ class SampleCheck:
     """A `collate_fn` that looks at the samples of a batch before it puts them together.
 
     Args:
-        collate (Callable): Puts them together.
+        collate (Callable, optional): Puts them together; None where samples are only looked at.
         classes (Sequence[tuple[int, int | None]]): (number of classes, `ignore_index`) of whoever
             takes the labels, each in its turn.
         channels (int, optional): Of the images; not looked at by default.
@@ -83,12 +84,12 @@ class SampleCheck:
 
     def __init__(
         self,
-        collate: Callable,
+        collate: Optional[Callable],
         classes: Sequence[tuple],
         channels: Optional[int] = None,
         sizes: bool = True,
     ):
-        self.collate = collate
+        self.collate: Any = collate
         self.classes = list(classes)
         self.channels = channels
         self.sizes = sizes

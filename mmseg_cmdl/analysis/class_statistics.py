@@ -78,6 +78,8 @@ class ClassStatistics:
         """Variance of all pixels around their class's centre over that around their common mean:
         0 where each class is a point, 1 where centres coincide. None where all pixels do.
         """
+        if self.sums is None:
+            return None
         present = torch.from_numpy(self.present)
         counts, sums, squares = self.counts[present], self.sums[present], self.squares.sum()
         within = squares - (sums.square().sum(dim=1) / counts).sum()

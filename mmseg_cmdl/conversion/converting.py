@@ -179,7 +179,9 @@ def _fit_config(
             f'the checkpoint has {_describe(wrong)}, the config other numbers. Set them with '
             '--cfg-options, each under model., or let --out-config FILE write the config that fits'
         )
-    different = {} if known is None else differences(built, known)
+    if known is None:
+        return built, wrong
+    different = differences(built, known)
     if not different:
         return built, wrong
     theirs = {key: known.facts[key] for key in different}

@@ -120,7 +120,7 @@ def to_onnx(
     """
     needed_packages([path], check=False)
     try:
-        exported = torch.onnx.export(
+        exported: Any = torch.onnx.export(
             program, dynamo=True, opset_version=opset, input_names=['images'],
             output_names=['output'], verbose=False,
         )  # fmt: skip

@@ -41,7 +41,7 @@ def _fold_class_aware_regularization_(model: BaseSegmentor) -> None:
     )  # fmt: skip
     with torch.no_grad():
         new.weight.copy_(weight)
-        if old.bias is not None:
+        if new.bias is not None:
             new.bias.copy_(old.bias)
     head.conv_seg = new
     head.car = None

@@ -112,6 +112,7 @@ def draw_health(
         # restores the mode below: ExaminedModel evaluates
         examined = ExaminedModel(model, dataset, 'model')
         example = examined.example(index, 'embedding')
+        assert example.labels is not None  # features were asked for
         h, w = example.labels.shape  # without padding
         classes, distributions = (
             found[0, :h, :w].cpu().numpy()

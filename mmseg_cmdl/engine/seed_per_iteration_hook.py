@@ -36,7 +36,7 @@ class SeedPerIterationHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Let a resumed job draw what the pipeline drew for the batches that it skips."""
-        batches = getattr(runner.train_loop, 'dataloader_iterator', None)
+        batches: Any = getattr(runner.train_loop, 'dataloader_iterator', None)
         if hasattr(batches, 'skip_iter'):
 
             def load_and_drop(number: int) -> None:

@@ -76,7 +76,7 @@ def paired(
 def _ratio(first: Dict[int, dict], second: Dict[int, dict], keys: Sequence[str]) -> Optional[float]:
     """Median over the common seeds of the first key that all runs have."""
     for key in keys:
-        pairs = [(first[s].get(key), second[s].get(key)) for s in first if s in second]
+        pairs: List[Any] = [(first[s].get(key), second[s].get(key)) for s in first if s in second]
         if pairs and all(a and b for a, b in pairs):
             return plain_statistics.median(b / a for a, b in pairs)
     return None

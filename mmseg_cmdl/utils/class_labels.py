@@ -1,5 +1,5 @@
-"""Labels of pixels: which name a class, what of a table over classes is a pixel's own, labels at the
-size of a feature map, and sums over the pixels of each row of a table.
+"""Labels of pixels: which name a class, what of a table over classes is a pixel's own, labels at
+feature size, and sums over the pixels of each row of a table.
 """
 
 from typing import Sequence, Tuple

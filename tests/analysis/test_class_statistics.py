@@ -65,6 +65,7 @@ def test_lengths_are_one_and_one_class_has_no_pairs():
     assert statistics.relative_variance is None  # one pixel has no variance
     with pytest.raises(ValueError, match='no features have been added'):
         ClassStatistics(2).centers  # noqa: B018
+    assert ClassStatistics(2).relative_variance is None
 
 
 def test_equals_loops_over_pixels():

@@ -161,7 +161,7 @@ class MDRLHead(DatasetContextHead):
         matrix, bias = self._fused_rows(self.conv_seg.weight.dtype)
         conv = nn.Conv2d(self.num_classes, self.channels, 1, bias=bias is not None).to(matrix)
         conv.weight.copy_(matrix.t()[..., None, None])
-        if bias is not None:
+        if conv.bias is not None:
             conv.bias.copy_(bias)
         return nn.Sequential(
             conv,

@@ -140,6 +140,7 @@ def _to_distances_(
         return grad.sub_(inner).mul_(weights)
     if norm == 'tanh':
         return grad.addcmul_(grad, weights.square_(), value=-1)
+    assert total is not None  # what 'sum' was divided by
     # under the guard the divisor is constant
     return grad.sub_(inner.mul_(total >= _EQUAL)).mul_(total.clamp_(min=_EQUAL).reciprocal_())
 

@@ -95,7 +95,7 @@ def _add_pixels(
     classes = torch.where(used, labels.long(), 0)
 
     tables = [(sums.plain, used.to(features.dtype))]
-    if memory is not None:
+    if memory is not None and sums.weighted is not None:
         products = (features * memory.index_select(0, classes)).sum(dim=1)
         lengths = memory.norm(dim=1).index_select(0, classes) * squares.sqrt()
         tables.append((sums.weighted, torch.where(used, _distance(products, lengths), 0)))
@@ -157,7 +157,7 @@ def _add_image(
     ]
     cells = features.flatten(1)  # [C, hw]
     tables = [(sums.plain, used.to(features.dtype))]
-    if memory is not None:
+    if memory is not None and sums.weighted is not None:
         of_cells = (memory @ cells).view(-1)  # of each class's memory and each cell
         products = sum((of_cells[index] * share for index, share in corners), cells.new_zeros(()))
         lengths = _interpolated_squares(features, rows, cols).clamp_(min=0).sqrt_()

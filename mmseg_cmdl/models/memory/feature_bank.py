@@ -119,7 +119,7 @@ class FeatureBank(MemoryBank):
         counts = sums.plain[:, -1:]
         mean = sums.plain[:, :-1] / counts.clamp(min=1e-6)
         target = mean
-        if self.strategy == 'cosine':
+        if sums.weighted is not None:  # strategy 'cosine'
             weights = sums.weighted[:, -1:]
             # below this the weights are the rounding of cosines of 1
             rounding = 100 * torch.finfo(memory.dtype).eps

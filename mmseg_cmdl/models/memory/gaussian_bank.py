@@ -112,7 +112,8 @@ class GaussianBank(MemoryBank):
         return (self.statistics != self.statistics.new_tensor([0.0, 1.0])).any(dim=1)
 
     def _set_initial(self, memory: InitialMemory) -> None:
-        memory.check(self.num_classes, 1, self.channels)
+        # without `channels` noise of any length is given to `vectors`
+        memory.check(self.num_classes, 1, self.channels or memory.centers.shape[-1])
         found = self._statistics_of(memory.centers[:, 0].to(self.statistics))
         filled = memory.filled.to(self.statistics.device)
         self.statistics.copy_(torch.where(filled, found, self.statistics))

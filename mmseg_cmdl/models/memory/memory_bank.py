@@ -134,8 +134,13 @@ class MemoryBank(nn.Module, ABC):
         Returns:
             dict[str, float]: `bank_drift`, the mean angle in degrees between each vector and itself
             then; `bank_filled`, the number of classes in memory.
+
+        Raises:
+            RuntimeError: Nothing was counted: :meth:`watch` hasn't been called.
         """
         before, self._watched = self._watched, self.class_vectors().clone()
+        if before is None:
+            raise RuntimeError(f'{type(self).__name__}: call watch() before health()')
         chord = F.normalize(self._watched, dim=-1) - F.normalize(before, dim=-1)
         # small angles, which the arc of the cosine can't tell from none
         angles = torch.rad2deg(2 * torch.asin(chord.norm(dim=-1).div(2).clamp(max=1)))

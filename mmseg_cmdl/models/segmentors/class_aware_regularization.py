@@ -230,6 +230,7 @@ class ClassAwareRegularization(BaseModule):
             the kernel itself, or where C' < C an orthonormal basis of C' directions that holds all
             K rows of the kernel, and the kernel in that basis.
         """
+        assert self.linear is not None  # without it a plain conv_seg is what it is
         into, out_of = self.linear.in_channels, self.linear.out_channels
         if into == out_of:
             return dict(linear=torch.eye(into).to(weight)[..., None, None], conv_seg=weight)

@@ -131,6 +131,8 @@ def test_a_step_moves_it_after_its_losses():
 def test_one_vector_of_each_class_has_drifted():
     """Angles of vectors that were there; a class that has come is filled, not moved."""
     bank = TestMeans(3, 2)
+    with pytest.raises(RuntimeError, match=r'TestMeans: call watch\(\) before health\(\)'):
+        bank.health()
     bank.watch()
     bank.means[:2] = torch.tensor([[2.0, 0], [0, 1]])
     assert bank.health() == dict(bank_drift=0, bank_filled=2)

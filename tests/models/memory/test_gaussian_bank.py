@@ -113,12 +113,13 @@ def test_filled_classes_are_those_that_have_moved():
     assert bank.statistics[0].tolist() == [0.0, 1.0]
 
 
-def test_starts_from_a_file(tmp_path):
+@pytest.mark.parametrize('channels', [4, None])
+def test_starts_from_a_file(tmp_path, channels):
     centers = torch.randn(3, 1, 4)
     filled = torch.tensor([[True], [False], [True]])
     path = tmp_path / 'memory.pth'
     InitialMemory(centers, filled, torch.tensor([5, 0, 5]), ['a', 'b', 'c']).save(path)
-    bank = GaussianBank(3, channels=4, init=str(path))
+    bank = GaussianBank(3, channels=channels, init=str(path))
     bank.take_initial_()
     for c in (0, 2):
         expected = torch.tensor(mcibi_plus_plus.statistics(centers[c, 0]))
