@@ -1,6 +1,5 @@
 import pytest
 import torch
-from mmseg.registry import MODELS
 
 from mmseg_cmdl.models.losses import (
     InterClassCenterToCenterLoss,
@@ -421,37 +420,6 @@ def test_integer_label_types():
 
 
 # ---- options ----
-
-
-def test_registered_with_names_and_defaults():
-    losses = [MODELS.build(dict(type=cls.__name__)) for cls in ALL]
-    assert [loss.loss_name for loss in losses] == [
-        'loss_intra_c2p',
-        'loss_inter_c2c',
-        'loss_inter_c2p',
-    ]
-    assert {loss.formulation for loss in losses} == {'paper'}
-    assert [loss.loss_weight for loss in losses] == [1, 1, 1]
-    assert [loss.threshold for loss in losses[1:]] == [0.5, 0.25]
-
-
-@pytest.mark.parametrize(
-    ('cls', 'option', 'value'),
-    [
-        (INTRA, 'formulation', 'papers'),
-        (C2C, 'formulation', 'papers'),
-        (C2P, 'formulation', 'papers'),
-        (C2C, 'threshold', -0.1),
-        (C2P, 'threshold', 1.5),
-        (C2C, 'classes', 'some'),
-        (C2P, 'threshold_classes', 'some'),
-        (INTRA, 'loss_name', 'intra'),
-    ],
-)
-def test_refusals_name_option_and_value(cls, option, value):
-    with pytest.raises(ValueError, match=option) as error:
-        cls(**{option: value})
-    assert str(value) in str(error.value)
 
 
 @pytest.mark.parametrize(

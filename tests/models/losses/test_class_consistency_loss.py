@@ -4,7 +4,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from mmseg.registry import MODELS
 
 from mmseg_cmdl.models.losses import ClassGlobalConsistencyLoss, ClassLocalConsistencyLoss
 from mmseg_cmdl.utils import BilinearTaps
@@ -402,31 +401,6 @@ def test_loss_weight_scales_value_and_gradient(cls, formulation):
     torch.testing.assert_close(
         torch.autograd.grad(third, similarity)[0], 0.3 * torch.autograd.grad(one, similarity)[0]
     )
-
-
-def test_registered_with_names_and_defaults():
-    local = MODELS.build(dict(type='ClassLocalConsistencyLoss'))
-    contrast = MODELS.build(dict(type='ClassGlobalConsistencyLoss'))
-    assert (local.loss_name, contrast.loss_name) == ('loss_clcl', 'loss_cgcl')
-    assert local.formulation == contrast.formulation == 'paper'
-    assert contrast.temperature == 0.5
-    named = MODELS.build(dict(type='ClassLocalConsistencyLoss', loss_name='loss_mine'))
-    assert named.loss_name == 'loss_mine'
-
-
-@pytest.mark.parametrize(
-    ('cls', 'option', 'value'),
-    [
-        (ClassLocalConsistencyLoss, 'formulation', 'papers'),
-        (ClassGlobalConsistencyLoss, 'formulation', 'papers'),
-        (ClassGlobalConsistencyLoss, 'temperature', 0.0),
-        (ClassGlobalConsistencyLoss, 'temperature', -1.0),
-    ],
-)
-def test_refusals_name_option_and_value(cls, option, value):
-    with pytest.raises(ValueError, match=option) as error:
-        cls(**{option: value})
-    assert str(value) in str(error.value)
 
 
 # ---- cost ----
