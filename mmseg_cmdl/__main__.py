@@ -55,6 +55,8 @@ def import_works() -> Tuple[bool, str]:
 def mim_works() -> Tuple[bool, str]:
     """Whether ``mim train mmseg_cmdl`` finds openmim, our tools and our configs."""
     _, error = _attempt(lambda: importlib.import_module('mim.commands.train'))
+    if error is not None and "'pip'" in error:
+        return False, f'{error}, which mim needs; run: python -m ensurepip'
     if error is not None:
         return False, (
             f'{error}; run: pip install "mmseg_cmdl[mim]" && pip install --no-deps openmim'

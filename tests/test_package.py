@@ -8,10 +8,12 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import mmseg_cmdl
+from mmseg_cmdl import __main__ as report
 from mmseg_cmdl import environment
 from tests.paths import ROOT, child_environment
 
@@ -479,6 +481,19 @@ def test_report_of_a_working_environment():
     assert lines['distributed'] == 'yes'
     if not INSTALLED:
         assert lines['mim'] == 'no'
+
+
+def test_mim_in_an_environment_without_pip(monkeypatch):
+    """As `uv venv` makes it: openmim is there and can't be imported."""
+
+    def without_pip(name):
+        raise ModuleNotFoundError("No module named 'pip'")
+
+    monkeypatch.setattr(report, 'importlib', SimpleNamespace(import_module=without_pip))
+    assert report.mim_works() == (
+        False,
+        "ModuleNotFoundError: No module named 'pip', which mim needs; run: python -m ensurepip",
+    )
 
 
 def test_report_of_a_broken_environment(tmp_path):
