@@ -200,7 +200,7 @@ class MCIBIHead(DatasetContextHead):
         return BaseDecodeHead.cls_seg(self, vectors)
 
     def memory_losses(self, pixels: Tensor, labels: Tensor) -> Dict[str, Tensor]:
-        """See the base class: the classifier learns the memory too (MCIBI eq. 15 and 17).
+        """See the base class: the classifier is also trained on the memory (MCIBI eq. 15 and 17).
 
         A loss is called as `loss(logits [K, K, 1, 1], labels [K, 1, 1], weight=..., ignore_index=
         ...)`, with weights that make its mean the one over the classes in memory.
