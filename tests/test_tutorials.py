@@ -57,7 +57,7 @@ def run(command, folder, **variables):
         env={**child_environment(), 'PATH': path, 'PORT': str(free_port()), **variables},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1800,  # of a command that hangs, not of a busy machine
     )
     assert done.returncode == 0, f'{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}'
     return done.stdout + done.stderr
