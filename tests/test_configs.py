@@ -618,7 +618,9 @@ def test_consistency_losses_are_set_in_one_place():
         ('ClassLocalConsistencyLoss', 0.01),
         ('ClassGlobalConsistencyLoss', 0.05),
     ]
-    assert len({loss.formulation for loss in expected}) == 1
+    # the classes' own default
+    assert {loss.formulation for loss in expected} == {'released'}
+    assert {MODELS.build(dict(type=loss.type)).formulation for loss in expected} == {'released'}
     for name in PATHS:
         if name.startswith('mdrl_'):
             assert load(name).model.decode_head.loss_consistency == expected, name

@@ -137,9 +137,9 @@ def gumbel_steps(rank, world):
 
 
 LOSSES = {
-    'local_paper': dict(type='ClassLocalConsistencyLoss'),
+    'local_paper': dict(type='ClassLocalConsistencyLoss', formulation='paper'),
     'local_released': dict(type='ClassLocalConsistencyLoss', formulation='released', num_classes=5),
-    'global_paper': dict(type='ClassGlobalConsistencyLoss'),
+    'global_paper': dict(type='ClassGlobalConsistencyLoss', formulation='paper'),
     'global_released': dict(type='ClassGlobalConsistencyLoss', formulation='released'),
 }
 

@@ -45,8 +45,8 @@ def test_gradient_accumulation(name):
     model, by_hand = double(name), double(name)
     wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1), accumulative_counts=2)
     wrapper.initialize_count_status(model, 0, 4)
-    before = copy.deepcopy(model.state_dict())
     weights = dict(model.named_parameters())
+    before = {key: p.detach().clone() for key, p in weights.items()}
     for seed in range(2):
         images, samples = cases.batch(seed, dtype=torch.float64)
         if seed == 1:  # not yet

@@ -72,9 +72,9 @@ class ClassLocalConsistencyLoss(FormulatedLoss):
     ``s[i, c] = max_n cos(i, d[c, n])`` (minus the smallest distance), ``L = -log softmax(s)[y]``.
 
     Args:
-        formulation (str): 'paper' works at feature size, with nearest labels, plainly.
-            'released' normalises the K scores of each pixel (LayerNorm over classes, affine) and
-            resizes them bilinearly, corners aligned, to label size. Defaults to 'paper'.
+        formulation (str): 'released' normalises the K scores of each pixel (LayerNorm over classes,
+            affine) and resizes them bilinearly, corners aligned, to label size; 'paper' works at
+            feature size, with nearest labels, plainly. Defaults to 'released'.
         loss_weight (float): alpha in MDRL eq. 18; 0.01 in the paper. Defaults to 1.0.
         num_classes (int, optional): K, for the affine LayerNorm of 'released'; the head gives it.
             Without it the LayerNorm has no weights.
@@ -85,7 +85,7 @@ class ClassLocalConsistencyLoss(FormulatedLoss):
 
     def __init__(
         self,
-        formulation: str = 'paper',
+        formulation: str = 'released',
         loss_weight: float = 1.0,
         num_classes: Optional[int] = None,
         loss_name: str = 'loss_clcl',
@@ -136,7 +136,7 @@ class ClassGlobalConsistencyLoss(FormulatedLoss):
 
     Args:
         temperature (float): tau, in units of a cosine; unused by 'released'. Defaults to 0.5.
-        formulation (str): 'paper' or 'released'. Defaults to 'paper'.
+        formulation (str): 'paper' or 'released'. Defaults to 'released'.
         loss_weight (float): beta in MDRL eq. 18; 0.05 in the paper. Defaults to 1.0.
         loss_name (str): Defaults to 'loss_cgcl'.
 
@@ -146,7 +146,7 @@ class ClassGlobalConsistencyLoss(FormulatedLoss):
     def __init__(
         self,
         temperature: float = 0.5,
-        formulation: str = 'paper',
+        formulation: str = 'released',
         loss_weight: float = 1.0,
         loss_name: str = 'loss_cgcl',
     ):

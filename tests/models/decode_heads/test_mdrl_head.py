@@ -560,14 +560,15 @@ def test_options_without_effect_are_taken_and_told(option):
     assert tiny_head.step(head)[0]['loss_cgcl'] == tiny_head.step(plain)[0]['loss_cgcl']
 
 
-def test_defaults_are_the_papers():
+def test_defaults():
+    """The paper's settings, in the formulation of the authors' code, as the configs have it."""
     head = MODELS.build(dict(type='MDRLHead', in_channels=4, channels=4, num_classes=3))
     assert head.bank.num_distributions == 9
     assert head.bank.momentum == 0.999
     assert (head.bank.epsilon, head.bank.iterations) == (0.05, 3)
     local, contrast = head.consistency.losses
     assert (local.loss_weight, contrast.loss_weight) == (0.01, 0.05)
-    assert local.formulation == contrast.formulation == 'paper'
+    assert local.formulation == contrast.formulation == 'released'
     assert contrast.temperature == 0.5
     assert [loss.loss_weight for loss in head.loss_coarse] == [0.4]
     assert head.context is None
@@ -583,7 +584,7 @@ def test_total_is_eq_18():
     ).double()
     ones = tiny_head.build(
         loss_coarse=dict(type='CrossEntropyLoss', loss_weight=1.0),
-        loss_consistency=tiny_head.paper(1.0, 1.0),
+        loss_consistency=tiny_head.released(1.0, 1.0),
     )
     losses, _ = tiny_head.step(head)
     unit, _ = tiny_head.step(ones)

@@ -21,8 +21,8 @@ def released(local=0.3, contrast=0.7):
 
 def paper(local=0.3, contrast=0.7):
     return [
-        dict(type='ClassLocalConsistencyLoss', loss_weight=local),
-        dict(type='ClassGlobalConsistencyLoss', loss_weight=contrast),
+        dict(type='ClassLocalConsistencyLoss', formulation='paper', loss_weight=local),
+        dict(type='ClassGlobalConsistencyLoss', formulation='paper', loss_weight=contrast),
     ]
 
 

@@ -73,10 +73,10 @@ def _released_local(data):
 
 
 GOLDEN = [
-    ('paper_clcl', lambda d: ClassLocalConsistencyLoss()),
-    ('paper_cgcl', lambda d: ClassGlobalConsistencyLoss()),
-    ('paper_cgcl_tau1', lambda d: ClassGlobalConsistencyLoss(temperature=1.0)),
-    ('paper_cgcl_tau0p1', lambda d: ClassGlobalConsistencyLoss(temperature=0.1)),
+    ('paper_clcl', lambda d: ClassLocalConsistencyLoss(formulation='paper')),
+    ('paper_cgcl', lambda d: ClassGlobalConsistencyLoss(formulation='paper')),
+    ('paper_cgcl_tau1', lambda d: ClassGlobalConsistencyLoss(1.0, formulation='paper')),
+    ('paper_cgcl_tau0p1', lambda d: ClassGlobalConsistencyLoss(0.1, formulation='paper')),
     ('released_loss_ce', _released_local),
     ('released_loss_ppc', lambda d: ClassGlobalConsistencyLoss(formulation='released')),
 ]
@@ -172,12 +172,12 @@ def test_by_hand():
     """K = 2, N = 1, cosines +1 and -1: log(1 + exp(-2)) without, log(1 + exp(-4)) with tau 0.5."""
     similarity = torch.tensor([1.0, -1.0]).double().view(1, 1, 1, 2, 1)
     labels = torch.zeros(1, 1, 1, dtype=torch.long)
-    assert ClassLocalConsistencyLoss()(similarity, labels).item() == pytest.approx(
-        math.log1p(math.exp(-2)), rel=1e-12
-    )
-    assert ClassGlobalConsistencyLoss()(similarity, labels).item() == pytest.approx(
-        math.log1p(math.exp(-4)), rel=1e-12
-    )
+    assert ClassLocalConsistencyLoss(formulation='paper')(
+        similarity, labels
+    ).item() == pytest.approx(math.log1p(math.exp(-2)), rel=1e-12)
+    assert ClassGlobalConsistencyLoss(formulation='paper')(
+        similarity, labels
+    ).item() == pytest.approx(math.log1p(math.exp(-4)), rel=1e-12)
     assert ClassGlobalConsistencyLoss(formulation='released')(
         similarity, labels
     ).item() == pytest.approx(math.log1p(math.exp(-2)), rel=1e-12)
@@ -189,12 +189,12 @@ def test_by_hand_several_distributions():
     labels = torch.zeros(1, 1, 1, dtype=torch.long)
     e = math.exp
     other = e(0.5) + e(-0.4)
-    assert ClassLocalConsistencyLoss()(similarity, labels).item() == pytest.approx(
-        math.log1p(e(0.5 - 0.8)), rel=1e-12
-    )
-    assert ClassGlobalConsistencyLoss(temperature=1.0)(similarity, labels).item() == pytest.approx(
-        -math.log((e(0.8) + e(0.2)) / (e(0.8) + e(0.2) + other)), rel=1e-12
-    )
+    assert ClassLocalConsistencyLoss(formulation='paper')(
+        similarity, labels
+    ).item() == pytest.approx(math.log1p(e(0.5 - 0.8)), rel=1e-12)
+    assert ClassGlobalConsistencyLoss(1.0, formulation='paper')(
+        similarity, labels
+    ).item() == pytest.approx(-math.log((e(0.8) + e(0.2)) / (e(0.8) + e(0.2) + other)), rel=1e-12)
     assert ClassGlobalConsistencyLoss(formulation='released')(
         similarity, labels
     ).item() == pytest.approx(
@@ -358,7 +358,7 @@ def test_any_temperature_in_single_precision(temperature):
         terms.append(log_sums[1] - log_sums[0])
     expected = sum(terms) / len(terms)
     single = similarity.float().requires_grad_()
-    value = ClassGlobalConsistencyLoss(temperature)(single, labels)
+    value = ClassGlobalConsistencyLoss(temperature, formulation='paper')(single, labels)
     assert value.item() == pytest.approx(expected.item(), rel=1e-5)
     grads = [torch.autograd.grad(v, x)[0] for v, x in ((value, single), (expected, exact))]
     atol = 1e-4 * grads[1].abs().max().item()

@@ -7,8 +7,8 @@ import mmseg_cmdl  # noqa: F401  registers them
 
 # names, and defaults besides a weight of 1
 LOSSES = dict(
-    ClassLocalConsistencyLoss=('loss_clcl', dict(formulation='paper')),
-    ClassGlobalConsistencyLoss=('loss_cgcl', dict(formulation='paper', temperature=0.5)),
+    ClassLocalConsistencyLoss=('loss_clcl', dict(formulation='released')),
+    ClassGlobalConsistencyLoss=('loss_cgcl', dict(formulation='released', temperature=0.5)),
     IntraClassCenterToPixelLoss=('loss_intra_c2p', dict(formulation='paper')),
     InterClassCenterToCenterLoss=('loss_inter_c2c', dict(formulation='paper', threshold=0.5)),
     InterClassCenterToPixelLoss=('loss_inter_c2p', dict(formulation='paper', threshold=0.25)),
