@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
@@ -381,6 +382,63 @@ def benchmark_head(timer, args):
     return rows
 
 
+def benchmark_networks(timer, args):
+    """Networks with a decoder of several maps, plain and with a memory on the decoder's map: a
+    training step, without auxiliary head, and inference.
+    """
+    size, rows = args.image_size, []
+    images = torch.randn(args.images, 3, size, size, device=timer.device)
+    shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), (size, size))
+    samples = []
+    for _ in images:
+        labels = torch.randint(0, 150, (1, size, size), device=timer.device)
+        samples.append(SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo=shapes))
+    for network in args.networks:
+        models = {}
+        for form, prefix in (('plain', ''), ('MDRL', 'mdrl_'), ('MCIBI', 'mcibi_')):
+            cfg = Config.fromfile(CONFIGS / 'models' / f'{prefix}{network}.py').model
+            cfg.backbone.pop('init_cfg', None)
+            cfg.pop('data_preprocessor', None)
+            cfg.decode_head.num_classes = 150
+            cfg.pop('auxiliary_head', None)
+            torch.manual_seed(0)
+            models[form] = revert_sync_batchnorm(MODELS.build(cfg)).to(timer.device)
+        for mode in ('training step', 'inference'):
+            forms = {}
+            for form, model in models.items():
+                model.train(mode == 'training step')
+
+                def train(model=model):
+                    model.zero_grad(set_to_none=True)
+                    model.parse_losses(model.loss(images, samples))[0].backward()
+
+                @torch.no_grad()
+                def predict(model=model):
+                    return model.predict(images, samples)
+
+                forms[form] = train if mode == 'training step' else predict
+            measured = timer(forms)
+            plain = measured['plain']
+            for form, values in measured.items():
+                rows.append(
+                    dict(
+                        network=network,
+                        mode=mode,
+                        form=form,
+                        **values,
+                        ratio=values['ms'] / plain['ms'],
+                        memory_ratio=values['peak_mib'] / plain['peak_mib'],
+                    )
+                )
+    columns = ('network', 'mode', 'form', 'ms', 'ratio', 'peak_mib', 'memory_ratio')
+    print_table(
+        f'Networks, {args.images} images of {size}x{size}, K=150',
+        ['network', 'mode', 'head', 'ms', 'x plain', 'peak MiB', 'x plain'],
+        [[r[key] for key in columns] for r in rows],
+    )
+    return rows
+
+
 def benchmark_complexity(timer, args):
     """Cost of each context module as in MCIBI's table 3; `tools/analysis/complexity.py` measures
     any others, at any size.
@@ -528,6 +586,7 @@ SECTIONS = dict(
     voting=benchmark_voting,
     update=benchmark_update,
     head=benchmark_head,
+    networks=benchmark_networks,
     complexity=benchmark_complexity,
 )
 
@@ -577,19 +636,27 @@ def parse_args(argv=None):
         type=positive,
         default=2,
         metavar='B',
-        help='of the section losses (default: 2)',
+        help='of the sections losses and networks (default: 2)',
     )
     parser.add_argument(
         '--image-size',
         type=whole_number(16),
         default=512,
-        help='of the section losses, a multiple of 16 (default: 512)',
+        help='of the sections losses and networks, a multiple of 16 (default: 512)',
     )
     parser.add_argument(
         '--head-size',
         type=positive,
         default=64,
         help='feature size of the section head (default: 64)',
+    )
+    parser.add_argument(
+        '--networks',
+        nargs='+',
+        metavar='NAME',
+        default=['segformer_mit-b0', 'upernet_swin-t'],
+        help='of the section networks: NAME.py in configs/_base_/models, mdrl_NAME.py and '
+        'mcibi_NAME.py (default: segformer_mit-b0 upernet_swin-t)',
     )
     parser.add_argument(
         '--map-sizes',

@@ -55,6 +55,22 @@ def test_other_sections_measure_all_their_forms(benchmark, monkeypatch, tmp_path
     assert 'Heads, 2x2048x8x8 features' in shown
 
 
+def test_networks_are_plain_and_with_a_memory(benchmark, monkeypatch, tmp_path, capsys):
+    arguments = ['networks', '--networks', 'segformer_mit-b0s', '--image-size', '64']
+    rows = run(benchmark, monkeypatch, tmp_path, *arguments)['networks']
+    assert [(row['mode'], row['form']) for row in rows] == [
+        (mode, form)
+        for mode in ('training step', 'inference')
+        for form in ('plain', 'MDRL', 'MCIBI')
+    ]
+    for plain, *others in (rows[:3], rows[3:]):
+        assert plain['ratio'] == plain['memory_ratio'] == 1
+        for row in others:
+            assert row['ratio'] == pytest.approx(row['ms'] / plain['ms'])
+            assert row['memory_ratio'] > 1
+    assert 'Networks, 2 images of 64x64, K=150' in capsys.readouterr().out
+
+
 def test_complexity_counts_parameters_and_operations(benchmark, capsys):
     class NoTime:
         device = torch.device('meta')  # shapes are enough to count
