@@ -2,6 +2,7 @@
 
 import re
 
+import mmseg
 import pytest
 
 from tests import zoo
@@ -21,6 +22,7 @@ REFUSALS = {
 
 @pytest.mark.long
 @pytest.mark.slow
+@pytest.mark.skipif(mmseg.__version__ != '1.2.2', reason='the table is of the configs of 1.2.2')
 def test_every_form_of_network_does_what_the_table_says():
     """Built, trained for a step and predicted; never coarser than before; refused in a sentence."""
     found = zoo.outcomes()

@@ -281,13 +281,14 @@ def stride(model):
         if name.endswith('conv_seg') and 'context.' not in name
     ]
     sizes = []
-    (classifiers or heads)[-1].register_forward_hook(
-        lambda module, inputs, output: sizes.append(output.shape[-1])
-    )
+    for conv in classifiers[-1:]:
+        conv.register_forward_hook(lambda _, inputs, output: sizes.append(output.shape[-1]))
     model.eval()
     with torch.no_grad():
         for result in model.predict(images, samples(size)):
             assert result.seg_logits.data.shape == (K, size, size)
+        if not sizes:  # it has no such conv
+            sizes.append(heads[-1](model.extract_feat(images)).shape[-1])
     return round(size / max(sizes))
 
 
@@ -347,7 +348,7 @@ def table(found):
                 row[method].add('same' if value == found[key][None] else _cell(value))
     lines = []
     for head, row in sorted(rows.items(), key=lambda item: str(item[0])):
-        cells = [' '.join(map(str, sorted(row['before'], key=str))) or '-']
+        cells = [', '.join(map(str, sorted(row['before']))) or '-']
         for methods in (('MDRL', 'MCIBI'), ('DGCW',), ('CAR',)):
             values = set().union(*(row[m] for m in methods))
             cells.append(', '.join(sorted(values)) or '-')
