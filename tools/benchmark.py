@@ -433,7 +433,7 @@ def benchmark_networks(timer, args):
     columns = ('network', 'mode', 'form', 'ms', 'ratio', 'peak_mib', 'memory_ratio')
     print_table(
         f'Networks, {args.images} images of {size}x{size}, K=150',
-        ['network', 'mode', 'head', 'ms', 'x plain', 'peak MiB', 'x plain'],
+        ['network', 'mode', 'head', 'ms', 'x plain', 'peak MiB', 'x of plain'],
         [[r[key] for key in columns] for r in rows],
     )
     return rows
