@@ -6,4 +6,10 @@ _base_ = [
 ]
 crop_size = (512, 1024)
 data_preprocessor = dict(size=crop_size)
-model = dict(data_preprocessor=data_preprocessor)
+model = dict(
+    data_preprocessor=data_preprocessor,
+    decode_head=dict(
+        relate_context=False,
+        coarse_kernel_size=3,
+        context_kernel_size=3,
+        final_kernel_size=3))

@@ -8,5 +8,5 @@ crop_size = (512, 512)
 data_preprocessor = dict(size=crop_size)
 model = dict(
     data_preprocessor=data_preprocessor,
-    decode_head=dict(num_classes=150),
+    decode_head=dict(num_classes=150, weights_from='coarse'),
     auxiliary_head=dict(num_classes=150))

@@ -1,7 +1,7 @@
 """A released checkpoint file to one for a config of this package."""
 
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.config import Config
@@ -19,7 +19,16 @@ from .released_models import (
     differences,
     read_fact,
 )
-from .state_dicts import HEAD, MEMORY, ConversionError, State, check_fit, convert_state, read_state
+from .state_dicts import (
+    HEAD,
+    MEMORY,
+    PROTOTYPES,
+    ConversionError,
+    State,
+    check_fit,
+    convert_state,
+    read_state,
+)
 
 # what decides the function and only a table or the user can say
 UNKNOWABLE = (
@@ -32,9 +41,14 @@ UNKNOWABLE = (
     'decode_head.act_cfg',
     'decode_head.align_corners',
     'decode_head.context.dilations',
+    'decode_head.context.pool_scales',
     'decode_head.hard_aggregate',
+    'decode_head.weights_from',
+    'decode_head.norm_axis',
     'eps of batch norm',
 )
+# of the released models in the sssegmentation toolbox
+TOOLBOX_HEADS = ('MCIBIHead', 'MCIBIPlusPlusHead')
 
 
 class Conversion(NamedTuple):
@@ -105,43 +119,96 @@ def widths(released: State, built: BaseModule) -> Dict[str, int]:
     Returns:
         dict[str, int]: By their key in `model`.
     """
-
-    def rows(key: str, axis: int = 0) -> Optional[int]:
-        return released[key].shape[axis] if key in released else None
-
-    relation = (
-        'attention'
-        if 'memory_module.attention.out_project.0.weight' in released
-        else ('self_attention')
-    )
     head = built.decode_head
-    num_classes = rows(MEMORY)
     found = {
-        f'{HEAD}.channels': (rows('bottleneck.0.weight'), head.channels),
-        f'{HEAD}.transform_channels': (
-            rows(f'memory_module.{relation}.out_project.0.weight', 1),
-            head.relation.out_project.conv.in_channels,
-        ),
-        f'{HEAD}.num_classes': (num_classes, head.num_classes),
-    }
-    if hasattr(head.bank, 'num_distributions'):
-        found[f'{HEAD}.bank.num_distributions'] = (
-            rows(MEMORY, 1),
-            head.bank.num_distributions,
-        )
+        'ProtoSegHead': _widths_of_proto_seg,
+        'MCIBIPlusPlusHead': _widths_of_plus_plus,
+    }.get(type(head).__name__, _widths_of_memory)(released, head)
+    num_classes = _size(released, MEMORY)
     auxiliary = getattr(built, 'auxiliary_head', None)
     if isinstance(auxiliary, torch.nn.ModuleList):
         for index, part in enumerate(auxiliary):
             key = f'auxiliary_head.{index}'
             found[f'{key}.channels'] = (
-                rows(f'auxiliary_decoder.{index}.0.weight'),
+                _size(released, f'auxiliary_decoder.{index}.0.weight'),
                 part.channels,
             )
             found[f'{key}.num_classes'] = (num_classes, part.num_classes)
     elif auxiliary is not None:
-        found['auxiliary_head.channels'] = (rows('auxiliary_decoder.0.weight'), auxiliary.channels)
+        found['auxiliary_head.channels'] = (
+            _size(released, 'auxiliary_decoder.0.weight'),
+            auxiliary.channels,
+        )
         found['auxiliary_head.num_classes'] = (num_classes, auxiliary.num_classes)
     return {key: theirs for key, (theirs, ours) in found.items() if theirs not in (None, ours)}
+
+
+def _size(released: State, key: str, axis: int = 0) -> Optional[int]:
+    return released[key].shape[axis] if key in released else None
+
+
+def _widths_of_memory(released: State, head: BaseModule) -> Dict[str, Tuple[Any, Any]]:
+    """By key: what the checkpoint has, or None, and what the head has."""
+    relation = 'memory_module.attention.out_project.0.weight'
+    if relation not in released:
+        relation = 'memory_module.self_attention.out_project.0.weight'
+    found = {
+        f'{HEAD}.channels': (_size(released, 'bottleneck.0.weight'), head.channels),
+        f'{HEAD}.transform_channels': (
+            _size(released, relation, 1),
+            head.relation.out_project.conv.in_channels,
+        ),
+        f'{HEAD}.num_classes': (_size(released, MEMORY), head.num_classes),
+    }
+    if hasattr(head.bank, 'num_distributions'):
+        found[f'{HEAD}.bank.num_distributions'] = (
+            _size(released, MEMORY, 1),
+            head.bank.num_distributions,
+        )
+    return found
+
+
+def _widths_of_plus_plus(released: State, head: BaseModule) -> Dict[str, Tuple[Any, Any]]:
+    """As :func:`_widths_of_memory`, with the layers that a model of MCIBI++ may have."""
+    found = _widths_of_memory(released, head)
+    branch = head.has_context_branch
+    for name, decoder, conv in (
+        ('coarse', 'pr', head.coarse_classifier[0]),
+        ('context', 'cwi', head.context_classifier[0] if branch else None),
+        ('final', 'cls', head.final_conv),
+    ):
+        if conv is not None:
+            found[f'{HEAD}.{name}_kernel_size'] = (
+                _size(released, f'decoder_{decoder}.conv1.weight', 2),
+                conv.kernel_size[0],
+            )
+    found[f'{HEAD}.downsample_before_sa'] = (
+        'memory_module.downsample_before_sa.0.weight' in released,
+        head.downsample is not None,
+    )
+    if branch:
+        found[f'{HEAD}.relate_context'] = (
+            'self_attention.out_project.0.weight' in released,
+            head.context_relation is not None,
+        )
+    if head.pyramid is not None:
+        found[f'{HEAD}.pyramid.out_channels'] = (
+            _size(released, 'fpn_convs.0.0.weight'),
+            head.pyramid.fpn_convs[0].out_channels,
+        )
+    return found
+
+
+def _widths_of_proto_seg(released: State, head: BaseModule) -> Dict[str, Tuple[Any, Any]]:
+    """As :func:`_widths_of_memory`."""
+    return {
+        f'{HEAD}.channels': (_size(released, 'cls_head.0.weight'), head.channels),
+        f'{HEAD}.num_classes': (_size(released, PROTOTYPES), head.num_classes),
+        f'{HEAD}.bank.num_distributions': (
+            _size(released, PROTOTYPES, 1),
+            head.bank.num_distributions,
+        ),
+    }
 
 
 def _describe(settings: Dict[str, Any]) -> str:
@@ -161,10 +228,16 @@ def _merge(cfg: Config, settings: Dict[str, Any]) -> None:
     cfg.merge_from_dict({f'model.{key}': value for key, value in settings.items()})
 
 
-def _fit_config(
+def fit_config(
     cfg: Config, released: State, known: Optional[ReleasedModel], change: bool
 ) -> Tuple[BaseModule, Dict[str, Any]]:
     """The model that the checkpoint fits, and what of the config had to be changed for it.
+
+    Args:
+        cfg (Config): Changed in place where it may be.
+        released (dict[str, Tensor]): Under the released names.
+        known (ReleasedModel, optional): What is known of the model besides.
+        change (bool): Whether the config may be changed.
 
     Raises:
         ConversionError: The config differs and must not be changed, or can't be by settings alone.
@@ -192,6 +265,13 @@ def _fit_config(
             f'something else. Use {known.config}.py, set it with --cfg-options, each under model., '
             'or let --out-config FILE write the config that fits'
         )
+    if f'{HEAD}.context.type' in theirs:  # another context has other options
+        of_context = {
+            key.rpartition('.')[2]: value
+            for key, value in known.facts.items()
+            if key.startswith(f'{HEAD}.context.')
+        }
+        cfg.model.decode_head.context = of_context
     _merge(cfg, {key: value for key, value in theirs.items() if not key.startswith('eps of ')})
     built = build_without_memory(cfg)
     still = differences(built, known)
@@ -222,7 +302,7 @@ def convert(
     config: str,
     source: str,
     target: str,
-    head: str = 'MCIBIHead',
+    head: Union[str, Sequence[str]] = TOOLBOX_HEADS,
     model: Optional[str] = None,
     cfg_options: Optional[Dict[str, Any]] = None,
     out_config: Optional[str] = None,
@@ -233,9 +313,11 @@ def convert(
         config (str): Config of this package for the same model.
         source (str): Released checkpoint.
         target (str): File to write, with the names of the classes in its `dataset_meta`.
-        head (str): Head that the config must have: 'MCIBIHead', or 'MDRLHead' for CMDL.
-        model (str, optional): Name of a released model of MCIBI. Defaults to the name of `source`
-            where that is one.
+        head (str | Sequence[str]): Head that the config must have, or one of these: those of the
+            toolbox's models, MCIBIHead and MCIBIPlusPlusHead, by default; 'MDRLHead' for CMDL,
+            'ProtoSegHead' for ProtoSeg.
+        model (str, optional): Name of a released model. Defaults to the name of `source` where that
+            is one.
         cfg_options (dict, optional): Changes to the config.
         out_config (str, optional): Config to write, with the widths of the checkpoint and, of a
             known model, what has no tensor. Without it, a config that differs is refused.
@@ -247,34 +329,45 @@ def convert(
         ConversionError: Something doesn't fit; nothing has been written.
         InputError: There is no such config, or it can't be built.
     """
-    name = recognise(source, model) if head == 'MCIBIHead' else None
+    heads = [head] if isinstance(head, str) else list(head)
+    name = recognise(source, model)
     known = None if name is None else RELEASED[name]
     for out in filter(None, (target, out_config)):
         refuse_same(out, [config, source])
     cfg = load_config(config, cfg_options)
-    if cfg.model.get('decode_head', {}).get('type') != head:
+    head = cfg.model.get('decode_head', {}).get('type')
+    if head not in heads:
+        raise ConversionError(f'{config} has a {head}, not an {" or ".join(heads)}')
+    if known is not None and known.head != head:
         raise ConversionError(
-            f'{config} has a {cfg.model.get("decode_head", {}).get("type")}, not an {head}'
+            f'{name} is a model for {known.head}, and {config} has a {head}; use {known.config}.py'
         )
     released = read_state(source)
     state = convert_state(released, head)
     with setting_up(cfg, str(config), cfg_options):
-        built, changed = _fit_config(cfg, released, known, change=out_config is not None)
+        built, changed = fit_config(cfg, released, known, change=out_config is not None)
     notes: List[str] = []
     _drop_unused_norm(state, built, notes)
     check_fit(state, built)
 
     dataset = _classes_of(cfg)
-    if known is not None:
+    if known is not None and known.dataset is None:
+        dataset = None
+        notes.append(
+            f'{name} predicts the classes of a data set that MMSegmentation has not; their names '
+            "aren't saved, and the data set of the config is another"
+        )
+    elif known is not None:
         theirs, ours = dataset_meta(known.dataset), dataset and dataset_meta(dataset)
         if ours and ours['classes'] != theirs['classes']:
             raise ConversionError(
                 f'{name} predicts the classes of {known.dataset}, in their order; the config '
-                f'trains on {dataset}. Use {known.config}.py'
+                f'trains on {dataset}. Use {known.config}.py, with the data set of the model'
             )
         dataset = known.dataset
     else:
-        hint = ', or say which it is with --model' if head == 'MCIBIHead' else ''
+        listed = any(released_model.head in heads for released_model in RELEASED.values())
+        hint = ', or say which it is with --model' if listed else ''
         notes += _cannot_be_known(built, dataset, hint)
     meta: Dict[str, Any] = dict(converted_from=Path(source).name)
     if dataset is not None and DATASETS.get(dataset) is not None:

@@ -1,11 +1,12 @@
-"""The released models of MCIBI, and what decides their function and has no tensor.
+"""The released models of MCIBI, MCIBI++ and ProtoSeg, and what decides their function.
 
-Source: the configs of MCIBI in the sssegmentation toolbox, version 1.7.0. A checkpoint has weights
+Source: the configs of MCIBI and MCIBI++ in the sssegmentation toolbox, version 1.7.0, and the code
+of ProtoSeg. Here is what has no tensor: a checkpoint has weights
 only; a model with another activation or dilation takes them without a word and predicts
 differently. So a model is known by its name, and what its network needs is in this table.
 """
 
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from mmengine.model import BaseModule
 from mmseg.registry import DATASETS
@@ -22,13 +23,24 @@ _EVERY_MODEL = {
     'data_preprocessor.bgr_to_rgb': True,
     'decode_head.act_cfg': RELU,
     'decode_head.align_corners': False,
+    'eps of batch norm': [1e-5],
+}
+_EVERY_MEMORY = {
+    **_EVERY_MODEL,
     'decode_head.fusion': 'concat',
     'decode_head.hard_aggregate': False,
+}
+_ASPP = {
     'decode_head.context.type': 'ASPPHead',
     'decode_head.context.act_cfg': RELU,
     'decode_head.context.align_corners': False,
     'decode_head.context.dilations': [1, 12, 24, 36],
-    'eps of batch norm': [1e-5],
+}
+_PPM = {
+    'decode_head.context.type': 'PSPHead',
+    'decode_head.context.act_cfg': RELU,
+    'decode_head.context.align_corners': False,
+    'decode_head.context.pool_scales': [1, 2, 3, 6],
 }
 _RESNET = {
     'backbone.strides': [1, 2, 1, 1],
@@ -56,6 +68,14 @@ _BACKBONES = {
         'backbone.with_cls_token': True,
         'backbone.interpolate_mode': 'bilinear',
         'eps of layer norm': [1e-6],
+    },
+    'swinlarge': {
+        'backbone.type': 'SwinTransformer',
+        'backbone.out_indices': [0, 1, 2, 3],
+        'backbone.num_heads': [6, 12, 24, 48],
+        'backbone.window_size': 12,
+        'eps of layer norm': [1e-5],
+        'auxiliary_head.act_cfg': RELU,
     },
 }
 # names in the released files, and the classes in their order
@@ -93,14 +113,18 @@ class ReleasedModel(NamedTuple):
     """What is known of a released model besides its tensors.
 
     Attributes:
-        config (str): The shipped config of the same network.
-        dataset (str): Registered data set whose classes, in their order, the model predicts.
+        config (str): The shipped config of the same network, or of the nearest one where the data
+            set is none of MMSegmentation's.
+        dataset (str, optional): Registered data set whose classes, in their order, the model
+            predicts; None where MMSegmentation has none (VSPW).
         facts (dict): What decides the function and has no tensor, by its key in `model`.
+        head (str): The decode head here.
     """
 
     config: str
-    dataset: str
+    dataset: Optional[str]
     facts: Dict[str, Any]
+    head: str = 'MCIBIHead'
 
 
 def _released(backbone: str, dataset: str) -> ReleasedModel:
@@ -110,16 +134,114 @@ def _released(backbone: str, dataset: str) -> ReleasedModel:
     return ReleasedModel(
         f'mcibi_deeplabv3_{_CONFIG_BACKBONES[backbone]}_{setting}',
         _CLASSES[dataset],
-        {**_EVERY_MODEL, **_BACKBONES[backbone], **_ONLY_FOR.get((backbone, dataset), {})},
+        {
+            **_EVERY_MEMORY,
+            **_ASPP,
+            **_BACKBONES[backbone],
+            **_ONLY_FOR.get((backbone, dataset), {}),
+        },
     )
 
 
 RELEASED = {
     f'mcibi_deeplabv3_{backbone}_{dataset}': _released(backbone, dataset)
     for dataset in _CLASSES
-    for backbone in _BACKBONES
+    for backbone in ('r50', 'r101', 's101', 'hrnetv2w48', 'vitlarge')
     if backbone != 'vitlarge' or dataset in ('ade20k', 'cocostuff10k')
 }
+
+# MCIBI++: by the name of the released file without 'mcibiplusplus_', the config without 'mcibipp_'.
+_SWIN = 'upernet_swin-l_8xb2-160k_ade20k-640x640'
+_CONFIGS.update(
+    pascalcontext59='4xb4-80k_pascal-context-59-480x480', voc='4xb4-40k_voc12aug-512x512'
+)
+_PLUS_PLUS = {
+    **{
+        f'{context}resnet50os8_{dataset}': f'{network}_r50-d8_{setting}'
+        for context, network in (
+            ('', 'fcn'),
+            ('ppm_', 'pspnet'),
+            ('upernet_', 'upernet'),
+            ('aspp_', 'deeplabv3'),
+        )
+        for dataset, setting in {
+            **_CONFIGS,
+            'cityscapes': '4xb2-80k_cityscapes-512x1024',
+        }.items()
+        if dataset in ('ade20k', 'cityscapes', 'lip', 'cocostuff10k')
+    },
+    **{
+        f'aspp_{backbone}_cityscapes': f'deeplabv3_{name}_{_CONFIGS["cityscapes"]}'
+        for backbone, name in (
+            ('resnet101os8', 'r101-d8'),
+            ('resnest101os8', 's101-d8'),
+            ('hrnetv2w48', 'hr48'),
+        )
+    },
+    'aspp_hrnetv2w48_lip': f'deeplabv3_hr48_{_CONFIGS["lip"]}',
+    **{
+        f'upernet_{backbone}os8_{dataset}': f'upernet_{name}_{_CONFIGS[dataset]}'
+        for backbone, name in (
+            ('resnet50', 'r50-d8'),
+            ('resnet101', 'r101-d8'),
+            ('resnest101', 's101-d8'),
+        )
+        for dataset in ('ade20k', 'cocostuff10k', 'lip', 'pascalcontext59', 'voc')
+        if (backbone, dataset) not in (('resnet50', 'pascalcontext59'), ('resnest101', 'voc'))
+    },
+    'upernet_swinlarge_ade20k': _SWIN,
+    # these have no config of their own: the network's, for another data set
+    'upernet_swinlarge_cocostuff10k': _SWIN,
+    'upernet_swinlarge_lip': _SWIN,
+    'upernet_swinlarge_pascalcontext59': _SWIN,
+    'upernet_swinlarge_vspw': _SWIN,
+    'upernet_resnet50os8_vspw': f'upernet_r50-d8_{_CONFIGS["ade20k"]}',
+    'upernet_resnet101os8_vspw': f'upernet_r101-d8_{_CONFIGS["ade20k"]}',
+}
+_CLASSES.update(pascalcontext59='PascalContextDataset59', voc='PascalVOCDataset', vspw=None)
+_UPERNET_WITH_PPM = {
+    *(f'resnet50os8_{dataset}' for dataset in ('ade20k', 'cityscapes', 'lip', 'cocostuff10k')),
+    *('resnet101os8_lip', 'resnet101os8_voc', 'resnest101os8_lip', 'resnest101os8_cocostuff10k'),
+    *('swinlarge_lip', 'swinlarge_vspw'),
+}
+
+
+def _plus_plus(name: str, config: str) -> ReleasedModel:
+    context, _, rest = name.rpartition('_')[0].rpartition('_')
+    dataset = name.rpartition('_')[2]
+    backbone = {'resnet50os8': 'r50', 'resnet101os8': 'r101', 'resnest101os8': 's101'}.get(
+        rest, rest
+    )
+    facts = {**_EVERY_MEMORY, **_BACKBONES[backbone]}
+    if context:
+        facts['decode_head.weights_from'] = 'context'
+        pooled = context == 'ppm' or f'{rest}_{dataset}' in _UPERNET_WITH_PPM
+        facts.update(_PPM if context != 'aspp' and pooled else _ASPP)
+    if name == 'ppm_resnet50os8_ade20k':
+        facts['decode_head.weights_from'] = 'coarse'
+    if name == 'aspp_hrnetv2w48_cityscapes':
+        facts['backbone.type'] = 'LinearStemHRNet'
+    return ReleasedModel(f'mcibipp_{config}', _CLASSES[dataset], facts, 'MCIBIPlusPlusHead')
+
+
+RELEASED.update(
+    {f'mcibiplusplus_{name}': _plus_plus(name, config) for name, config in _PLUS_PLUS.items()}
+)
+
+# ProtoSeg's: images stay BGR and are normalised with the numbers of RGB, as its code does
+RELEASED['hrnet_w48_proto_lr1x_hrnet_proto_80k_latest'] = ReleasedModel(
+    'protoseg_fcn_hr48_4xb2-80k_cityscapes-512x1024',
+    'CityscapesDataset',
+    {
+        **_EVERY_MODEL,
+        'data_preprocessor.bgr_to_rgb': False,
+        'backbone.type': 'CornerAlignedHRNet',
+        'decode_head.align_corners': True,
+        'decode_head.norm_axis': 'released',
+        'eps of layer norm': [1e-5],
+    },
+    'ProtoSegHead',
+)
 
 
 def _activation(cfg: dict) -> dict:
@@ -148,8 +270,13 @@ def read_fact(model: BaseModule, key: str) -> Any:
         return _epsilons(model, _BatchNorm if key == 'eps of batch norm' else nn.LayerNorm)
     if key == 'data_preprocessor.bgr_to_rgb':
         return model.data_preprocessor.channel_conversion
-    if key == 'backbone.num_heads':
+    if key == 'backbone.num_heads' and hasattr(model.backbone, 'layers'):
         return model.backbone.layers[0].attn.num_heads
+    if key in ('backbone.num_heads', 'backbone.window_size'):  # of a Swin transformer
+        windows = [stage.blocks[0].attn for stage in model.backbone.stages]
+        if key == 'backbone.window_size':
+            return windows[0].window_size
+        return [window.w_msa.num_heads for window in windows]
     *parents, name = key.replace('context.', 'context.head.').split('.')
     part = model
     for parent in parents:

@@ -1,7 +1,8 @@
 """Names and shapes of a released state dict, and where its tensors go in a model of this package.
 
-Source: the networks of MCIBI in the sssegmentation toolbox and of CMDL in its repository, which is
-a fork of it. Activation, dilation and the like have no tensor: see `released_models.py`.
+Source: the networks of MCIBI and MCIBI++ in the sssegmentation toolbox, of CMDL in its repository,
+which is a fork of it, and of ProtoSeg in its own. Activation, dilation and the like have no tensor:
+see `released_models.py`.
 """
 
 import re
@@ -9,13 +10,16 @@ from pathlib import Path
 from typing import Dict, List, Optional, Tuple, Union
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..models.memory.gaussian_bank import class_noise
 
 HEAD = 'decode_head'
 CONTEXT = f'{HEAD}.context.head'
 MEMORY = 'memory_module.memory'
+PROTOTYPES = 'prototypes'
 
 State = Dict[str, Tensor]
 
@@ -92,7 +96,45 @@ _PLACES = {
         (r'mask_norm\.(?P<leaf>\w+)', HEAD + '.consistency.losses.0.norm.{leaf}'),
         *_COMMON,
     ],
+    'MCIBIPlusPlusHead': [
+        (rf'memory_module\.self_attention\.{_PROJECTION}', HEAD + '.relation.{rest}.{block}'),
+        (rf'self_attention\.{_PROJECTION}', HEAD + '.context_relation.{rest}.{block}'),
+        (rf'memory_module\.downsample_before_sa\.{_BLOCK}', HEAD + '.downsample.{block}'),
+        (
+            rf'(?P<rest>(lateral|fpn)_convs\.\d+)\.{_BLOCK}',
+            HEAD + '.pyramid.{rest}.{block}',
+        ),
+        *(
+            (rf'decoder_{decoder}\.{layer}\.(?P<leaf>\w+)', f'{HEAD}.{place}.{{leaf}}')
+            for decoder, conv, classifier in (
+                ('pr', 'coarse_classifier.0', 'coarse_classifier.2'),
+                ('cwi', 'context_classifier.0', 'context_classifier.2'),
+                ('cls', 'final_conv', 'conv_seg'),
+            )
+            for layer, place in (
+                ('conv1', f'{conv}.conv'),
+                ('bn1', f'{conv}.bn'),
+                ('conv2', classifier),
+            )
+        ),
+        *_COMMON,
+    ],
+    'ProtoSegHead': [
+        (r'backbone\.(?P<rest>.+)', 'backbone.{rest}'),
+        (r'cls_head\.0\.(?P<leaf>\w+)', HEAD + '.bottleneck.conv.{leaf}'),
+        # the norm and its activation are a Sequential of their own there
+        (r'cls_head\.1\.(0\.)?(?P<leaf>\w+)', HEAD + '.bottleneck.bn.{leaf}'),
+        (r'proj_head\.proj\.0\.(?P<leaf>\w+)', HEAD + '.conv_seg.{leaf}'),
+        (r'proj_head\.proj\.2\.(?P<leaf>\w+)', HEAD + '.embedding_conv.{leaf}'),
+        (r'feat_norm\.(?P<leaf>\w+)', HEAD + '.embedding_norm.{leaf}'),
+        (r'mask_norm\.(?P<leaf>\w+)', HEAD + '.score_norm.{leaf}'),
+    ],
 }
+_METHODS = dict(
+    MCIBIHead='MCIBI', MCIBIPlusPlusHead='MCIBI++', MDRLHead='CMDL', ProtoSegHead='ProtoSeg'
+)
+# ProtoSeg's projection under its second name, the same tensors
+_SECOND_NAMES = re.compile(r'proj_head\.mlp2\.\d\.\w+')
 
 
 class ConversionError(InputError):
@@ -144,7 +186,8 @@ def convert_state(released: State, head: str = 'MCIBIHead') -> State:
 
     Args:
         released (dict[str, Tensor]): Under the released names.
-        head (str): 'MCIBIHead' for MCIBI, 'MDRLHead' for CMDL. Defaults to 'MCIBIHead'.
+        head (str): 'MCIBIHead' for MCIBI, 'MCIBIPlusPlusHead' for MCIBI++, 'MDRLHead' for CMDL,
+            'ProtoSegHead' for ProtoSeg. Defaults to 'MCIBIHead'.
 
     Returns:
         dict[str, Tensor]: Under the names of a segmentor with that head.
@@ -154,31 +197,45 @@ def convert_state(released: State, head: str = 'MCIBIHead') -> State:
     """
     state = {}
     for key, value in released.items():
-        if key == MEMORY:
-            state.update(_memory(value, head))
+        if key == (PROTOTYPES if head == 'ProtoSegHead' else MEMORY):
+            state.update(_memory(key, value, head))
+            continue
+        if head == 'ProtoSegHead' and _SECOND_NAMES.fullmatch(key):
             continue
         name = _place(key, _PLACES[head])
         if name is None:
-            method = dict(MCIBIHead='MCIBI', MDRLHead='CMDL')[head]
             raise ConversionError(
-                f'{key} has no place in a model with {head}; is this a checkpoint of {method}?'
+                f'{key} has no place in a model with {head}; is this a checkpoint of '
+                f'{_METHODS[head]}?'
             )
         state[name] = value
-    _absorb_bias(state)
+    if head == 'MDRLHead':
+        _absorb_bias(state, 'projection.convs.0')
+    elif head == 'ProtoSegHead':
+        _absorb_bias(state, 'bottleneck')
+    elif head == 'MCIBIPlusPlusHead':
+        _draw_noise(state)
     _first_the_pooled(state)
     return state
 
 
-def _memory(value: Tensor, head: str) -> State:
-    """The bank of either head from `memory_module.memory` [K, N, C]."""
+def _memory(key: str, value: Tensor, head: str) -> State:
+    """The bank of a head from the released memory, [K, N, C], or [K, 2] of MCIBI++."""
     counter = {f'{HEAD}.bank.num_updates': torch.zeros((), dtype=torch.int64)}
+    if head == 'MCIBIPlusPlusHead':
+        if value.dim() != 2 or value.shape[1] != 2:
+            raise ConversionError(f'{key} is {tuple(value.shape)}, not [K, 2]')
+        return {f'{HEAD}.bank.statistics': value.clone(), **counter}
     if value.dim() != 3:
-        raise ConversionError(f'{MEMORY} is {tuple(value.shape)}, not [K, N, C]')
+        raise ConversionError(f'{key} is {tuple(value.shape)}, not [K, N, C]')
     if head == 'MDRLHead':
         return {f'{HEAD}.bank.distributions': value.clone(), **counter}
+    if head == 'ProtoSegHead':
+        # the release brings them to unit length when it next uses them
+        return {f'{HEAD}.bank.distributions': F.normalize(value, dim=-1), **counter}
     if value.shape[1] != 1:
         raise ConversionError(
-            f'{MEMORY} is {tuple(value.shape)}, not one vector for each class: [K, 1, C]'
+            f'{key} is {tuple(value.shape)}, not one vector for each class: [K, 1, C]'
         )
     return {
         f'{HEAD}.bank.features': value[:, 0].clone(),
@@ -188,10 +245,19 @@ def _memory(value: Tensor, head: str) -> State:
     }
 
 
-def _absorb_bias(state: State) -> None:
-    """CMDL's first projection has a bias before its norm, which takes it off again."""
-    bias = state.pop(f'{HEAD}.projection.convs.0.conv.bias', None)
-    mean = f'{HEAD}.projection.convs.0.bn.running_mean'
+def _draw_noise(state: State) -> None:
+    """MCIBI++: the rows that the release draws anew in each forward pass, and doesn't save."""
+    statistics = state.get(f'{HEAD}.bank.statistics')
+    width = state.get(f'{HEAD}.bottleneck.conv.weight')
+    if statistics is not None and width is not None:
+        noise = class_noise(len(statistics), len(width))
+        state[f'{HEAD}.bank.noise'] = noise.to(statistics)
+
+
+def _absorb_bias(state: State, block: str) -> None:
+    """CMDL and ProtoSeg have a conv with a bias before a norm, which takes it off again."""
+    bias = state.pop(f'{HEAD}.{block}.conv.bias', None)
+    mean = f'{HEAD}.{block}.bn.running_mean'
     if bias is not None and mean in state:
         state[mean] = state[mean] - bias
 

@@ -25,11 +25,15 @@ from mmseg_cmdl.conversion import (
     read_fact,
     recognise,
 )
+from mmseg_cmdl.conversion.converting import fit_config, widths
 from tests.paths import ROOT
+from tests.reference import golden
 
 LISTED = json.loads((ROOT / 'tests' / 'data' / 'released_models.json').read_text())
 NETWORKS = LISTED['models']
 MCIBI = [name for name in NETWORKS if name.startswith('mcibi_')]
+PLUS_PLUS = [name for name in NETWORKS if name.startswith('mcibiplusplus_')]
+PROTO_SEG = 'hrnet_w48_proto_lr1x_hrnet_proto_80k_latest'
 CMDL = {
     'cmdl_fcn': 'mdrl_fcn_r50-d8_4xb2-80k_cityscapes-512x1024',
     'cmdl_pspnet': 'mdrl_pspnet_r50-d8_4xb2-80k_cityscapes-512x1024',
@@ -94,9 +98,14 @@ def random_state(name):
     return state
 
 
+def state_of_zeros(name):
+    """As small in a file as its names and shapes."""
+    return {key: torch.zeros(()).expand(shape) for key, shape in listed_shapes(name).items()}
+
+
 def test_table_and_list_name_the_same_models():
-    assert sorted(RELEASED) == sorted(MCIBI)
-    assert len(MCIBI) == 18
+    assert sorted(RELEASED) == sorted([*MCIBI, *PLUS_PLUS, PROTO_SEG])
+    assert (len(MCIBI), len(PLUS_PLUS)) == (18, 37)
 
 
 @pytest.mark.parametrize('name', MCIBI)
@@ -185,6 +194,117 @@ def test_a_config_for_another_of_the_released_models_is_refused(tmp_path):
     assert not (tmp_path / 'converted.pth').exists()
     assert recognise('some/folder/mcibi_deeplabv3_r50_lip.pth') == name
     assert recognise(str(source)) is None
+
+
+CONTEXTS = {'aspp': 'ASPPHead', 'ppm': 'PSPHead'}
+
+
+@pytest.mark.parametrize('name', PLUS_PLUS)
+def test_released_network_of_mcibi_plus_plus_fits_its_config(name):
+    released, listed = RELEASED[name], NETWORKS[name]
+    cfg = Config.fromfile(config_path(released.config))
+    loader = cfg.train_dataloader.dataset
+    trained_on = loader.get('datasets', [loader])[0].type
+    if released.dataset is not None:
+        classes = DATASETS.get(released.dataset).METAINFO['classes']
+        assert len(classes) == listed['num_classes']
+    state = without_memory(name)
+    if trained_on == released.dataset:
+        model = build_without_memory(cfg)
+        assert widths(state, model) == {}
+    else:  # no config of its own: what --out-config makes of the same network's
+        assert 'swinlarge' in name or name.endswith('_vspw')
+        model, _ = fit_config(cfg, state, released, change=True)
+    converted = convert_state(state, 'MCIBIPlusPlusHead')
+    check_fit(converted, model)
+    model.load_state_dict(converted, strict=True, assign=True)
+    assert differences(model, released) == {}
+
+    head = model.decode_head
+    context = None if head.context is None else type(head.context.head).__name__
+    assert context == CONTEXTS.get(listed['context'])
+    assert head.num_classes == listed['num_classes']
+    if context is not None:
+        assert head.weights_from == listed['weights_from']
+        kinds = {type(m).__name__ for m in head.modules() if 'LU' in type(m).__name__}
+        assert kinds == {listed['activation']}
+    if 'activation inside the stem' in listed:
+        stem = type(model.backbone).__name__ == 'HRNet'
+        assert stem == listed['activation inside the stem']
+
+
+def test_released_network_of_proto_seg_fits_its_config(tmp_path):
+    """By the file's name it is refused as the shipped config is, and --out-config makes it fit."""
+    source, target = tmp_path / f'{PROTO_SEG}.pth', tmp_path / 'converted.pth'
+    state = state_of_zeros(PROTO_SEG)
+    for key in ('prototypes', 'cls_head.0.bias', 'cls_head.1.0.running_mean'):
+        state[key] = torch.randn(state[key].shape, generator=torch.Generator().manual_seed(0))
+    torch.save(dict(state_dict={f'module.{key}': value for key, value in state.items()}), source)
+    config = config_path(RELEASED[PROTO_SEG].config)
+    with pytest.raises(ConversionError, match='bgr_to_rgb=False'):
+        convert(config, str(source), str(target), head='ProtoSegHead')
+    assert not target.exists()
+    fitted = tmp_path / 'fitted.py'
+    done = convert(config, str(source), str(target), head='ProtoSegHead', out_config=str(fitted))
+    assert done.model == PROTO_SEG
+    assert set(done.changed) == {
+        'data_preprocessor.bgr_to_rgb',
+        'backbone.type',
+        'decode_head.norm_axis',
+    }
+    model = build_without_memory(Config.fromfile(fitted))
+    converted = torch.load(target, weights_only=True)['state_dict']
+    model.load_state_dict(converted, strict=True, assign=True)
+    assert differences(model, RELEASED[PROTO_SEG]) == {}
+    rows = converted['decode_head.bank.distributions']
+    assert rows.shape == (19, 10, 720)
+    torch.testing.assert_close(rows.norm(dim=-1), torch.ones(19, 10))
+    theirs = state['prototypes']
+    torch.testing.assert_close(rows * theirs.norm(dim=-1, keepdim=True), theirs)
+    # the conv before the norm has a bias there
+    mean = state['cls_head.1.0.running_mean'] - state['cls_head.0.bias']
+    assert torch.equal(converted['decode_head.bottleneck.bn.running_mean'], mean)
+    upsampled = [m for m in model.backbone.modules() if type(m).__name__ == 'Upsample']
+    assert upsampled
+    assert all(m.align_corners for m in upsampled)
+
+
+def test_memory_of_mcibi_plus_plus_gets_the_rows_that_the_release_draws():
+    """The state of a small head under the released names; its class vectors as recorded."""
+    data = golden.load('mcibipp_forward_plain_soft', torch.float32)
+    memory = data['sd.memory_module.memory']
+    channels = data['eps'].shape[1]
+    converted = convert_state(
+        {'memory_module.memory': memory, 'bottleneck.0.weight': torch.zeros(channels, 3, 3, 3)},
+        'MCIBIPlusPlusHead',
+    )
+    assert torch.equal(converted['decode_head.bank.noise'], data['eps'])
+    mean, deviation = converted['decode_head.bank.statistics'].unbind(dim=1)
+    vectors = mean[:, None] + deviation[:, None] * converted['decode_head.bank.noise']
+    torch.testing.assert_close(vectors, data['class_vectors'], rtol=0, atol=1e-6)
+    with pytest.raises(ConversionError, match=r'\[K, 2\]'):
+        convert_state({'memory_module.memory': torch.zeros(5, 1, 8)}, 'MCIBIPlusPlusHead')
+
+
+def test_a_model_for_another_head_is_refused(tmp_path):
+    source = tmp_path / 'mcibiplusplus_resnet50os8_lip.pth'
+    torch.save(dict(model={}), source)
+    config = config_path(RELEASED['mcibi_deeplabv3_r50_lip'].config)
+    with pytest.raises(ConversionError, match='is a model for MCIBIPlusPlusHead'):
+        convert(config, str(source), str(tmp_path / 'converted.pth'))
+
+
+def test_a_model_of_a_data_set_that_is_not_here_gets_no_names_of_classes(tmp_path):
+    name = 'mcibiplusplus_upernet_resnet50os8_vspw'
+    source, target = tmp_path / f'{name}.pth', tmp_path / 'converted.pth'
+    torch.save(dict(model=state_of_zeros(name)), source)
+    config = config_path(RELEASED[name].config)
+    with pytest.raises(ConversionError, match='num_classes=124'):
+        convert(config, str(source), str(target))
+    done = convert(config, str(source), str(target), out_config=str(tmp_path / 'fitted.py'))
+    assert "aren't saved" in done.notes[0]
+    assert set(torch.load(target, weights_only=True)['meta']) == {'converted_from'}
+    assert Config.fromfile(tmp_path / 'fitted.py').model.decode_head.num_classes == 124
 
 
 @pytest.mark.parametrize('name', CMDL)

@@ -1,15 +1,16 @@
-"""Turn a checkpoint of MCIBI in the sssegmentation toolbox into one for MCIBIHead.
+"""Turn a checkpoint of MCIBI or MCIBI++ in the sssegmentation toolbox into one of this package.
 
     python tools/model_converters/sssegmentation.py CONFIG RELEASED.pth CONVERTED.pth
 
 CONFIG is the config of this package for the same model; configs/mcibi/README.md lists the 18
-released ones. A released model is known by the name of its file, or by --model; then what decides
-its function and has no tensor (activations, dilations, classes) is checked too. Of any other
-checkpoint these are taken from CONFIG, and printed. --out-config writes a config with the widths
-of the checkpoint and the settings of the released model. Understood are FCN alone, or with its
-context: ASPP (ASPPHead here) or pyramid pooling (PSPHead), on ResNet, ResNeSt, HRNet and ViT. Every
-key must find its place and every parameter of the model its value; otherwise nothing is written and
-the first key that doesn't fit is named.
+released models of MCIBI, configs/mcibipp/README.md the 37 of MCIBI++. A released model is known by
+the name of its file, or by --model; then what decides its function and has no tensor (activations,
+dilations, classes) is checked too. Of any other checkpoint these are taken from CONFIG, and
+printed. --out-config writes a config with the widths of the checkpoint and the settings of the
+released model. Understood are FCN alone, or with its context: ASPP (ASPPHead here) or pyramid
+pooling (PSPHead), and MCIBI++'s feature pyramid on UPerNet, on ResNet, ResNeSt, HRNet, ViT (MCIBI)
+and Swin (MCIBI++). Every key must find its place and every parameter of the model its value;
+otherwise nothing is written and the first key that doesn't fit is named.
 """
 
 import argparse
@@ -45,7 +46,10 @@ def main(argv=None):
         cfg_options=args.cfg_options,
         out_config=args.out_config,
     )
-    filled = done.state['decode_head.bank.filled']
+    filled = done.state.get('decode_head.bank.filled')
+    if filled is None:  # MCIBI++, whose classes start at (0, 1)
+        statistics = done.state['decode_head.bank.statistics']
+        filled = (statistics != statistics.new_tensor([0, 1])).any(dim=1)
     print(
         f'{args.target}: {len(done.state)} tensors, {int(filled.sum())} of {len(filled)} classes '
         f'in memory; {done.model or "not a released model by name"}'

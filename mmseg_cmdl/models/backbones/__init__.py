@@ -1,3 +1,4 @@
+from .corner_aligned_hrnet import CornerAlignedHRNet
 from .linear_stem_hrnet import LinearStemHRNet
 
-__all__ = ['LinearStemHRNet']
+__all__ = ['CornerAlignedHRNet', 'LinearStemHRNet']

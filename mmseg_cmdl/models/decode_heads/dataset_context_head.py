@@ -172,12 +172,14 @@ class DatasetContextHead(MemoryHead):
         self.loss_coarse = nn.ModuleList(MODELS.build(loss) for loss in as_list(loss_coarse))
         check_losses(self, 'loss_coarse', self.loss_coarse)
 
-    def _build_classifier(self, channels: int) -> nn.Sequential:
-        """H1: 1x1 conv, dropout, classifier, as :meth:`cls_seg` has them."""
+    def _build_classifier(self, channels: int, kernel_size: int = 1) -> nn.Sequential:
+        """H1: conv, dropout, classifier, as :meth:`cls_seg` has them."""
         classifier = nn.Conv2d(channels, self.num_classes, 1)
         normal_init(classifier, std=0.01)  # as conv_seg starts
         return nn.Sequential(
-            ConvModule(channels, channels, 1, **self.conv_options),
+            ConvModule(
+                channels, channels, kernel_size, padding=kernel_size // 2, **self.conv_options
+            ),
             nn.Dropout2d(self.dropout_ratio) if self.dropout_ratio > 0 else nn.Identity(),
             classifier,
         )

@@ -1,6 +1,6 @@
 """MCIBIPlusPlusHead: a mean and a deviation per class, read as fixed noise rows (MCIBI++)."""
 
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...registry import MODELS
 from ...utils import as_list, class_rows, labels_at_feature_size
-from ..layers import RelationAttention
+from ..layers import FeaturePyramid, RelationAttention
 from ..memory import GaussianBank
 from .cascade_stage import at_any_stage
 from .dataset_context_head import DatasetContextHead
@@ -45,9 +45,17 @@ class MCIBIPlusPlusHead(DatasetContextHead):
             stride 2 for both, before they are related. Defaults to False.
         relate_context (bool): With a context, its map attends to the fused pixels; otherwise they
             are joined as they are. Defaults to True.
+        weights_from (str): With a context, whose logits are the class weights: 'context', those of
+            its map, or 'coarse', those of the pixels. Defaults to 'context'.
+        pyramid (dict, optional): Bring what is classified to the size of the backbone's finest map,
+            as released on UPerNet: `in_channels` (list[int]) and `in_index` (list[int]) of the maps
+            before the last, the finest first, and `out_channels` (int; `channels`); see
+            :class:`FeaturePyramid`. Defaults to None.
         loss_context (dict | list[dict], optional): Loss of the logits of the context's map; None
             for none. Defaults to cross entropy with weight 1.
-        final_kernel_size (int): Of the conv before the classifier. Defaults to 1.
+        final_kernel_size (int): Of the conv before the classifier, an odd number; likewise
+            `coarse_kernel_size` and `context_kernel_size` of those before the coarse classifier
+            and the context's. Default to 1.
         **kwargs: Options of :class:`DatasetContextHead`: `context`, `fusion`, `hard_aggregate`, ...
 
     :meth:`loss` also logs `stat_left_out_pixels`, the number of labelled pixels of all ranks whose
@@ -68,24 +76,41 @@ class MCIBIPlusPlusHead(DatasetContextHead):
         warmup_iters: int = 0,
         downsample_before_sa: bool = False,
         relate_context: bool = True,
+        weights_from: str = 'context',
+        pyramid: Optional[dict] = None,
         loss_context: Union[dict, List[dict], None] = dict(
             type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0
         ),
         final_kernel_size: int = 1,
+        coarse_kernel_size: int = 1,
+        context_kernel_size: int = 1,
         **kwargs: Any,
     ):
-        self.relate_context = relate_context
-        super().__init__(*args, **kwargs)
         for name, value, least in (
             ('num_passes', num_passes, 1),
             ('warmup_iters', warmup_iters, 0),
             ('final_kernel_size', final_kernel_size, 1),
+            ('coarse_kernel_size', coarse_kernel_size, 1),
+            ('context_kernel_size', context_kernel_size, 1),
         ):
             if not isinstance(value, int) or value < least:
                 raise ValueError(
                     f'MCIBIPlusPlusHead: {name} must be an integer of at least {least}, '
                     f'got {value!r}'
                 )
+            if name.endswith('kernel_size') and value % 2 == 0:
+                raise ValueError(f'MCIBIPlusPlusHead: {name} must be odd, got {value}')
+        if weights_from not in ('context', 'coarse'):
+            raise ValueError(
+                "MCIBIPlusPlusHead: weights_from must be 'context' or 'coarse', got "
+                f'{weights_from!r}'
+            )
+        self.relate_context = relate_context
+        self.weights_from = weights_from
+        self.context_kernel_size = context_kernel_size
+        super().__init__(*args, **kwargs)
+        if coarse_kernel_size != 1:
+            self.coarse_classifier = self._build_classifier(self.channels, coarse_kernel_size)
         self.num_passes = num_passes
         self.warmup_iters = warmup_iters
         self.bank = self._build_bank(bank, GaussianBank, channels=self.channels)
@@ -100,6 +125,10 @@ class MCIBIPlusPlusHead(DatasetContextHead):
                 self.channels, self.channels, 3, stride=2, padding=1, **self.conv_options
             )
         joined = self.channels + (self.context.channels if self.has_context_branch else 0)
+        self.pyramid = None
+        if pyramid is not None:
+            self.pyramid_index, self.pyramid = self._build_pyramid(joined, **pyramid)
+            joined = self.pyramid.channels
         self.final_conv = ConvModule(
             joined,
             self.channels,
@@ -116,7 +145,7 @@ class MCIBIPlusPlusHead(DatasetContextHead):
     def _build_context_layers(
         self, channels: int, context_channels: int, transform_channels: int
     ) -> None:
-        self.context_classifier = self._build_classifier(context_channels)
+        self.context_classifier = self._build_classifier(context_channels, self.context_kernel_size)
         self.context_relation = None
         if self.relate_context:
             self.context_relation = RelationAttention(
@@ -126,6 +155,28 @@ class MCIBIPlusPlusHead(DatasetContextHead):
                 out_channels=channels,
                 **self.conv_options,
             )
+
+    def _build_pyramid(
+        self,
+        top_channels: int,
+        in_channels: Sequence[int] = (),
+        in_index: Sequence[int] = (),
+        out_channels: Optional[int] = None,
+    ) -> Tuple[List[int], FeaturePyramid]:
+        """Indices of the maps that it takes, and the pyramid."""
+        if not in_index or len(in_channels) != len(in_index):
+            raise ValueError(
+                'MCIBIPlusPlusHead: pyramid needs in_channels and in_index, lists of the same '
+                f'length; got {in_channels!r} and {in_index!r}'
+            )
+        pyramid = FeaturePyramid(
+            in_channels,
+            top_channels,
+            self.channels if out_channels is None else out_channels,
+            self.align_corners,
+            **self.conv_options,
+        )
+        return list(in_index), pyramid
 
     def read_memory(self, weights: Tensor) -> Tensor:
         """Class weights [B, K, h, w] times the class vectors, [B, C, h, w]."""
@@ -139,7 +190,7 @@ class MCIBIPlusPlusHead(DatasetContextHead):
         return resize(related, pixels.shape[2:], mode='bilinear', align_corners=False)
 
     def augment(self, pixels: Tensor, weights: Tensor, context: Optional[Tensor]) -> Tensor:
-        """What :meth:`cls_seg` classifies.
+        """Pixels with what the memory and the context give them, before a pyramid.
 
         Args:
             pixels (Tensor): R [B, C, h, w].
@@ -162,27 +213,50 @@ class MCIBIPlusPlusHead(DatasetContextHead):
         """See the base class; `coarse_logits` are those that the class weights are made from."""
         return self.augment(pixels, self.class_weights(coarse_logits), context)
 
-    def _maps(self, inputs: List[Tensor]) -> Tuple[Tensor, Tensor, Optional[Tensor], Tensor]:
-        """R, coarse logits, the context's map, and the logits that the class weights come from."""
+    def bring_to_size(self, inputs: List[Tensor], augmented: Tensor) -> Tensor:
+        """What :meth:`cls_seg` classifies, from what :meth:`augment` gives: by the pyramid."""
+        if self.pyramid is None:
+            return augmented
+        return self.pyramid([inputs[index] for index in self.pyramid_index], augmented)
+
+    def _maps(
+        self, inputs: List[Tensor]
+    ) -> Tuple[Tensor, Tensor, Optional[Tensor], Optional[Tensor]]:
+        """R, coarse logits, the context's map and its logits, or None twice."""
         pixels = self.pixel_features(inputs)
         coarse_logits = self.coarse_classifier(pixels)
         if not self.has_context_branch:
-            return pixels, coarse_logits, None, coarse_logits
+            return pixels, coarse_logits, None, None
         context = self.context(inputs, coarse_logits)
-        context = resize(
-            context, pixels.shape[2:], mode='bilinear', align_corners=self.align_corners
-        )
+        context = self._at_size_of(pixels, context)
         return pixels, coarse_logits, context, self.context_classifier(context)
 
+    def _weights_logits(self, coarse_logits: Tensor, context_logits: Optional[Tensor]) -> Tensor:
+        """The logits that the class weights come from."""
+        from_coarse = context_logits is None or self.weights_from == 'coarse'
+        return coarse_logits if from_coarse else context_logits
+
     def forward_features(self, inputs: List[Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
-        """See the base class; the last pass of `num_passes`."""
-        pixels, coarse_logits, context, own = self._maps(inputs)
-        augmented = self.aggregate(pixels, own, context)
+        """See the base class; the last pass of `num_passes`.
+
+        With a `pyramid` the last of the three, what is classified, is finer than the others.
+        """
+        pixels, coarse_logits, context, context_logits = self._maps(inputs)
+        own = self._weights_logits(coarse_logits, context_logits)
+        augmented = self.bring_to_size(inputs, self.aggregate(pixels, own, context))
         for _ in range(self.num_passes - 1):
-            given = self.cls_seg(augmented)
+            given = self._at_size_of(own, self.cls_seg(augmented))
             logits = (_OWN_WEIGHT * own + _GIVEN_WEIGHT * given) / _DIVISOR
-            augmented = self.aggregate(pixels, logits, context)
+            augmented = self.bring_to_size(inputs, self.aggregate(pixels, logits, context))
         return pixels, coarse_logits, augmented
+
+    def _at_size_of(self, like: Tensor, x: Tensor) -> Tensor:
+        return resize(x, like.shape[2:], mode='bilinear', align_corners=self.align_corners)
+
+    def predict_and_embed(self, inputs: List[Tensor]) -> Tuple[Tensor, Tensor]:
+        """See the base class; both at the size of the pixels, where a `pyramid` predicts finer."""
+        pixels, _, augmented = self.forward_features(inputs)
+        return self._at_size_of(pixels, self.cls_seg(augmented)), self.embed(pixels)
 
     def _warmed_up(self, weights: Tensor, labels: Tensor) -> Tensor:
         """Class weights of this iteration: in the first `warmup_iters` the labels, one-hot."""
@@ -205,13 +279,15 @@ class MCIBIPlusPlusHead(DatasetContextHead):
             dict[str, Tensor]: As the base class, and with a context `context_*`.
         """
         labels = self.begin_step(batch_data_samples)
-        pixels, coarse_logits, context, own = self._maps(inputs)
+        pixels, coarse_logits, context, context_logits = self._maps(inputs)
+        own = self._weights_logits(coarse_logits, context_logits)
         weights = self._warmed_up(self.class_weights(own), labels)
-        logits = self.cls_seg(self.augment(pixels, weights, context))
+        augmented = self.augment(pixels, weights, context)
+        logits = self.cls_seg(self.bring_to_size(inputs, augmented))
         losses = self.loss_by_feat(logits, batch_data_samples)
         losses.update(self.pixel_losses('coarse', self.loss_coarse, coarse_logits, labels))
         if context is not None:
-            losses.update(self.pixel_losses('context', self.loss_context, own, labels))
+            losses.update(self.pixel_losses('context', self.loss_context, context_logits, labels))
         losses.update(self.memory_losses(pixels, labels))
         return losses
 

@@ -1,0 +1,10 @@
+_base_ = './mcibipp_upernet_r50-d8.py'
+model = dict(
+    pretrained='open-mmlab://resnest101',
+    backbone=dict(
+        type='ResNeSt',
+        depth=101,
+        stem_channels=128,
+        radix=2,
+        reduction_factor=4,
+        avg_down_stride=True))

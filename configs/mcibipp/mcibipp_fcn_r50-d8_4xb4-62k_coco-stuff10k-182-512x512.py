@@ -1,0 +1,12 @@
+_base_ = [
+    '../_base_/models/mcibipp_fcn_r50-d8.py',
+    '../_base_/datasets/coco-stuff10k-182.py',
+    '../_base_/default_runtime.py',
+    '../_base_/schedules/schedule_62k.py',
+]
+crop_size = (512, 512)
+data_preprocessor = dict(size=crop_size)
+model = dict(
+    data_preprocessor=data_preprocessor,
+    decode_head=dict(num_classes=182),
+    auxiliary_head=dict(num_classes=182))

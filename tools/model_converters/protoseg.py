@@ -1,0 +1,59 @@
+"""Turn a checkpoint of ProtoSeg into one for ProtoSegHead.
+
+    python tools/model_converters/protoseg.py CONFIG RELEASED.pth CONVERTED.pth --out-config NEW.py
+
+CONFIG is the config of this package for the same network, protoseg_fcn_hr48 for the released one.
+A released model is known by the name of its file, or by --model; then what decides its function
+and has no tensor is checked too: its images stay BGR, its HRNet aligns corners, and an embedding is
+first normalised along the width of the map (norm_axis='released'), of which the shipped config has
+nothing. --out-config writes a config with all that, to be used with the converted file. Every key
+must find its place and every parameter of the model its value; otherwise nothing is written and the
+first key that doesn't fit is named.
+"""
+
+import argparse
+
+import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
+
+from mmseg_cmdl import launch  # isort: skip
+from mmseg_cmdl.command_line import tool  # isort: skip
+from mmseg_cmdl.conversion import convert  # isort: skip
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config of this package for the same model')
+    parser.add_argument('source', help='released checkpoint')
+    parser.add_argument('target', help='file to write')
+    parser.add_argument('--model', help='name of the released model, as its file is called')
+    parser.add_argument('--out-config', help='config to write, changed so that the model fits')
+    launch.add_overrides(parser)
+    return parser.parse_args(argv)
+
+
+@tool
+def main(argv=None):
+    args = parse_args(argv)
+    done = convert(
+        args.config,
+        args.source,
+        args.target,
+        head='ProtoSegHead',
+        model=args.model,
+        cfg_options=args.cfg_options,
+        out_config=args.out_config,
+    )
+    bank = done.state['decode_head.bank.distributions']
+    print(
+        f'{args.target}: {len(done.state)} tensors, bank {tuple(bank.shape)}; '
+        f'{done.model or "not a released model by name"}'
+    )
+    for key, value in done.changed.items():
+        print(f'{args.out_config}: model.{key}={value!r}')
+    print(*done.notes, sep='\n')
+
+
+if __name__ == '__main__':
+    main()
