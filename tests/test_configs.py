@@ -57,7 +57,9 @@ DATASET_TYPES = dict(
         'cityscapes-trainval': 'CityscapesDataset',
         'earth-climate': 'EarthClimateDataset',
         'pascal-context': 'PascalContextDataset',
+        'pascal-context-59': 'PascalContextDataset59',
     },
+    voc12aug='PascalVOCDataset',
 )
 METHODS = dict(
     mdrl='MDRLHead',
@@ -71,6 +73,8 @@ LEARNING_RATES = {
     'dgcw_pascal-context': 0.005,
     'dgcw_ade20k': 0.02,
     'mcibi_coco-stuff10k-182': 0.001,
+    'mcibipp_coco-stuff10k-182': 0.001,
+    'mcibipp_pascal-context-59': 0.004,
     'mdrl_coco-stuff10k': 0.001,
 }
 # learning rate, its floor and weight decay of the released toolboxes
@@ -82,6 +86,7 @@ ADAMW = {
     'segformer_mit-b': (6e-5, 0.01, 1500),
     'upernet_swin-t': (6e-5, 0.01, 1500),
     'upernet_vit-s14': (6e-5, 0.01, 1500),
+    'upernet_swin-l_8xb2-160k': (6e-5, 0.01, 1500),
     'upernet_convnext-t': (1e-4, 0.05, 1500),
 }
 # by the name of a backbone: class, options that tell it from its like, and its weights
@@ -91,6 +96,9 @@ BACKBONES = {
     'mit-b2': ('MixVisionTransformer', dict(embed_dims=64, num_layers=[3, 4, 6, 3]), 'mit_b2'),
     'mscan-ts': ('MSCAN', dict(embed_dims=[16, 32, 80, 128]), None),
     'swin-t': ('SwinTransformer', dict(embed_dims=96, depths=[2, 2, 6, 2]), 'swin_tiny'),
+    'swin-l': (
+        'SwinTransformer', dict(embed_dims=192, depths=[2, 2, 18, 2]), 'swin_large_patch4_window12',
+    ),
     'convnext-t': ('mmpretrain.ConvNeXt', dict(arch='tiny'), 'convnext-tiny'),
     'vit-s14-dinov2': (
         'TIMMBackbone', dict(model_name='vit_small_patch14_dinov2.lvd142m', pretrained=True), None,
@@ -146,6 +154,8 @@ def offline(cfg):
             import tests.timm_stand_in  # noqa: F401
     if cfg.model.backbone.type == 'VisionTransformer':  # 300 M parameters otherwise
         cfg.model.backbone.update(num_layers=4, out_indices=(0, 1, 2, 3))
+    if cfg.model.backbone.type == 'SwinTransformer':  # 200 M
+        cfg.model.backbone.update(depths=(1, 1, 1, 1), init_cfg=None)
     for stage in cfg.model.backbone.get('extra', {}).values():  # HRNet, of 60 blocks otherwise
         stage.update(num_modules=1, num_blocks=[1] * stage.num_branches)
     return cfg
@@ -513,6 +523,10 @@ def test_name_says_what_the_config_does(name):
     }[context]
     assert (hard == 'ohem' or backbone == 'stdc1') == ('sampler' in head)
     assert ('-amp-' in name) == (load(name).optim_wrapper.type == 'AmpOptimWrapper')
+    if (method, context) == ('mcibipp', 'upernet'):  # as released: a pyramid of its own
+        assert len(head.pyramid.in_channels) == 3
+        plain = head.context.type
+        assert plain in ('PSPHead', 'ASPPHead')
     if method:
         assert head.type == METHODS[method]
         assert (

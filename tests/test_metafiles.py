@@ -147,6 +147,7 @@ CLASSES = {
     'COCO-Stuff 10k': 'COCOStuffDataset',
     'COCO-Stuff 10k, 182 classes': 'COCOStuff182Dataset',
     'Pascal Context': 'PascalContextDataset',
+    'PASCAL VOC 2012': 'PascalVOCDataset',
 }
 FIGURES = {
     **PAPER,
@@ -166,18 +167,39 @@ DGCW = {
     ('deeplabv3_r101-d8-ohem', '4xb4-160k_ade20k-513x513'): {SINGLE: 45.51},
 }
 # docs/modelzoo/mcibiplusplus/README.md of sssegmentation, README.md of ProtoSeg's repository
-MCIBIPP_TOOLBOX = {
-    'cityscapes': dict(fcn='78.77', pspnet='79.91', deeplabv3='80.72'),
-    'ade20k': dict(fcn='43.39', pspnet='43.88', deeplabv3='44.85'),
-    'lip': dict(fcn='51.13', pspnet='52.93', deeplabv3='53.59'),
+REPORTED = {
+    name: model['reported']
+    for name, model in json.loads((ROOT / 'tests' / 'data' / 'released_models.json').read_text())[
+        'models'
+    ].items()
+    if name.startswith('mcibiplusplus_')
+}
+# these have no config of their own
+NO_CONFIG = {
+    *(f'mcibiplusplus_upernet_resnet{depth}os8_vspw' for depth in (50, 101)),
+    *(
+        f'mcibiplusplus_upernet_swinlarge_{dataset}'
+        for dataset in ('cocostuff10k', 'lip', 'pascalcontext59', 'vspw')
+    ),
 }
 TOOLBOX_FIGURES = {
-    **{
-        f'mcibipp_{context}_r50-d8_{MCIBI_SETTING[dataset]}': figure
-        for dataset, row in MCIBIPP_TOOLBOX.items()
-        for context, figure in row.items()
-    },
+    **{RELEASED[name].config: row[0] for name, row in REPORTED.items() if name not in NO_CONFIG},
     'protoseg_fcn_hr48_4xb2-80k_cityscapes-512x1024': '80.10',
+}
+# the toolbox's second figure: several scales and flip, on LIP flip alone
+TOOLBOX_MULTI = {
+    RELEASED[name].config: float(row[1])
+    for name, row in REPORTED.items()
+    if name not in NO_CONFIG and row[1] != '-'
+}
+# MDRL, tables 5 and 6
+MDRL_ON_MCIBIPP = {
+    f'mcibipp_pspnet_{backbone}-d8_{SETTING[dataset]}': {key: figure}
+    for backbone, dataset, key, figure in (
+        ('r50', 'ade20k', 'mIoU (MDRL paper, ms+flip)', 44.72),
+        ('r101', 'ade20k', 'mIoU (MDRL paper, ms+flip)', 46.06),
+        ('r101', 'cityscapes', 'mIoU (MDRL paper)', 80.49),
+    )
 }
 DGCW = {f'dgcw_{network}_{setting}': metrics for (network, setting), metrics in DGCW.items()}
 
@@ -253,8 +275,12 @@ def test_figures_say_whose_they_are():
             if figure
         }
         expected.update(DGCW.get(name, {}))
-        if name in TOOLBOX_FIGURES:
+        if TOOLBOX_FIGURES.get(name, '-') != '-':
             expected[TOOLBOX] = float(TOOLBOX_FIGURES[name])
+        if name in TOOLBOX_MULTI:
+            key = multi_key(name).replace('paper', 'released toolbox')
+            expected[key] = TOOLBOX_MULTI[name]
+        expected.update(MDRL_ON_MCIBIPP.get(name, {}))
         metrics = dict(entry['Results']['Metrics'])
         measured = metrics.pop(MEASURED, None)
         assert metrics == expected, name
@@ -268,6 +294,8 @@ def test_figures_say_whose_they_are():
             assert (measured is None) == (row[-1] == 'not yet measured'), name
             assert measured is None or str(measured) in row[-1], name
             assert name not in TOOLBOX_FIGURES or row[1] == TOOLBOX_FIGURES[name], name
+            (of_mdrl,) = MDRL_ON_MCIBIPP.get(name, {'': '-'}).values()
+            assert not name.startswith('mcibipp_') or len(row) < 4 or row[2] == str(of_mdrl), name
 
 
 def test_readme_tables_have_the_papers_figures():
@@ -291,14 +319,18 @@ def test_readme_tables_have_the_figures_of_mcibi():
         assert row == [figure or '-' for figure in expected], name
 
 
-def test_readme_lists_the_released_models():
+@pytest.mark.parametrize(
+    ('folder', 'head'), [('mcibi', 'MCIBIHead'), ('mcibipp', 'MCIBIPlusPlusHead')]
+)
+def test_readme_lists_the_released_models(folder, head):
     released = json.loads((ROOT / 'tests' / 'data' / 'released_models.json').read_text())['models']
-    rows = {row[0].strip('`'): row[1:] for row in table_rows(CONFIGS / 'mcibi' / 'README.md')}
+    rows = {row[0].strip('`'): row[1:] for row in table_rows(CONFIGS / folder / 'README.md')}
     for name, model in RELEASED.items():
-        link, *figures, _, converts = rows[name]
-        assert link == f'[{model.config}]({model.config}.py)'
-        assert figures == released[name]['reported'], name
-        assert converts == 'yes'
+        if model.head == head:
+            link, *figures, _, converts = rows[name]
+            assert link == f'[{model.config}]({model.config}.py)'
+            assert figures == released[name]['reported'], name
+            assert converts == ('with `--out-config`' if name in NO_CONFIG else 'yes'), name
 
 
 @pytest.mark.parametrize(('folder', 'expected'), [('mdrl', ABLATIONS), ('mcibi', MCIBI_ABLATIONS)])

@@ -68,10 +68,12 @@ def make_files(folder):
     )  # fmt: skip
     mcibi = {key: head[key] for key in head if key not in ('bank', 'loss_consistency')}
     mcibi['type'] = 'MCIBIHead'
+    protoseg = dict(mcibi, type='ProtoSegHead')
     imports = dict(imports=['mmseg_cmdl'], allow_failed_imports=False)
     for name, options in (
         ('mdrl', dict(decode_head=head)),
         ('mcibi', dict(decode_head=mcibi)),
+        ('protoseg', dict(decode_head=protoseg)),
         ('car', dict(type='CAREncoderDecoder')),
     ):
         cfg = Config(dict(custom_imports=imports, **stock.to_dict()))
@@ -149,7 +151,9 @@ VALID = {
     'export.out': ['model.pt2'],
     'init_memory.out': ['memory.pth'],
     'sssegmentation.config': ['{files}/mcibi.py'],
+    'protoseg.config': ['{files}/protoseg.py'],
     'cmdl.source': ['{files}/mdrl.pth'],
+    'protoseg.source': ['{files}/mdrl.pth'],
     'sssegmentation.source': ['{files}/mdrl.pth'],
 }
 # Without these a tool would do something else or start to work.
@@ -163,7 +167,7 @@ ALSO = {
 }  # fmt: skip
 # What stands for a file, and for which kind of one.
 IS_CONFIG = {'config', 'configs'}
-IS_CHECKPOINT = {'checkpoint', 'resume', 'sssegmentation.source', 'cmdl.source'}
+IS_CHECKPOINT = {'checkpoint', 'resume', 'sssegmentation.source', 'cmdl.source', 'protoseg.source'}
 IS_OUT = {'out', 'out_dir', 'work_dir', 'show_dir', 'out_config', 'target', 'json'}
 IS_NAME = {
     'model',
@@ -179,8 +183,8 @@ NO_MISTAKE = {
     'names', 'allow', 'local_rank', 'click', 'slurm', 'slurm_args', 'wait_time', 'naive_gib',
 }  # fmt: skip
 READS_NO_DATA = {
-    'export', 'fold_car', 'complexity', 'gallery', 'sssegmentation', 'cmdl', 'benchmark',
-    'study',
+    'export', 'fold_car', 'complexity', 'gallery', 'sssegmentation', 'cmdl', 'protoseg',
+    'benchmark', 'study',
 }  # fmt: skip
 HEAD_ONLY = {'complexity'}
 

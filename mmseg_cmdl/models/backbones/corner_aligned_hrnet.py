@@ -1,5 +1,7 @@
 """HRNet that enlarges its coarser maps with their corners aligned."""
 
+from typing import Any
+
 from mmseg.models.backbones import HRNet
 from mmseg.models.utils import Upsample
 
@@ -18,7 +20,7 @@ class CornerAlignedHRNet(HRNet):
         **kwargs: Of :class:`mmseg.models.backbones.HRNet`, whose keys in a checkpoint these are.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         for module in self.modules():
             if isinstance(module, Upsample):

@@ -1,6 +1,6 @@
 """Top-down pathway from one map to finer ones, with the map itself as its top."""
 
-from typing import List, Optional
+from typing import List, Optional, Sequence
 
 import torch
 from mmcv.cnn import ConvModule
@@ -18,7 +18,7 @@ class FeaturePyramid(nn.Module):
     Source: the released code of MCIBI++ on UPerNet.
 
     Args:
-        in_channels (list[int]): Channels of the finer maps, the finest first.
+        in_channels (Sequence[int]): Channels of the finer maps, the finest first.
         top_channels (int): Channels of the top.
         out_channels (int): Channels of what each finer map becomes.
         align_corners (bool): Of the resizing. Defaults to False.
@@ -30,7 +30,7 @@ class FeaturePyramid(nn.Module):
 
     def __init__(
         self,
-        in_channels: List[int],
+        in_channels: Sequence[int],
         top_channels: int,
         out_channels: int,
         align_corners: bool = False,
