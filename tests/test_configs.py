@@ -154,8 +154,8 @@ def offline(cfg):
             import tests.timm_stand_in  # noqa: F401
     if cfg.model.backbone.type == 'VisionTransformer':  # 300 M parameters otherwise
         cfg.model.backbone.update(num_layers=4, out_indices=(0, 1, 2, 3))
-    if cfg.model.backbone.type == 'SwinTransformer':  # 200 M
-        cfg.model.backbone.update(depths=(1, 1, 1, 1), init_cfg=None)
+    if cfg.model.backbone.type == 'SwinTransformer' and cfg.model.backbone.embed_dims == 192:
+        cfg.model.backbone.update(depths=(1, 1, 1, 1))  # 200 M
     for stage in cfg.model.backbone.get('extra', {}).values():  # HRNet, of 60 blocks otherwise
         stage.update(num_modules=1, num_blocks=[1] * stage.num_branches)
     return cfg
@@ -273,6 +273,14 @@ def network(name):
         b0 = load(name.replace('mit-b2', 'mit-b0')).model.to_dict()
         model['backbone'] = b0['backbone']
         model['decode_head']['in_channels'] = b0['decode_head']['in_channels']
+    if name.startswith('mcibipp_'):  # layers of the released models, each tested with its head
+        head = model['decode_head']
+        for key in ('relate_context', 'weights_from', 'context_kernel_size', 'coarse_kernel_size'):
+            head.pop(key, None)
+        head.pop('final_kernel_size', None)
+        if head.pop('pyramid', None) or model['backbone']['type'] != 'ResNetV1c':
+            backbone = model['backbone']['type'].removeprefix('LinearStem')
+            return f'mcibipp with a pyramid, or on another backbone: {backbone}'
     text = re.sub(r"'(num_classes|min_kept)': \d+", '', str(model))
     return re.sub(r"'dilations': [(\[][^)\]]*[)\]]", '', text)
 

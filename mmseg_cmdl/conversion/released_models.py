@@ -198,7 +198,7 @@ _PLUS_PLUS = {
     'upernet_resnet50os8_vspw': f'upernet_r50-d8_{_CONFIGS["ade20k"]}',
     'upernet_resnet101os8_vspw': f'upernet_r101-d8_{_CONFIGS["ade20k"]}',
 }
-_CLASSES.update(pascalcontext59='PascalContextDataset59', voc='PascalVOCDataset', vspw=None)
+_CLASSES.update(pascalcontext59='PascalContextDataset59', voc='PascalVOCDataset')  # no VSPW
 _UPERNET_WITH_PPM = {
     *(f'resnet50os8_{dataset}' for dataset in ('ade20k', 'cityscapes', 'lip', 'cocostuff10k')),
     *('resnet101os8_lip', 'resnet101os8_voc', 'resnest101os8_lip', 'resnest101os8_cocostuff10k'),
@@ -221,7 +221,7 @@ def _plus_plus(name: str, config: str) -> ReleasedModel:
         facts['decode_head.weights_from'] = 'coarse'
     if name == 'aspp_hrnetv2w48_cityscapes':
         facts['backbone.type'] = 'LinearStemHRNet'
-    return ReleasedModel(f'mcibipp_{config}', _CLASSES[dataset], facts, 'MCIBIPlusPlusHead')
+    return ReleasedModel(f'mcibipp_{config}', _CLASSES.get(dataset), facts, 'MCIBIPlusPlusHead')
 
 
 RELEASED.update(

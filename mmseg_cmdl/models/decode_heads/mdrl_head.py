@@ -17,6 +17,7 @@ from ...utils import (
     registered_class,
     warn_without_effect,
 )
+from ..losses import ClassLocalConsistencyLoss
 from ..memory import DistributionBank
 from .dataset_context_head import DatasetContextHead
 
@@ -67,8 +68,13 @@ class MDRLHead(DatasetContextHead):
             'pixel' (paper) takes the l2-normalised R itself. Defaults to 'projection'.
         **kwargs: Options of :class:`DatasetContextHead`: `context`, `fusion`, `loss_coarse`, ...
 
-    :meth:`loss` also logs `acc_distribution`, the percentage of labelled pixels whose nearest
-    distribution is of their own class, and `stat_left_out_pixels`, the number of labelled pixels
+    The bank's `update_pixels='correct'` means the pixels whose nearest distribution is of their own
+    class; with a :class:`ClassLocalConsistencyLoss` of formulation 'released' those whose own class
+    has the largest score after its LayerNorm over classes, as in the released code. The two differ
+    once the norm's weights have been trained.
+
+    :meth:`loss` also logs `acc_distribution`, the percentage of labelled pixels that are correct in
+    this sense, and `stat_left_out_pixels`, the number of labelled pixels
     whose embedding isn't finite and was kept from the bank. Both count the pixels of all ranks.
     """
 
@@ -183,6 +189,19 @@ class MDRLHead(DatasetContextHead):
         with torch.autocast(embeddings.device.type, enabled=False):
             return self.consistency(batch, similarity, labels, ignore_index=self.ignore_index)
 
+    @torch.no_grad()
+    def _correct(self, similarity: Tensor, labels: Tensor) -> Optional[Tensor]:
+        """Bool [P], whether a pixel's class is right after the loss's LayerNorm; None without one.
+
+        Args:
+            similarity (Tensor): [B, h, w, K, N].
+            labels (Tensor): [B, h, w].
+        """
+        for loss in self.consistency.losses:
+            if isinstance(loss, ClassLocalConsistencyLoss) and loss.norm is not None:
+                return (loss.class_scores(similarity).argmax(dim=-1) == labels).flatten()
+        return None
+
     def update_bank(
         self, embeddings: Tensor, similarity: Tensor, labels: Tensor
     ) -> Dict[str, Tensor]:
@@ -196,10 +215,12 @@ class MDRLHead(DatasetContextHead):
         Returns:
             dict[str, Tensor]: `acc_distribution` and `stat_left_out_pixels`; see the class.
         """
+        labels = labels_at_feature_size(labels, embeddings.shape[1:3])
         counted = self.bank.update_(
             embeddings.flatten(0, 2),
-            labels_at_feature_size(labels, embeddings.shape[1:3]).flatten(),
+            labels.flatten(),
             ignore_index=self.ignore_index,
+            correct=self._correct(similarity, labels),
             similarity=similarity.flatten(0, 2),
         )
         if counted is None:

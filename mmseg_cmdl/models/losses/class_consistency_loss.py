@@ -95,6 +95,15 @@ class ClassLocalConsistencyLoss(FormulatedLoss):
         if formulation == 'released' and num_classes is not None:
             self.norm = nn.LayerNorm(num_classes)
 
+    def class_scores(self, similarity: Tensor) -> Tensor:
+        """Similarity [..., K, N] to the scores [..., K] of each pixel's classes (MDRL eq. 13)."""
+        scores = at_least_float32(similarity.max(dim=-1).values)
+        if self.formulation == 'paper':
+            return scores
+        if self.norm is None:
+            return F.layer_norm(scores, scores.shape[-1:])
+        return layer_norm(scores, self.norm)
+
     def forward(self, similarity: Tensor, labels: Tensor, ignore_index: int = 255) -> Tensor:
         """
         Args:
@@ -105,15 +114,9 @@ class ClassLocalConsistencyLoss(FormulatedLoss):
         Returns:
             Tensor: Scalar, times `loss_weight`.
         """
-        scores = at_least_float32(similarity.max(dim=-1).values)  # MDRL eq. 13
+        scores = self.class_scores(similarity)
         num_classes = scores.shape[-1]
-        size = scores.shape[1:3]
-        if self.formulation == 'released':
-            if self.norm is not None:
-                scores = layer_norm(scores, self.norm)
-            else:
-                scores = F.layer_norm(scores, (num_classes,))
-            size = labels.shape[-2:]
+        size = labels.shape[-2:] if self.formulation == 'released' else scores.shape[1:3]
         scores = scores.permute(0, 3, 1, 2)
         classes = pixel_classes(labels, size, num_classes, ignore_index)
         if self.formulation == 'released':

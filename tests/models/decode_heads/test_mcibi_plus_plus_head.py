@@ -269,11 +269,56 @@ def test_memory_is_trained_by_no_loss_and_moved_by_each_step():
     assert moved.tolist() == [True, True, False, True, True]  # class 2 is nowhere
 
 
+PYRAMID = dict(in_channels=[tiny_head.CHANNELS[1]], in_index=[1], out_channels=7)
+
+
+def test_pyramid_brings_the_fused_map_to_the_finer_size():
+    """What is classified is the pyramid's; the map of vectors stays at the size of the pixels."""
+    head = build(context=dict(type='PSPHead', channels=6), pyramid=PYRAMID)
+    inputs = tiny_head.features(3)
+    losses, _ = tiny_head.step(head)
+    assert {'loss_ce', 'coarse_loss_ce', 'context_loss_ce'} <= set(losses)
+    head.eval()
+    with torch.no_grad():
+        pixels, _, context, own = head._maps(inputs)
+        top = head.augment(pixels, own.softmax(dim=1), context)
+        expected = head.cls_seg(head.pyramid([inputs[1]], top))
+        logits = head(inputs)
+        predicted, vectors = head.predict_and_embed(inputs)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
+    assert logits.shape == (2, 5, *tiny_head.SIZES[1])
+    assert predicted.shape[2:] == vectors.shape[1:3] == tiny_head.SIZES[-1]
+    assert head.distribution_map(inputs)[1].shape == (2, *tiny_head.SIZES[-1])
+
+
+def test_class_weights_come_from_the_context_or_from_the_pixels():
+    for option in ('context', 'coarse'):
+        head = build(context=dict(type='PSPHead', channels=6), weights_from=option).eval()
+        head.bank.statistics.copy_(torch.rand(5, 2))
+        inputs = tiny_head.features(3)
+        with torch.no_grad():
+            pixels, coarse, context, own = head._maps(inputs)
+            weights = {'context': own, 'coarse': coarse}[option].softmax(dim=1)
+            expected = head.cls_seg(head.augment(pixels, weights, context))
+            torch.testing.assert_close(head(inputs), expected, rtol=0, atol=1e-12)
+
+
+def test_convs_before_the_classifiers_have_the_kernels_that_are_given():
+    head = build(
+        context=dict(type='PSPHead', channels=6), coarse_kernel_size=3, context_kernel_size=5
+    )
+    assert head.coarse_classifier[0].kernel_size == (3, 3)
+    assert head.context_classifier[0].kernel_size == (5, 5)
+    assert head.final_conv.kernel_size == (1, 1)
+    assert head(tiny_head.features(3)).shape == (2, 5, *tiny_head.SIZES[-1])
+
+
 @pytest.mark.parametrize('options', [
     dict(),
     dict(context=dict(type='PSPHead', channels=6)),
     dict(context=dict(type='PSPHead', channels=6), relate_context=False, final_kernel_size=3),
     dict(downsample_before_sa=True, num_passes=2),
+    dict(context=dict(type='PSPHead', channels=6), pyramid=PYRAMID, num_passes=2),
 ])  # fmt: skip
 def test_folded_head_predicts_the_same(options):
     head = build(**options)
@@ -283,7 +328,8 @@ def test_folded_head_predicts_the_same(options):
     with torch.no_grad():
         before = head(inputs)
         after = head.fold_()(inputs)
-    assert before.shape == (2, 5, *tiny_head.SIZES[-1])
+    size = tiny_head.SIZES[1 if 'pyramid' in options else -1]
+    assert before.shape == (2, 5, *size)
     torch.testing.assert_close(after, before, rtol=0, atol=1e-12)
 
 
@@ -291,6 +337,9 @@ def test_folded_head_predicts_the_same(options):
     (dict(num_passes=0), 'num_passes must be an integer of at least 1, got 0'),
     (dict(warmup_iters=-1), 'warmup_iters must be an integer of at least 0, got -1'),
     (dict(bank=dict(type='FeatureBank')), 'bank must be the config of a GaussianBank'),
+    (dict(final_kernel_size=2), 'final_kernel_size must be odd, got 2'),
+    (dict(weights_from='memory'), "must be 'context' or 'coarse', got 'memory'"),
+    (dict(pyramid=dict(in_channels=[3])), 'pyramid needs in_channels and in_index'),
     (dict(bank=dict(channels=3)), 'bank channels=3 must equal channels=8'),
 ])  # fmt: skip
 def test_wrong_options_are_refused(options, message):

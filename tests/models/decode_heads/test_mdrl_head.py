@@ -179,6 +179,31 @@ class TestOwnLoss(nn.Module):
         return self.scale * ((1 - nearest).square() * (small != ignore_index)).mean()
 
 
+def test_released_update_takes_the_pixels_that_are_right_after_the_layer_norm():
+    """In float64, pixel by pixel: once its weights have learned, other pixels move the bank."""
+    head = tiny_head.build(loss_consistency=tiny_head.released())
+    norm = head.consistency.losses[0].norm
+    generator = torch.Generator().manual_seed(0)
+    norm.weight.data.copy_(torch.rand(norm.weight.shape, generator=generator) * 2)
+    norm.bias.data.copy_(torch.randn(norm.bias.shape, generator=generator))
+    before, seen = copy.deepcopy(head.bank), _record_updates(head)
+    tiny_head.step(head)
+    (embeddings, similarity, labels), moved = seen[0], {}
+    classes = mdrl.nearest_labels(labels, similarity.shape[1:3]).flatten()
+    for learned in (True, False):
+        correct = []
+        for scores, label in zip(similarity.amax(dim=-1).flatten(0, 2), classes):
+            if learned:
+                scores = (scores - scores.mean()) / (scores.var(unbiased=False) + norm.eps).sqrt()
+                scores = scores * norm.weight + norm.bias
+            correct.append(int(scores.argmax()) == int(label))
+        bank = copy.deepcopy(before)
+        bank.update_(embeddings.flatten(0, 2), classes, correct=torch.tensor(correct))
+        moved[learned] = bank.distributions
+    assert (moved[True] - moved[False]).abs().max() > 1e-3
+    torch.testing.assert_close(head.bank.distributions, moved[True], rtol=0, atol=1e-12)
+
+
 def test_a_users_own_loss_works_unchanged():
     head = tiny_head.build(loss_consistency=[*tiny_head.paper(), dict(type='TestOwnLoss')])
     alone = tiny_head.build()
