@@ -154,8 +154,6 @@ def offline(cfg):
             import tests.timm_stand_in  # noqa: F401
     if cfg.model.backbone.type == 'VisionTransformer':  # 300 M parameters otherwise
         cfg.model.backbone.update(num_layers=4, out_indices=(0, 1, 2, 3))
-    if cfg.model.backbone.type == 'SwinTransformer' and cfg.model.backbone.embed_dims == 192:
-        cfg.model.backbone.update(depths=(1, 1, 1, 1))  # 200 M
     for stage in cfg.model.backbone.get('extra', {}).values():  # HRNet, of 60 blocks otherwise
         stage.update(num_modules=1, num_blocks=[1] * stage.num_branches)
     return cfg

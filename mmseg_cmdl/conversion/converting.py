@@ -351,24 +351,24 @@ def convert(
     check_fit(state, built)
 
     dataset = _classes_of(cfg)
-    if known is not None and known.dataset is None:
+    if known is None:
+        listed = any(listed_model.head in heads for listed_model in RELEASED.values())
+        hint = ', or say which it is with --model' if listed else ''
+        notes += _cannot_be_known(built, dataset, hint)
+    elif known.dataset is None:
         dataset = None
         notes.append(
             f'{name} predicts the classes of a data set that MMSegmentation has not; their names '
             "aren't saved, and the data set of the config is another"
         )
-    elif known is not None:
-        theirs, ours = dataset_meta(known.dataset), dataset and dataset_meta(dataset)
-        if ours and ours['classes'] != theirs['classes']:
+    else:
+        theirs = dataset_meta(known.dataset)
+        if dataset and dataset_meta(dataset)['classes'] != theirs['classes']:
             raise ConversionError(
                 f'{name} predicts the classes of {known.dataset}, in their order; the config '
                 f'trains on {dataset}. Use {known.config}.py, with the data set of the model'
             )
         dataset = known.dataset
-    else:
-        listed = any(released_model.head in heads for released_model in RELEASED.values())
-        hint = ', or say which it is with --model' if listed else ''
-        notes += _cannot_be_known(built, dataset, hint)
     meta: Dict[str, Any] = dict(converted_from=Path(source).name)
     if dataset is not None and DATASETS.get(dataset) is not None:
         meta['dataset_meta'] = dataset_meta(dataset)
