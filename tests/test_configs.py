@@ -787,7 +787,8 @@ def write_image_and_labels(dataset, root, num_classes):
     image = generator.integers(0, 256, (90, 160, 3), dtype=np.uint8)
     num_classes = len(labelled_classes(dataset, num_classes))
     # 0 is dropped when loading
-    offset = int(dataset.type == 'ADE20KDataset' or dataset.get('reduce_zero_label', False))
+    drops_zero = dataset.type in ('ADE20KDataset', 'PascalContextDataset59')
+    offset = int(drops_zero or dataset.get('reduce_zero_label', False))
     labels = generator.integers(0, num_classes + offset, (90, 160), dtype=np.uint8)
     labels[0, :num_classes] = np.arange(num_classes)[:160] + offset
     for key, array, suffix in (

@@ -80,7 +80,9 @@ def test_training_is_that_of_one_process(results, name, world):
                 torch.testing.assert_close(got[key], losses[key], rtol=0, atol=1e-9)
         for key, weight in want['weights'].items():
             torch.testing.assert_close(rank['weights'][key], weight, rtol=0, atol=1e-9)
-    assert not torch.equal(want['weights']['car.linear.weight'][..., 0, 0], torch.eye(8).double())
+    assert not torch.equal(
+        want['weights']['decode_head.car.linear.weight'][..., 0, 0], torch.eye(8).double()
+    )
 
 
 def test_blocks_hold_what_they_promise():
