@@ -11,12 +11,12 @@ from typing import Any, Dict, List, Tuple
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
 from packaging.version import Version
 from torch import Tensor, nn
 
 from .errors import InputError
+from .utils import unwrapped
 
 # Before 2.6 the check knows no types of mmengine, and mmengine loads without it.
 CHECKED = Version(torch.__version__) >= Version('2.6')
@@ -199,12 +199,9 @@ class TrainedPartsHook(Hook):
         Raises:
             UntrainedPartsError: Names the parts.
         """
-        model = runner.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
         try:
             refuse_untrained(
-                model,
+                unwrapped(runner.model),
                 state_of(checkpoint, self.path),
                 self.path,
                 'Give the config that it was trained with, or pass --allow-missing to test these '

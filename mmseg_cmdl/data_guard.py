@@ -23,7 +23,7 @@ import mmcv
 import numpy as np
 from mmengine import fileio
 from mmengine.dataset import BaseDataset, Compose
-from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.model import BaseTTAModel
 from mmengine.registry import FUNCTIONS
 from mmengine.runner import Runner
 from mmseg.datasets import BaseSegDataset
@@ -33,6 +33,7 @@ from torch import nn
 
 from .models.decode_heads.label_check import num_labels
 from .sample_guard import DataError, FileNamingCompose, SampleCheck, is_local, missing_annotation
+from .utils import unwrapped
 
 # Annotations that are looked through, where the first ones leave a doubt.
 _MOST_ANNOTATIONS = 2000
@@ -112,9 +113,7 @@ def segmentor(model: Any) -> Any:
             auxiliary_head=_head_of(model.get('auxiliary_head')),
             data_preprocessor=SimpleNamespace(**(model.get('data_preprocessor') or {})),
         )
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    return model
+    return unwrapped(model)
 
 
 def _head_of(config: Any) -> Any:

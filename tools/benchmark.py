@@ -134,7 +134,7 @@ def benchmark_losses(timer, args):
         print_table(
             'Losses (MDRL: with the update of the bank) against a training step (paper) of a '
             f'ResNet-50-d8, {args.images}x{size}x{size}, K={K}',
-            ['losses', 'ms', 'step, ms', 'share, %', 'peak MiB', 'step, peak MiB', 'share, % '],
+            ['losses', 'ms', 'step, ms', 'share, %', 'peak MiB', 'step, peak MiB', 'of memory, %'],
             [
                 [
                     f'{r["method"]}, {r["formulation"]}',

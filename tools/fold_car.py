@@ -20,6 +20,7 @@ from mmseg.registry import MODELS  # isort: skip
 from mmseg_cmdl import InputError, launch  # isort: skip
 from mmseg_cmdl.checkpoint_file import read_state  # isort: skip
 from mmseg_cmdl.command_line import positive, tool  # isort: skip
+from mmseg_cmdl.deployment import in_channels  # isort: skip
 from mmseg_cmdl.models.segmentors.class_aware_regularization import CAR_OPTIONS  # isort: skip
 from mmseg_cmdl.written_files import refuse_same, written_beside  # isort: skip
 
@@ -100,8 +101,7 @@ def load(model, state, path):
 @torch.no_grad()
 def largest_difference(model, plain, size):
     """(largest difference of the logits, largest logit) on a random image."""
-    channels = next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d)).in_channels
-    image = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(1, in_channels(model), *size, generator=torch.Generator().manual_seed(0))
     metas = [dict(img_shape=tuple(size), pad_shape=tuple(size), ori_shape=tuple(size))]
     torch.manual_seed(0)
     expected = model.encode_decode(image, metas)

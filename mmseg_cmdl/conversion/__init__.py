@@ -1,3 +1,4 @@
+from .command_line import converter_parser, report
 from .converting import Conversion, build_without_memory, convert, recognise
 from .released_models import RELEASED, ReleasedModel, differences, read_fact
 from .state_dicts import ConversionError, check_fit, convert_state, read_state
@@ -11,8 +12,10 @@ __all__ = [
     'check_fit',
     'convert',
     'convert_state',
+    'converter_parser',
     'differences',
     'read_fact',
     'read_state',
     'recognise',
+    'report',
 ]

@@ -373,9 +373,11 @@ def convert(
     if dataset is not None and DATASETS.get(dataset) is not None:
         meta['dataset_meta'] = dataset_meta(dataset)
 
-    _write(target, lambda path: torch.save(dict(state_dict=state, meta=meta), path))
+    with written_beside(target) as unfinished:
+        torch.save(dict(state_dict=state, meta=meta), unfinished)
     if out_config is not None:
-        _write(out_config, cfg.dump)
+        with written_beside(out_config) as unfinished:
+            cfg.dump(unfinished)
     return Conversion(state, name, changed, notes)
 
 
@@ -393,9 +395,3 @@ def _cannot_be_known(built: BaseModule, dataset: Optional[str], hint: str) -> Li
         *lines,
         f'  classes and their order: {dataset or "the config names no data set"}',
     ]
-
-
-def _write(path: str, write: Callable[[Path], Any]) -> None:
-    """Write to a file beside it first: what stops halfway leaves nothing under the name."""
-    with written_beside(path) as unfinished:
-        write(unfinished)

@@ -6,7 +6,6 @@ import mmengine.dist as dist
 import numpy as np
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.datasets import BaseSegDataset
 from mmseg.models.segmentors import BaseSegmentor
@@ -14,7 +13,7 @@ from mmseg.models.segmentors import BaseSegmentor
 from ..models.decode_heads.memory_head import MemoryHead
 from ..models.memory.memory_bank import MemoryBank
 from ..registry import HOOKS
-from ..utils import check_finite
+from ..utils import check_finite, unwrapped
 
 
 @HOOKS.register_module()
@@ -84,7 +83,7 @@ class BankHealthHook(Hook):
         """Draws the maps, on rank 0."""
         if not self.draw or not dist.is_main_process():
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         head = find_bank_head(model)
         if head is None or head.bank.class_vectors().shape[1] == 1:
             return
@@ -137,8 +136,7 @@ def find_bank_head(model: Any) -> Optional[MemoryHead]:
     def holders(modules: Iterable[Any]) -> List[Any]:
         return [m for m in modules if isinstance(getattr(m, 'bank', None), MemoryBank)]
 
-    while is_model_wrapper(model):
-        model = model.module
+    model = unwrapped(model)
     predicting = getattr(model, 'decode_head', None)
     found = holders(predicting.modules()) if predicting is not None else []
     found = found or holders(model.modules())

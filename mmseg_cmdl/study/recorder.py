@@ -24,13 +24,13 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmseg.evaluation import IoUMetric
 from torch import Tensor
 
 from ..errors import InputError
 from ..registry import HOOKS, METRICS
+from ..utils import unwrapped
 from ..version import __version__
 from .plan import write_json
 
@@ -212,7 +212,7 @@ class StudyRecorder(Hook):
             runner.val_loop.run()
         if not is_main_process():
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         found, so_far = self._scores(runner), self._so_far()
         metric = _study_metric(runner)
         out = dict(
@@ -259,7 +259,7 @@ class StudyRecorder(Hook):
 
     def _take_statistics_anew(self, runner: Runner) -> None:
         """Batch norm statistics as plain means over training batches, all with the same weights."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
 
         def inputs() -> Iterator[Tensor]:
             batches = iter(runner.train_dataloader)

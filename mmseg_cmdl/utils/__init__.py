@@ -3,8 +3,8 @@ from .class_labels import class_rows, has_class, labels_at_feature_size, of_own_
 from .configs import add_loss, as_list, check_finite, registered_class, warn_without_effect
 from .distributed import all_reduce_sum_, all_reduce_together, global_mean, global_sum
 from .entropy import entropy_of_counts
-from .last_head import last_head
 from .precision import at_least_float32, layer_norm
+from .segmentors import last_head, unwrapped
 
 __all__ = [
     'BilinearTaps',
@@ -25,5 +25,6 @@ __all__ = [
     'of_own_class',
     'registered_class',
     'row_sums',
+    'unwrapped',
     'warn_without_effect',
 ]

@@ -11,25 +11,14 @@ must find its place and every parameter of the model its value; otherwise nothin
 first key that doesn't fit is named.
 """
 
-import argparse
-
 import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
 
-from mmseg_cmdl import launch  # isort: skip
 from mmseg_cmdl.command_line import tool  # isort: skip
-from mmseg_cmdl.conversion import convert  # isort: skip
+from mmseg_cmdl.conversion import convert, converter_parser, report  # isort: skip
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='config of this package for the same model')
-    parser.add_argument('source', help='released checkpoint')
-    parser.add_argument('target', help='file to write')
-    parser.add_argument('--model', help='name of the released model, as its file is called')
-    parser.add_argument('--out-config', help='config to write, changed so that the model fits')
-    launch.add_overrides(parser)
+    parser = converter_parser(__doc__, 'name of the released model, as its file is called')
     return parser.parse_args(argv)
 
 
@@ -46,13 +35,7 @@ def main(argv=None):
         out_config=args.out_config,
     )
     bank = done.state['decode_head.bank.distributions']
-    print(
-        f'{args.target}: {len(done.state)} tensors, bank {tuple(bank.shape)}; '
-        f'{done.model or "not a released model by name"}'
-    )
-    for key, value in done.changed.items():
-        print(f'{args.out_config}: model.{key}={value!r}')
-    print(*done.notes, sep='\n')
+    report(args, done, f'bank {tuple(bank.shape)}')
 
 
 if __name__ == '__main__':

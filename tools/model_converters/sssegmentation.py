@@ -13,25 +13,15 @@ and Swin (MCIBI++). Every key must find its place and every parameter of the mod
 otherwise nothing is written and the first key that doesn't fit is named.
 """
 
-import argparse
-
 import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
 
-from mmseg_cmdl import launch  # isort: skip
 from mmseg_cmdl.command_line import tool  # isort: skip
-from mmseg_cmdl.conversion import convert  # isort: skip
+from mmseg_cmdl.conversion import convert, converter_parser, report  # isort: skip
+from mmseg_cmdl.models.memory.gaussian_bank import left_the_start  # isort: skip
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='config of this package for the same model')
-    parser.add_argument('source', help='released checkpoint')
-    parser.add_argument('target', help='file to write')
-    parser.add_argument('--model', help='released model, such as mcibi_deeplabv3_r50_lip')
-    parser.add_argument('--out-config', help='config to write, changed so that the model fits')
-    launch.add_overrides(parser)
+    parser = converter_parser(__doc__, 'released model, such as mcibi_deeplabv3_r50_lip')
     return parser.parse_args(argv)
 
 
@@ -47,16 +37,9 @@ def main(argv=None):
         out_config=args.out_config,
     )
     filled = done.state.get('decode_head.bank.filled')
-    if filled is None:  # MCIBI++, whose classes start at (0, 1)
-        statistics = done.state['decode_head.bank.statistics']
-        filled = (statistics != statistics.new_tensor([0, 1])).any(dim=1)
-    print(
-        f'{args.target}: {len(done.state)} tensors, {int(filled.sum())} of {len(filled)} classes '
-        f'in memory; {done.model or "not a released model by name"}'
-    )
-    for key, value in done.changed.items():
-        print(f'{args.out_config}: model.{key}={value!r}')
-    print(*done.notes, sep='\n')
+    if filled is None:  # MCIBI++
+        filled = left_the_start(done.state['decode_head.bank.statistics'])
+    report(args, done, f'{int(filled.sum())} of {len(filled)} classes in memory')
 
 
 if __name__ == '__main__':

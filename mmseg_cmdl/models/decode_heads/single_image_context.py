@@ -179,10 +179,8 @@ def place_leftovers(
         tuple[dict]: Options of the base class, config of the context.
 
     Raises:
-        ValueError: The context isn't the config of a head.
         TypeError: An option that nobody has.
     """
-    _check_context(name, context)
     own = inspect.signature(BaseDecodeHead.__init__).parameters
     kept = {key: value for key, value in options.items() if key in own}
     cls = None if context is None else registered_class(context)

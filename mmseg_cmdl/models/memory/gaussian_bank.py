@@ -31,6 +31,11 @@ def class_noise(num_classes: int, channels: int) -> Tensor:
     return torch.stack(rows)
 
 
+def left_the_start(statistics: Tensor) -> Tensor:
+    """Bool [K], the classes whose statistics [K, 2] aren't those that all start with."""
+    return (statistics != statistics.new_tensor([0.0, 1.0])).any(dim=1)
+
+
 @MODELS.register_module()
 class GaussianBank(MemoryBank):
     """Memory of two numbers per class (MCIBI++).
@@ -109,7 +114,7 @@ class GaussianBank(MemoryBank):
 
     def filled_classes(self) -> Tensor:
         """Bool [K], the classes whose statistics aren't those that all start with."""
-        return (self.statistics != self.statistics.new_tensor([0.0, 1.0])).any(dim=1)
+        return left_the_start(self.statistics)
 
     def _set_initial(self, memory: InitialMemory) -> None:
         # without `channels` noise of any length is given to `vectors`
