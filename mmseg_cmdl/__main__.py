@@ -143,8 +143,17 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def write_or_list(name: Optional[str], out: Optional[str]) -> int:
     """The command `config`."""
-    from . import shipped_configs
+    import mmseg_cmdl
+
     from .errors import InputError
+
+    try:
+        mmseg_cmdl.register()  # MMSegmentation can't be imported before it, see compat
+    except ImportError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+
+    from . import shipped_configs
 
     if name is None:
         print('\n'.join(shipped_configs.config_names()))

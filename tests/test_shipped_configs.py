@@ -1,5 +1,8 @@
 """Shipped configs as files of one's own: `python -m mmseg_cmdl config`."""
 
+import subprocess
+import sys
+
 import pytest
 from mmengine.config import Config
 
@@ -23,6 +26,25 @@ def test_a_config_becomes_one_file_that_is_the_same(tmp_path, monkeypatch, capsy
     )
     head = Config.fromfile(str(tmp_path / 'mine.py')).model.decode_head
     assert (head.type, head.num_classes, head.channels) == ('MDRLHead', 3, 512)
+
+
+def test_the_command_is_the_first_to_import_the_package(tmp_path):
+    """Here the tests have registered everything; in a process of its own nothing has."""
+    words = [sys.executable, '-m', 'mmseg_cmdl', 'config', NAME, '--out', 'base.py']
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'base.py').is_file()
+
+
+def test_an_environment_that_will_not_do_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def refuse():
+        raise ImportError('mmengine is missing; run: pip install mmengine')
+
+    monkeypatch.setattr('mmseg_cmdl.register', refuse)
+    assert __main__.main(['config', NAME]) == 2
+    assert capsys.readouterr().err == 'error: mmengine is missing; run: pip install mmengine\n'
 
 
 def test_the_list_has_every_config_and_no_base(capsys):
