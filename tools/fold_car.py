@@ -3,8 +3,10 @@
     python tools/fold_car.py CONFIG CHECKPOINT OUT [--check] [--out-config PLAIN.py]
 
 CONFIG is that of the training, with `type='CAREncoderDecoder'` or `'CARCascadeEncoderDecoder'`. The
-1x1 linear conv is merged into `conv_seg`; a conv that `pointwise` made 1x1 becomes the middle of a
-kernel of its former size, which is the same conv, so OUT loads into the config without CAR.
+1x1 linear conv is merged into `conv_seg` (with position='released', into the 1x1 conv after it; its
+bias can't be merged into a larger one, which is refused); a conv that `pointwise` made 1x1 becomes
+the middle of a kernel of its former size, which is the same conv, so OUT loads into the config
+without CAR.
 """
 
 import argparse
@@ -88,7 +90,7 @@ def build(model):
 
 def load(model, state, path):
     """Put a checkpoint's state into the model with CAR; every key must fit."""
-    if model.car.linear is not None and 'car.linear.weight' not in state:
+    if model.car.linears and not any(key.startswith('car.linear.') for key in state):
         raise InputError(
             f'{path} has no car.linear.weight: it is a plain checkpoint, there is nothing to fold'
         )
@@ -127,7 +129,10 @@ def main(argv=None):
     with launch.setting_up(cfg, args.config, args.cfg_options):
         model = build(cfg.model)
     load(model, state, args.checkpoint)
-    folded = model.folded_state_dict()
+    try:
+        folded = model.folded_state_dict()
+    except ValueError as error:
+        raise InputError(f'{args.checkpoint}: {error}') from error
 
     if args.check:
         plain = build(plain_model)

@@ -10,6 +10,7 @@ from mmseg.models.segmentors import BaseSegmentor
 from mmseg.models.utils import resize
 from torch import Tensor, nn
 
+from ..models.segmentors.merging import merged
 from ..utils import last_head
 from .exportable_layers import make_exportable_
 
@@ -31,10 +32,17 @@ def _resize_without_warning() -> Iterator[None]:
 
 
 def _fold_class_aware_regularization_(model: BaseSegmentor) -> None:
-    """Merge the linear conv of CAR into the classifier that its hook stands before."""
+    """Merge the linear conv of CAR into the classifier that its hook stands before.
+
+    One in the position of the authors' code stays where it is.
+    """
     head = last_head(model)
+    if model.car.position == 'released':
+        return
     old = head.conv_seg
-    weight = model.car.folded(old.weight)
+    weight = old.weight
+    for linear in model.car.linears:
+        weight = merged(weight, linear.weight)
     new = nn.Conv2d(
         weight.shape[1], weight.shape[0], old.kernel_size, padding=old.padding,
         bias=old.bias is not None, device=weight.device, dtype=weight.dtype,
@@ -52,8 +60,8 @@ class InferenceModel(nn.Module):
 
     Auxiliary heads, losses, projections and memory banks are taken off: a head with a memory has
     its voting folded into one 1x1 conv (its `fold_`), and the linear conv of CAR is merged into
-    the classifier. SyncBN becomes BN. `test_cfg` has no say: sliding windows, and whatever else is
-    done around the network, are the caller's.
+    the classifier, unless its position is that of the authors' code. SyncBN becomes BN. `test_cfg`
+    has no say: sliding windows, and whatever else is done around the network, are the caller's.
 
     Args:
         model (BaseSegmentor): An EncoderDecoder or CascadeEncoderDecoder; it is left alone.

@@ -12,6 +12,7 @@ from ...registry import MODELS
 from ...utils import last_head
 from ..decode_heads.label_check import batch_labels, num_labels
 from .class_aware_regularization import CAR_OPTIONS, ClassAwareRegularization
+from .merging import merge_, unmerged
 from .pointwise import as_spatial
 
 
@@ -69,18 +70,20 @@ class _CAR(BaseSegmentor):
     def folded_state_dict(self) -> dict:
         """State of the plain segmentor that predicts the same.
 
-        The linear conv is merged into `conv_seg`, and a conv made 1x1 by `pointwise` stands in the
-        middle of a kernel of its former size, so the plain config loads it.
+        The linear conv is merged into the conv after it, and a conv made 1x1 by `pointwise` stands
+        in the middle of a kernel of its former size, so the plain config loads it.
 
         Returns:
             dict[str, Tensor]: Keys and shapes of the plain segmentor.
+
+        Raises:
+            ValueError: Position 'released', and a bias that can't be merged.
         """
         state = {
             key: value for key, value in self.state_dict().items() if not key.startswith('car.')
         }
         prefix = self._head_prefix
-        key = f'{prefix}conv_seg.weight'
-        state[key] = self.car.folded(state[key])
+        merge_(self.car, state, self.regularized_head, prefix)
         for key, size in self.car.spatial_sizes.items():
             state[prefix + key] = as_spatial(state[prefix + key], size)
         return state
@@ -89,14 +92,22 @@ class _CAR(BaseSegmentor):
         self, state_dict: Dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """A plain checkpoint brings no linear conv: it gets one with which it predicts the same."""
-        linear, classifier = (
-            f'{prefix}{name}.weight' for name in ('car.linear', f'{self._head_prefix}conv_seg')
-        )
-        if self.car.linear is not None and linear not in state_dict and classifier in state_dict:
-            weight = state_dict[classifier]
-            if weight.shape[1] == self.car.linear.in_channels:
-                plain = self.car.unfolded(weight)
-                state_dict[linear], state_dict[classifier] = plain['linear'], plain['conv_seg']
+        convs = self.car.linears
+        key = f'{prefix}{self._head_prefix}conv_seg.weight'
+        if convs and key in state_dict and not any(
+            name.startswith(f'{prefix}car.linear.') for name in state_dict
+        ):  # fmt: skip
+            if self.car.position == 'released':
+                raise ValueError(
+                    "a checkpoint without CAR's linear conv can not be taken by "
+                    "position='released', whose conv starts at random: train on from it with "
+                    "position='classifier', or start from weights of the backbone alone"
+                )
+            weight = state_dict[key]
+            if weight.shape[1] == convs[0].in_channels:
+                plain = unmerged(convs[0], weight, self.car.head_name)
+                state_dict[f'{prefix}car.linear.weight'] = plain['linear']
+                state_dict[key] = plain['conv_seg']
         _rename(state_dict, f'{prefix}car.', f'{prefix}{self._head_prefix}car.')
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -105,17 +116,18 @@ class _CAR(BaseSegmentor):
 class CAREncoderDecoder(_CAR, EncoderDecoder):
     """EncoderDecoder with class-aware regularization (CAR): `model=dict(type='CAREncoderDecoder')`.
 
-    Works on any decode head that ends in `conv_seg`. A 1x1 linear conv is put before `conv_seg`,
-    and the losses are on its output [B, C, h, w], in float32, with class centres over the whole
-    batch and all ranks. It adds `car.linear.weight` to a checkpoint (as a
-    parameter it is the head's, `decode_head.car.linear.weight`) and renames nothing: a plain
-    checkpoint loads and predicts the same; `tools/fold_car.py` makes a plain one of a trained one,
-    so that inference costs nothing more.
+    Works on any decode head that ends in `conv_seg`. A 1x1 linear conv is put before `conv_seg`
+    (with position 'released', before the conv that `conv_seg` follows), and the losses are on its
+    output [B, C, h, w], in float32, with class centres over the whole batch and all ranks. It adds
+    `car.linear.weight` to a checkpoint (as a parameter it is the head's,
+    `decode_head.car.linear.weight`) and renames nothing: a plain checkpoint loads and predicts the
+    same; `tools/fold_car.py` makes a plain one of a trained one, so that inference costs nothing
+    more.
 
     Args:
         **kwargs: Options of :class:`ClassAwareRegularization` (`losses`, `formulation`, `linear`,
-            `max_channels`, `pointwise`, `label_resize`), which `model` names beside its own, those
-            of :class:`mmseg.models.segmentors.EncoderDecoder`.
+            `max_channels`, `pointwise`, `label_resize`, `position`, `pool_size`), which `model`
+            names beside its own, those of :class:`mmseg.models.segmentors.EncoderDecoder`.
 
     Raises:
         ValueError: A head without `conv_seg`, options that don't fit, or a label out of range.

@@ -1,13 +1,15 @@
 """What CAR adds to a segmentor: a 1x1 conv before the classifier and losses on its output.
 
-Source: CAR, section 3.1 and fig. 3.
+Source: CAR, section 3.1 and fig. 3. Position 'released' and `pool_size` are of the authors' code.
 """
 
 import inspect
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, Optional, Sequence, Union
+from functools import partial
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union, cast
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
@@ -25,7 +27,7 @@ from ...utils import (
 )
 from ..decode_heads.label_check import LABELS_ARE_CHECKED, num_labels
 from ..losses import class_centers
-from .pointwise import make_pointwise_
+from .pointwise import make_pointwise_, replace_conv_
 
 DEFAULT_LOSSES = (
     dict(type='IntraClassCenterToPixelLoss'),
@@ -33,6 +35,16 @@ DEFAULT_LOSSES = (
     dict(type='InterClassCenterToPixelLoss'),
 )
 LABEL_RESIZING = ('nearest', 'nearest-exact')
+POSITIONS = ('classifier', 'released')
+# The conv, norm and ReLU before which the authors' code has CAR; FCNHead and its like: see below.
+_RELEASED_PLACES = dict(
+    ASPPHead=['bottleneck'],
+    CAAHead=['bottleneck'],
+    CPHead=['bottleneck'],
+    DAHead=['pam_out_conv', 'cam_out_conv'],
+    OCRHead=['object_context_block.bottleneck'],
+    UPerHead=['fpn_bottleneck'],
+)
 
 
 def classifier_of(head: BaseDecodeHead) -> nn.Conv2d:
@@ -51,6 +63,29 @@ def classifier_of(head: BaseDecodeHead) -> nn.Conv2d:
     return classifier
 
 
+def released_places(head: BaseDecodeHead) -> List[str]:
+    """Sub-modules of a head that CAR stands before in the authors' code.
+
+    Each is the ConvModule after what the head concatenates or attends to, whose output is
+    classified; of DAHead, that of each branch.
+
+    Raises:
+        ValueError: The authors have no such head, or it has no conv before its classifier.
+    """
+    name = type(head).__name__
+    places = _RELEASED_PLACES.get(name, [])
+    if name in ('FCNHead', 'NLHead', 'CCHead'):
+        convs = [key for key, _ in head.convs.named_children()]
+        places = ['conv_cat'] if head.concat_input else [f'convs.{key}' for key in convs[-1:]]
+    if not places:
+        heads = ', '.join(sorted(['FCNHead', 'NLHead', 'CCHead', *_RELEASED_PLACES]))
+        raise ValueError(
+            f"position='released' is for {heads}, with a conv before the classifier, as in the "
+            f"authors' code, and not for this {name}: use position='classifier'"
+        )
+    return places
+
+
 class ClassAwareRegularization(BaseModule):
     """The linear conv before `conv_seg`, and the losses on what enters `conv_seg`.
 
@@ -61,6 +96,11 @@ class ClassAwareRegularization(BaseModule):
 
     The conv starts as the identity where its channels match, and as random orthonormal directions
     where it has fewer channels out than in; then the head gets a `conv_seg` that fits.
+
+    With position 'released' all this is as in the authors' code: the conv has a bias, starts by
+    Glorot's rule, and stands before the conv, norm and ReLU (in `pointwise`: 1x1) that `conv_seg`
+    follows; see :func:`released_places`. Of the two branches of DAHead each has its own conv, and
+    the losses of both are added.
 
     Args:
         head (BaseDecodeHead): The decode head whose `conv_seg` this is for. It isn't kept.
@@ -79,8 +119,12 @@ class ClassAwareRegularization(BaseModule):
             UPerHead. Defaults to ().
         label_resize (str): How labels are brought to feature size: 'nearest' or 'nearest-exact', as
             in `F.interpolate`. Defaults to 'nearest'.
+        position (str): 'classifier' or 'released'. Defaults to 'classifier'.
+        pool_size (int): The losses see features averaged over squares of so many pixels a side; 2
+            for UPerHead and OCRHead in the authors' code. Defaults to 1.
 
     Attributes:
+        places (list[str]): Sub-modules of the head that linear convs and losses stand before.
         spatial_sizes (dict[str, torch.Size]): Shape that each weight made 1x1 had before.
 
     Raises:
@@ -97,13 +141,19 @@ class ClassAwareRegularization(BaseModule):
         max_channels: int = 512,
         pointwise: Union[str, Sequence[str]] = (),
         label_resize: str = 'nearest',
+        position: str = 'classifier',
+        pool_size: int = 1,
         fuse_losses: Optional[bool] = None,
         check_labels: Optional[str] = None,
     ):
         super().__init__()
         warn_without_effect(self, 'There is one form of the losses', fuse_losses=fuse_losses)
         warn_without_effect(self, LABELS_ARE_CHECKED, check_labels=check_labels)
-        classifier = classifier_of(head)
+        classifier_of(head)
+        if position not in POSITIONS:
+            raise ValueError(f'position must be one of {POSITIONS}, got {position!r}')
+        self.position = position
+        self.places = ['conv_seg'] if position == 'classifier' else released_places(head)
         sizes = {key: value.shape for key, value in head.state_dict().items()}
         make_pointwise_(head, [pointwise] if isinstance(pointwise, str) else pointwise)
         self.spatial_sizes = {
@@ -111,50 +161,63 @@ class ClassAwareRegularization(BaseModule):
         }
         if label_resize not in LABEL_RESIZING:
             raise ValueError(f'label_resize must be one of {LABEL_RESIZING}, got {label_resize!r}')
-        check_finite(self, max_channels=max_channels)
-        if max_channels < 1:
-            raise ValueError(f'max_channels must be at least 1, got {max_channels}')
+        check_finite(self, max_channels=max_channels, pool_size=pool_size)
+        for name, value in (('max_channels', max_channels), ('pool_size', pool_size)):
+            if value < 1:
+                raise ValueError(f'{name} must be at least 1, got {value}')
         self.num_classes, self.ignore_index = num_labels(head), head.ignore_index
         self.head_name = type(head).__name__
         self.label_resize = label_resize
         self.losses = nn.ModuleList(_build_loss(loss, formulation) for loss in as_list(losses))
-        self.linear: Optional[nn.Conv2d] = None
+        self.pool_size = pool_size
+        self.linear: Union[nn.Conv2d, nn.ModuleList, None] = None  # a list for several places
         if linear:
             # with the random state put back, the rest of the model starts as it would without CAR
             with torch.random.fork_rng(devices=[]):
-                classifier = self._build_linear(head, max_channels)
-        # a bound method: copies of the model (EMA) get a hook to their own conv
-        classifier.register_forward_pre_hook(self._enter_classifier)
-        if isinstance(getattr(head, 'dropout', None), _DropoutNd):
-            head.dropout.register_forward_hook(self._leave_dropout)
+                convs = [self._build_linear(head, place, max_channels) for place in self.places]
+            self.linear = convs[0] if len(convs) == 1 else nn.ModuleList(convs)
+        for index, place in enumerate(self.places):
+            # a bound method: copies of the model (EMA) get a hook to their own conv
+            head.get_submodule(place).register_forward_pre_hook(partial(self._enter, index))
+        dropout = getattr(head, 'dropout', None)
+        if position == 'classifier' and isinstance(dropout, _DropoutNd):
+            dropout.register_forward_hook(self._leave_dropout)
         self._capturing = False
-        self._features: List[Tensor] = []
+        self._features: List[Tuple[int, Tensor]] = []  # with the index of the place
         self._dropped: Optional[tuple] = None
 
+    @property
+    def linears(self) -> List[nn.Conv2d]:
+        """The linear conv of each place, or none."""
+        if self.linear is None:
+            return []
+        convs = self.linear if isinstance(self.linear, nn.ModuleList) else [self.linear]
+        return cast(List[nn.Conv2d], list(convs))
+
     @torch.no_grad()
-    def _build_linear(self, head: BaseDecodeHead, max_channels: int) -> nn.Conv2d:
-        """Make the conv, and a smaller `conv_seg` where it needs one; returns `conv_seg`."""
-        classifier = head.conv_seg
-        channels = classifier.in_channels
-        self.linear = nn.Conv2d(channels, min(channels, max_channels), 1, bias=False)
-        if channels <= max_channels:
-            nn.init.dirac_(self.linear.weight)
-            return classifier
-        nn.init.orthogonal_(self.linear.weight)
-        head.conv_seg = nn.Conv2d(
-            max_channels,
-            classifier.out_channels,
-            classifier.kernel_size,
-            padding=classifier.padding,
-            bias=classifier.bias is not None,
-        )
-        return head.conv_seg
+    def _build_linear(self, head: BaseDecodeHead, place: str, max_channels: int) -> nn.Conv2d:
+        """A linear conv; what it stands before becomes smaller where it has to."""
+        released = self.position == 'released'
+        key = f'{place}.conv' if released else place
+        old = head.get_submodule(key)
+        channels = min(old.in_channels, max_channels)
+        linear = nn.Conv2d(old.in_channels, channels, 1, bias=released)
+        if linear.bias is not None:
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        elif channels == old.in_channels:
+            nn.init.dirac_(linear.weight)
+        else:
+            nn.init.orthogonal_(linear.weight)
+        if channels < old.in_channels:
+            replace_conv_(head, key, in_channels=channels)
+        return linear
 
     def _leave_dropout(self, dropout: nn.Module, inputs: tuple, output: Tensor) -> None:
         if self._capturing:
             self._dropped = (dropout, inputs[0], output)
 
-    def _enter_classifier(self, classifier: nn.Module, inputs: tuple) -> tuple:
+    def _enter(self, index: int, module: nn.Module, inputs: tuple) -> tuple:
         features, (dropout, before, after) = inputs[0], self._dropped or (None, None, None)
         self._dropped = None
         # heads may drop channels elsewhere too: only what comes here right after it counts
@@ -162,9 +225,9 @@ class ClassAwareRegularization(BaseModule):
         if dropped:
             features = before
         if self.linear is not None:
-            features = self.linear(features)
+            features = self.linears[index](features)
         if self._capturing:
-            self._features.append(features)
+            self._features.append((index, features))
         if dropped:
             # without a conv what was dropped already; else once more, of what the conv gives
             features = after if self.linear is None else dropout.forward(features)
@@ -172,7 +235,7 @@ class ClassAwareRegularization(BaseModule):
 
     @contextmanager
     def capture(self) -> Iterator[None]:
-        """Keep what enters `conv_seg` for :meth:`loss`."""
+        """Keep what enters :attr:`places` for :meth:`loss`."""
         self._capturing, self._features = True, []
         try:
             yield
@@ -189,68 +252,36 @@ class ClassAwareRegularization(BaseModule):
             labels (Tensor): [B, H, W], any size.
 
         Returns:
-            dict[str, Tensor]: Scalars by `loss_name`.
+            dict[str, Tensor]: Scalars by `loss_name`, summed over :attr:`places`.
         """
         captured, self._features = self._features, []
+        results: Dict[str, Tensor] = {}
         if not self.losses:
-            return {}
-        captured = [features for features in reversed(captured) if len(features) == len(labels)]
-        if not captured:
-            raise RuntimeError(
-                f'{self.head_name} did not call its conv_seg during the forward pass of training, '
-                'so CAR has no features to regularise; it can not be used with this head'
-            )
-        features = max(captured, key=lambda features: features.shape[2] * features.shape[3])
-        labels = labels_at_feature_size(labels, features.shape[2:], self.label_resize).flatten()
-        features = features.permute(0, 2, 3, 1).flatten(0, 2)
+            return results
+        for index, place in enumerate(self.places):
+            maps = [x for i, x in reversed(captured) if i == index and len(x) == len(labels)]
+            if not maps:
+                raise RuntimeError(
+                    f'{self.head_name} did not call its {place} during the forward pass of '
+                    'training, so CAR has no features to regularise; it can not be used with this '
+                    'head'
+                )
+            self._add_losses(results, max(maps, key=lambda x: x.shape[2] * x.shape[3]), labels)
+        return results
+
+    def _add_losses(self, results: Dict[str, Tensor], features: Tensor, labels: Tensor) -> None:
+        """Add the losses on one map [B, C, h, w]."""
         ignore_index = -1 if self.ignore_index is None else self.ignore_index
         with torch.autocast(features.device.type, enabled=False):
             features = at_least_float32(features)
+            if self.pool_size > 1:
+                features = F.avg_pool2d(features, self.pool_size, ceil_mode=True)
+            labels = labels_at_feature_size(labels, features.shape[2:], self.label_resize).flatten()
+            features = features.permute(0, 2, 3, 1).flatten(0, 2)
             centers, counts = class_centers(features, labels, self.num_classes, ignore_index)
-            results: Dict[str, Tensor] = {}
             for loss in self.losses:
                 value = loss(features, labels, centers, counts, ignore_index=ignore_index)
                 add_loss(results, str(loss.loss_name), value)
-        return results
-
-    @torch.no_grad()
-    def folded(self, weight: Tensor) -> Tensor:
-        """Kernel of `conv_seg` [K, C', ...] with the linear conv merged into it, [K, C, ...]."""
-        if self.linear is None:
-            return weight
-        linear = self.linear.weight.flatten(1).double()
-        return torch.einsum('kd...,dc->kc...', weight.double(), linear).to(weight)
-
-    @torch.no_grad()
-    def unfolded(self, weight: Tensor) -> Dict[str, Tensor]:
-        """The linear conv with which a plain `conv_seg` [K, C, ...] predicts the same under CAR.
-
-        Returns:
-            dict[str, Tensor]: `linear` [C', C, 1, 1] and `conv_seg` [K, C', ...]: the identity and
-            the kernel itself, or where C' < C an orthonormal basis of C' directions that holds all
-            K rows of the kernel, and the kernel in that basis.
-        """
-        assert self.linear is not None  # without it a plain conv_seg is what it is
-        into, out_of = self.linear.in_channels, self.linear.out_channels
-        if into == out_of:
-            return dict(linear=torch.eye(into).to(weight)[..., None, None], conv_seg=weight)
-        rows = weight.flatten(2).transpose(1, 2).flatten(0, 1).double()
-        if len(rows) > out_of:
-            raise ValueError(
-                f'{self.head_name}: the {len(rows)} rows of a plain conv_seg need not lie in '
-                f'{out_of} directions; set max_channels to at least {min(into, len(rows))}'
-            )
-        fill = torch.randn(
-            into,
-            out_of - len(rows),
-            dtype=torch.float64,
-            generator=torch.Generator().manual_seed(0),
-        ).to(rows.device)
-        basis = torch.linalg.qr(torch.cat([rows.t(), fill], dim=1))[0].t()  # [C', C]
-        return dict(
-            linear=basis.to(weight)[..., None, None],
-            conv_seg=torch.einsum('kc...,dc->kd...', weight.double(), basis).to(weight),
-        )
 
 
 def _build_loss(cfg: dict, formulation: Optional[str]) -> nn.Module:

@@ -3,7 +3,7 @@
 Source: CAR, section 4.2.1, "A" in table 1.
 """
 
-from typing import Iterable
+from typing import Any, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -48,9 +48,7 @@ def _is_spatial(module: nn.Module) -> bool:
 
 
 def _replace(head: nn.Module, key: str) -> None:
-    parent_name, _, leaf = key.rpartition('.')
-    parent = head.get_submodule(parent_name)
-    conv = getattr(parent, leaf)
+    conv: Any = head.get_submodule(key)
     # a stride or size that only the spatial conv gives would change the map's size
     reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size)]
     padding = [conv.padding] if isinstance(conv.padding, str) else list(conv.padding)
@@ -60,15 +58,24 @@ def _replace(head: nn.Module, key: str) -> None:
             f'(kernel_size={conv.kernel_size}, padding={conv.padding}); only a conv '
             'that keeps it can become 1x1'
         )
-    pointwise = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        1,
-        stride=conv.stride,
-        groups=conv.groups,
-        bias=conv.bias is not None,
-    )
-    setattr(parent, leaf, pointwise.to(conv.weight))
+    replace_conv_(head, key, kernel_size=1, padding=0, dilation=1)
+
+
+def replace_conv_(head: nn.Module, key: str, **changes: Any) -> None:
+    """Replace a conv of a head by one with some other options, freshly initialised.
+
+    Args:
+        head (nn.Module): A decode head.
+        key (str): The conv, as in `head.named_modules()`.
+        **changes: Options of :class:`torch.nn.Conv2d`.
+    """
+    parent_name, _, leaf = key.rpartition('.')
+    parent = head.get_submodule(parent_name)
+    old = getattr(parent, leaf)
+    names = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation')
+    options = {name: getattr(old, name) for name in (*names, 'groups')}
+    new = nn.Conv2d(**{**options, 'bias': old.bias is not None, **changes})
+    setattr(parent, leaf, new.to(old.weight))
     if isinstance(parent, ConvModule):
         parent.init_weights()
 
