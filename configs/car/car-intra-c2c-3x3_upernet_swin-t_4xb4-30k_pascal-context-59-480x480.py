@@ -1,4 +1,4 @@
-_base_ = './upernet_swin-t_4xb4-30k_pascal-context-59-480x480.py'
+_base_ = '../baselines/upernet_swin-t_4xb4-30k_pascal-context-59-480x480.py'
 model = dict(
     type='CAREncoderDecoder',
     losses=[

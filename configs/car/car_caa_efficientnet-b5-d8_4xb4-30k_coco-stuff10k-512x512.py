@@ -1,2 +1,2 @@
-_base_ = './caa_efficientnet-b5-d8_4xb4-30k_coco-stuff10k-512x512.py'
+_base_ = '../baselines/caa_efficientnet-b5-d8_4xb4-30k_coco-stuff10k-512x512.py'
 model = dict(type='CAREncoderDecoder')

@@ -1,2 +1,2 @@
-_base_ = './caa_efficientnet-b5-d8_4xb4-30k_pascal-context-59-480x480.py'
+_base_ = '../baselines/caa_efficientnet-b5-d8_4xb4-30k_pascal-context-59-480x480.py'
 model = dict(type='CAREncoderDecoder')

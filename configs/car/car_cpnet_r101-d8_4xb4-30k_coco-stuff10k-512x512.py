@@ -1,4 +1,4 @@
-_base_ = './cpnet_r101-d8_4xb4-30k_coco-stuff10k-512x512.py'
+_base_ = '../baselines/cpnet_r101-d8_4xb4-30k_coco-stuff10k-512x512.py'
 model = dict(
     type='CAREncoderDecoder',
     pointwise=['bottleneck'],

@@ -1,2 +1,2 @@
-_base_ = './deeplabv3_r101-d8_4xb4-30k_coco-stuff10k-512x512.py'
+_base_ = '../baselines/deeplabv3_r101-d8_4xb4-30k_coco-stuff10k-512x512.py'
 model = dict(type='CAREncoderDecoder', pointwise=['bottleneck'])

@@ -1,4 +1,4 @@
-_base_ = './fcn_r50-d8_4xb4-30k_coco-stuff10k-512x512.py'
+_base_ = '../baselines/fcn_r50-d8_4xb4-30k_coco-stuff10k-512x512.py'
 model = dict(
     type='CAREncoderDecoder',
     pointwise=['convs.1', 'conv_cat'],

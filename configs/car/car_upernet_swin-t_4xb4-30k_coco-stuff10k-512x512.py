@@ -1,4 +1,4 @@
-_base_ = './upernet_swin-t_4xb4-30k_coco-stuff10k-512x512.py'
+_base_ = '../baselines/upernet_swin-t_4xb4-30k_coco-stuff10k-512x512.py'
 model = dict(
     type='CAREncoderDecoder',
     pointwise=['fpn_bottleneck'],
