@@ -64,9 +64,8 @@ def load(name):
     init_default_scope('mmseg')
     cfg.model.pretrained = None
     cfg.model.backbone.pop('init_cfg', None)
-    if cfg.model.backbone.type == 'TIMMBackbone':  # can't be imported everywhere
-        channels = (24, 40, 64, 176, 512)
-        cfg.model.backbone = dict(type=timm_stand_in.TIMMStandIn, channels=channels)
+    if cfg.model.backbone.type == 'TIMMLastMap':  # timm can't be imported everywhere
+        cfg.model.backbone = dict(type=timm_stand_in.LastMapStandIn)
     return cfg
 
 

@@ -31,6 +31,18 @@ class TIMMStandIn(BaseModule):
 
 
 @MODELS.register_module()
+class LastMapStandIn(TIMMStandIn):
+    """One map at stride 8 of tf_efficientnet_b5's last conv, as TIMMLastMap gives."""
+
+    def __init__(self, channels=(24, 40, 2048), strides=(2, 2, 2), init_cfg=None):
+        super().__init__(channels, strides, init_cfg)
+
+    def forward(self, x):
+        """[B, 3, H, W] to a list of one map."""
+        return super().forward(x)[-1:]
+
+
+@MODELS.register_module()
 class ConvNeXtStandIn(TIMMStandIn):
     """Four maps of ConvNeXt-T's channels at its strides, and its name for what asks for that."""
 

@@ -10,18 +10,18 @@ data_preprocessor = dict(
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=data_preprocessor,
-    # Five maps: 24, 40, 64, 176, 512 channels at stride 2, 4, 8, 8, 8. `pretrained=True` lets timm
-    # fetch its ImageNet weights.
+    # One map at stride 8, after the network's last conv to 2048 channels, norm and swish.
+    # `pretrained=True` lets timm fetch its ImageNet weights, of that conv too.
     backbone=dict(
-        type='TIMMBackbone',
+        type='TIMMLastMap',
         model_name='tf_efficientnet_b5',
-        features_only=True,
         pretrained=True,
-        output_stride=8),
+        output_stride=8,
+        drop_path_rate=0.4),
     decode_head=dict(
         type='CAAHead',
-        in_channels=512,
-        in_index=4,
+        in_channels=2048,
+        in_index=0,
         channels=256,
         attention_channels=512,
         dropout_ratio=0.1,
