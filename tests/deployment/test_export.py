@@ -37,6 +37,7 @@ EXPORTED = [
 # What the cases leave out: other heads, layers and fusions, contexts of several levels.
 OTHERS = {
     'caa': dict(type='CAAHead', attention_channels=6, attention=dict(query_channels=4)),
+    'cp': cases.CP,
     'global_pooling': dict(cases.DGCW, layer=dict(type='GlobalPoolingContext'), downsample=1),
     'squeeze': dict(cases.DGCW, layer=dict(type='SqueezeExcitation'), downsample=1),
     'nonlocal': dict(cases.DGCW, layer=dict(type='NonLocal2d', reduction=1)),
@@ -134,15 +135,6 @@ def test_other_heads_and_contexts(name, tool, tmp_path, onnx, capsys):
     config, checkpoint = job(tmp_path, None, head=OTHERS[name])
     tool.main([config, checkpoint, str(tmp_path / 'model.onnx')])
     assert capsys.readouterr().out.count('same as PyTorch on 6 shapes') == 1
-
-
-@stack.needs_export
-def test_a_head_of_one_size_says_so(tool, tmp_path):
-    """CPHead's prior is a map between the pixels of one size."""
-    head = dict(type='CPHead', prior_size=(8, 10), prior_channels=6, kernel_size=3)
-    config, checkpoint = job(tmp_path, None, head=head)
-    with pytest.raises(SystemExit, match=r'size: CPHead: .* prior_size is \(8, 10\)'):
-        tool.main([config, checkpoint, str(tmp_path / 'model.pt2')])
 
 
 @pytest.mark.parametrize('name', cases.CASES)

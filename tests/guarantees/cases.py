@@ -100,8 +100,6 @@ CASES = {
 
 # Those with a memory of the classes.
 WITH_MEMORY = [name for name in CASES if name.startswith(('mdrl', 'mcibi', 'protoseg'))]
-# CPHead is built for one size of the feature map; all others take images of any size.
-ANY_SIZE = [name for name in CASES if not name.endswith('cp')]
 # One of each method, for what is slow.
 METHODS = ['mdrl', 'mcibi', 'mcibipp', 'protoseg', 'car', 'dgcw']
 

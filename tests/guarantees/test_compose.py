@@ -120,7 +120,7 @@ def views(sizes, flips=(False, True)):
     return inputs, samples
 
 
-@pytest.mark.parametrize('name', cases.ANY_SIZE)
+@ALL
 def test_multi_scale_and_flip_at_test_time(name):
     """SegTTAModel: the mean over the views of the probabilities, turned back and resized."""
     model = double(name)
@@ -149,12 +149,11 @@ def test_multi_scale_and_flip_at_test_time(name):
 @pytest.mark.parametrize('mode', ['whole', 'slide'])
 def test_inference_modes(name, mode):
     """`slide` is the mean of the crops' logits; neither mode changes anything."""
-    test_cfg, sizes = dict(mode=mode), {}
+    test_cfg = dict(mode=mode)
     if mode == 'slide':
         test_cfg.update(crop_size=(24, 24), stride=(8, 16))
-        sizes = {} if name in cases.ANY_SIZE else dict(image_size=(24, 24))
-    model = double(name, test_cfg=test_cfg, **sizes)
-    cases.step(model, **sizes)
+    model = double(name, test_cfg=test_cfg)
+    cases.step(model)
     before = everything(model)
     model.eval()
     images, samples = cases.batch(4, dtype=torch.float64)

@@ -9,6 +9,8 @@ from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 from mmcv.cnn import ConvModule, build_norm_layer
+from mmengine.model import kaiming_init
+from mmseg.models.utils import resize
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
@@ -21,6 +23,8 @@ from .label_check import LABELS_ARE_CHECKED, batch_labels, num_labels
 
 class FullySeparableAggregation(nn.Module):
     """Local context for the prior: 3x3 conv, then k x 1 and 1 x k depthwise, both orders summed.
+
+    The depthwise convs start as ConvModule's do, and as in the released code.
 
     Args:
         in_channels (int): Channels of the input.
@@ -46,6 +50,8 @@ class FullySeparableAggregation(nn.Module):
         self.tall_wide, self.wide_tall = (
             nn.Sequential(*(conv() for conv in order)) for order in ((tall, wide), (wide, tall))
         )
+        for conv in (*self.tall_wide, *self.wide_tall):
+            kaiming_init(conv)
         norm_cfg = conv_options.get('norm_cfg')
         self.norm = build_norm_layer(norm_cfg, channels)[1] if norm_cfg else nn.Identity()
 
@@ -62,7 +68,8 @@ class CPHead(CascadeStage):
     From each pixel, a 1x1 conv predicts with which of the N = h * w pixels it shares its class: the
     prior P [N, N]. ``P`` and ``1 - P`` gather the aggregated features of the same class and of
     others, and both join the backbone's map for the classifier. The conv has an output for each
-    pixel, so all images must give maps of `prior_size`: train on crops, and predict with
+    pixel, so maps of another size are brought to `prior_size`, bilinearly, as in CAR's code, and
+    the logits have that size. To predict large images at the resolution of the training crops, use
     ``test_cfg=dict(mode='slide', crop_size=CROP, stride=STRIDE)``.
 
     Args:
@@ -74,8 +81,7 @@ class CPHead(CascadeStage):
         **kwargs: Options of :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`.
 
     Raises:
-        ValueError: A feature map of another size than `prior_size`, an even `kernel_size`, or a
-            label that is out of range.
+        ValueError: An even `kernel_size`, or a label that is out of range.
     """
 
     def __init__(
@@ -113,15 +119,15 @@ class CPHead(CascadeStage):
             inputs (list[Tensor]): Feature maps of the backbone.
 
         Returns:
-            tuple[Tensor]: [B, C, h, w], and the logits [B, N, N] of the prior, row j of pixel j.
+            tuple[Tensor]: [B, C, *prior_size], and the logits [B, N, N] of the prior, row j of
+            pixel j.
         """
-        x = self._transform_inputs(inputs)
-        if tuple(x.shape[2:]) != self.prior_size:
-            raise ValueError(
-                f'CPHead: the feature map is {tuple(x.shape[2:])}, and prior_size is '
-                f'{self.prior_size}. Train on crops that give maps of that size, and predict with '
-                "test_cfg=dict(mode='slide', crop_size=<the training crop>, stride=...)"
-            )
+        x = resize(
+            self._transform_inputs(inputs),
+            size=self.prior_size,
+            mode='bilinear',
+            align_corners=self.align_corners,
+        )
         values = self.aggregation(x)
         logits = self.prior_conv(values).flatten(2).transpose(1, 2)
         pixels = values.flatten(2).transpose(1, 2)  # [B, N, C']
@@ -135,7 +141,7 @@ class CPHead(CascadeStage):
         return self.bottleneck(torch.cat([x, *contexts], dim=1)), logits
 
     def forward(self, inputs: List[Tensor], prev_output: Optional[Tensor] = None) -> Tensor:
-        """Feature maps of the backbone to logits [B, K, h, w]."""
+        """Feature maps of the backbone to logits [B, K, *prior_size]."""
         return self.cls_seg(self.forward_features(inputs)[0])
 
     @at_any_stage

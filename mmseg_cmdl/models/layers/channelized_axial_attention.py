@@ -14,7 +14,11 @@ from ...utils import check_finite
 
 
 class _ChannelWeights(nn.Module):
-    """Mean features [..., C] to a weight in (0, 1) for each channel."""
+    """Mean features [..., C] to a weight in (0, 1) for each channel.
+
+    Linear layers start by Glorot's rule, as in the released code. Through six of them, PyTorch's
+    own start leaves gradients several times smaller.
+    """
 
     def __init__(self, channels: int, hidden_channels: int, num_hidden: int):
         super().__init__()
@@ -23,6 +27,9 @@ class _ChannelWeights(nn.Module):
         for one, next_one in zip(widths, widths[1:]):
             layers += [nn.Linear(one, next_one, bias=False), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], channels, bias=False))
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, means: Tensor) -> Tensor:
         return self.layers(means).sigmoid()

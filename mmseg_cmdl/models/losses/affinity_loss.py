@@ -28,7 +28,8 @@ class AffinityLoss(WeightedLoss):
     - specificity ``sum_i (1 - a)(1 - p) / sum_i (1 - a)``, left out where all pixels are alike.
 
     Pixels with `ignore_index` take part in no pair, and means are over all ranks. (The released
-    code makes a class of them, and leaves a pixel's pair with itself out of precision and recall.)
+    code makes a class of them. It leaves a pixel's pair with itself out of recall and of the
+    numerator of precision, whose denominator has it.)
 
     Args:
         unary_weight (float): lambda_u. Defaults to 1.0.

@@ -118,3 +118,20 @@ def test_every_parameter_is_trained():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
+
+
+def test_linear_layers_start_by_glorots_rule():
+    """Uniform up to sqrt(6 / (C_in + C_out)), and so gradients reach the first of six."""
+    torch.manual_seed(0)
+    attention = MODELS.build(dict(type='ChannelizedAxialAttention', channels=64))
+    for module in (attention.column_channels, attention.row_channels):
+        linears = [part for part in module.layers if isinstance(part, torch.nn.Linear)]
+        assert [tuple(part.weight.shape) for part in linears] == [
+            (16, 64),
+            *[(16, 16)] * 4,
+            (64, 16),
+        ]
+        for part in linears:
+            bound = (6 / sum(part.weight.shape)) ** 0.5
+            assert 0.95 * bound < part.weight.abs().max().item() <= bound
+            assert part.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.15)

@@ -1,5 +1,7 @@
 """CPHead against CPNet's equations."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -122,11 +124,52 @@ def test_an_even_batch_learns_which_pixels_are_alike():
     assert history[-1] < 0.2 * history[0]
 
 
-def test_another_size_is_refused_with_the_remedy():
+def bilinear(x, size):
+    """Interpolation between the centres of pixels, as loops in float64."""
+    out = torch.zeros(*x.shape[:2], *size, dtype=x.dtype)
+    for i in range(size[0]):
+        for j in range(size[1]):
+            row = max((i + 0.5) * x.shape[2] / size[0] - 0.5, 0)
+            col = max((j + 0.5) * x.shape[3] / size[1] - 0.5, 0)
+            for r, c in itertools.product((int(row), int(row) + 1), (int(col), int(col) + 1)):
+                share = (1 - abs(row - r)) * (1 - abs(col - c))
+                r, c = min(r, x.shape[2] - 1), min(c, x.shape[3] - 1)
+                out[:, :, i, j] += share * x[:, :, r, c]
+    return out
+
+
+@pytest.mark.parametrize('size', [(9, 7), (3, 11)])
+def test_a_map_of_another_size_is_brought_to_that_of_the_prior(size):
     head = build()
-    inputs = tiny_head.features(sizes=[(20, 24), (10, 12), (5, 6), (6, 6)])
-    with pytest.raises(ValueError, match=r"\(6, 6\).*prior_size is \(5, 6\).*mode='slide'"):
-        head(inputs)
+    inputs = tiny_head.features(sizes=[*tiny_head.SIZES[:3], size])
+    resized = [None, None, None, bilinear(inputs[3], SIZE)]
+    got = head(inputs)
+    assert got.shape == (2, tiny_head.NUM_CLASSES, *SIZE)
+    torch.testing.assert_close(got, head(resized), rtol=0, atol=1e-12)
+    samples = tiny_head.samples(tiny_head.label_maps())
+    losses, expected = (head.loss(maps, samples, None) for maps in (inputs, resized))
+    for key in ('loss_ce', 'loss_prior'):
+        assert losses[key].item() == pytest.approx(expected[key].item(), rel=1e-10)
+
+
+def test_a_map_of_its_own_size_is_left_as_it_is():
+    head, inputs = build(), tiny_head.features()
+    seen = []
+    head.aggregation.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    head(inputs)
+    assert torch.equal(seen[0], inputs[3])
+
+
+def test_depthwise_convs_start_as_conv_modules_do():
+    """Normal, of variance 2 over what leaves a cell, C k of them; no bias."""
+    head = build(prior_channels=64, kernel_size=5)
+    for conv in (*head.aggregation.tall_wide, *head.aggregation.wide_tall):
+        assert conv.weight.std().item() == pytest.approx((2 / (64 * 5)) ** 0.5, rel=0.15)
+        assert conv.weight.abs().max() > 2.2 * conv.weight.std()  # not uniform
+        assert not conv.bias.any()
+
+
+def test_an_even_kernel_is_refused():
     with pytest.raises(ValueError, match='kernel_size must be odd, got 4'):
         build(kernel_size=4)
 
