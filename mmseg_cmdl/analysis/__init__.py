@@ -10,7 +10,14 @@ from .class_statistics import (
 from .complexity import measure_complexity
 from .distribution_usage import DistributionUsage, NearestPatches, assign, entropy
 from .examined_model import ExaminedModel, Example, chosen_classes
-from .feature_space import Embedded, PixelSample, embed_sample, reduce_to_plane, silhouette
+from .feature_space import (
+    Embedded,
+    MeanSample,
+    PixelSample,
+    embed_sample,
+    reduce_to_plane,
+    silhouette,
+)
 from .pixel_similarity import feature_at, pixel_relation
 from .prediction_scores import class_iou, confusion_matrix, mean_iou, pixel_accuracy
 from .whole_picture import (
@@ -28,6 +35,7 @@ __all__ = [
     'Embedded',
     'ExaminedModel',
     'Example',
+    'MeanSample',
     'NearestPatches',
     'PixelSample',
     'WholePicture',

@@ -39,15 +39,18 @@ class PixelSample:
         """
         finite = features.isfinite().all(dim=-1)
         for k in self.classes:
-            places = torch.nonzero((labels == k) & finite).numpy()
-            self.seen[k] += len(places)
-            # the `size` pixels with the smallest of independent uniform keys are an even sample
-            keys = self._rng.random(len(places))
-            for i in np.argsort(keys)[: self.size]:
-                row, col = places[i].tolist()
-                self._held[k].append((keys[i], index, row, col, features[row, col].numpy().copy()))
-            self._held[k].sort(key=lambda entry: entry[:4])
-            del self._held[k][self.size :]
+            places = torch.nonzero((labels == k) & finite)
+            self._draw(k, index, places, features[places[:, 0], places[:, 1]])
+
+    def _draw(self, k: int, index: int, places: Tensor, vectors: Tensor) -> None:
+        """Of class k, the points at `places` [M, 2] of an image, with features [M, Z]."""
+        self.seen[k] += len(places)
+        # the `size` points with the smallest of independent uniform keys are an even sample
+        keys = self._rng.random(len(places))
+        for i in np.argsort(keys)[: self.size]:
+            self._held[k].append((keys[i], index, *places[i].tolist(), vectors[i].numpy().copy()))
+        self._held[k].sort(key=lambda entry: entry[:4])
+        del self._held[k][self.size :]
 
     def arrays(self) -> tuple:
         """Features [M, Z], labels [M], and image, row and column [M, 3]."""
@@ -59,6 +62,21 @@ class PixelSample:
             np.array([e[0] for e in entries]),
             np.array([e[1:4] for e in entries]),
         )
+
+
+class MeanSample(PixelSample):
+    """As PixelSample, of one point for each class and image: the mean of the class's pixels there.
+
+    These are the points of MCIBI, fig. 3. Their row and column are -1.
+    """
+
+    def add(self, index: int, features: Tensor, labels: Tensor) -> None:
+        """As in the base class."""
+        finite = features.isfinite().all(dim=-1)
+        for k in self.classes:
+            pixels = features[(labels == k) & finite].double()
+            if len(pixels):
+                self._draw(k, index, torch.full((1, 2), -1), pixels.mean(dim=0, keepdim=True))
 
 
 class Embedded(NamedTuple):

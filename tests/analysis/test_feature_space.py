@@ -8,6 +8,7 @@ import torch
 
 from mmseg_cmdl.analysis import (
     ExaminedModel,
+    MeanSample,
     PixelSample,
     feature_space,
     reduce_to_plane,
@@ -52,6 +53,57 @@ def test_only_labelled_and_finite_pixels_are_drawn():
     assert sample.seen == {0: 1, 2: 1}
     with pytest.raises(InputError, match='no pixel of the chosen classes'):
         PixelSample([0], 5).arrays()
+
+
+def test_one_mean_for_each_class_and_image():
+    """Of pixels that count, in float64; places without row and column."""
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(6, 4, 5, 3, generator=generator)
+    labels = torch.randint(3, (6, 4, 5), generator=generator)
+    labels[:, 0] = 255
+    labels[4][labels[4] == 2] = 1  # an image without class 2
+    maps[1, 2, 3, 0] = torch.nan
+    labels[1, 2, 3] = 0
+    sample = MeanSample([2, 0], 100)
+    for index in range(6):
+        sample.add(index, maps[index], labels[index])
+    features, classes, places = sample.arrays()
+    assert sample.seen == {2: 5, 0: 6}
+    assert (places[:, 1:] == -1).all()
+    assert set(zip(classes.tolist(), places[:, 0].tolist())) == {
+        (k, index) for k in (0, 2) for index in range(6) if (k, index) != (2, 4)
+    }
+    for vector, k, (index, _, _) in zip(features, classes, places):
+        own = [
+            maps[index, i, j].double().numpy()
+            for i in range(4)
+            for j in range(5)
+            if labels[index, i, j] == k and not maps[index, i, j].isnan().any()
+        ]
+        np.testing.assert_allclose(vector, sum(own) / len(own), atol=1e-12)
+    few = MeanSample([2, 0], 4)
+    for index in range(6):
+        few.add(index, maps[index], labels[index])
+    assert np.bincount(few.arrays()[1]).tolist() == [4, 0, 4]
+
+
+def test_the_command_draws_means(trained, tmp_path):
+    """MCIBI, fig. 3: as many points as images have the class, whatever the number of pixels."""
+    pytest.importorskip('sklearn')
+    tool('feature_space').main(
+        [*trained.mdrl, '--points', 'means', '--method', 'pca', '--out', str(tmp_path)]
+    )
+    written = json.loads((tmp_path / 'feature_space.json').read_text())
+    (numbers,) = written['models'].values()
+    model = ExaminedModel.load(*trained.mdrl)
+    labels = [model.dataset.render(i).label[::8, ::8] for i in range(IMAGES)]
+    assert numbers['means'] == {
+        name: sum(bool((x == k).any()) for x in labels) for k, name in enumerate(model.classes)
+    }
+    assert numbers['means'] == numbers['sampled']
+    assert written['points'] == 'means'
+    arrays = np.load(tmp_path / 'feature_space.npz')
+    assert len(arrays['0_points']) == sum(numbers['means'].values())
 
 
 @pytest.mark.parametrize('method', ['pca', 'tsne'])

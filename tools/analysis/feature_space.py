@@ -1,6 +1,7 @@
 r"""Feature space (MDRL, fig. 1; MCIBI, fig. 3): pixels of chosen classes in the plane, by t-SNE.
 
-Draws an even sample of the pixels of each class, reduces it by PCA and t-SNE (or UMAP, if
+Draws an even sample of the pixels of each class (with --points means, as MCIBI's figure has it, of
+the mean vectors of each class in an image), reduces it by PCA and t-SNE (or UMAP, if
 umap-learn is installed), and draws a panel for each model. With --features embedding the
 distributions of an MDRL head's bank are drawn in. Writes feature_space.png, feature_space.npz
 (points, labels, places of each panel) and feature_space.json (silhouette of the classes in the full
@@ -13,10 +14,12 @@ Example:
 
 import numpy as np
 
-from mmseg_cmdl.analysis import PixelSample, chosen_classes, command_line, embed_sample
+from mmseg_cmdl.analysis import MeanSample, PixelSample, chosen_classes, command_line, embed_sample
 from mmseg_cmdl.analysis.feature_space import METHODS, check_method
 from mmseg_cmdl.command_line import number, positive, tool
 from mmseg_cmdl.visualization import draw_feature_space, save_figure
+
+SAMPLES = dict(pixels=PixelSample, means=MeanSample)
 
 
 def parse_args(argv=None):
@@ -34,7 +37,17 @@ def parse_args(argv=None):
         '--classes', nargs='+', metavar='CLASS', help='by name or number (default: all)'
     )
     parser.add_argument(
-        '--pixels', type=positive, default=300, help='of each class at most (default: %(default)s)'
+        '--points',
+        choices=SAMPLES,
+        default='pixels',
+        help='what is drawn: pixels, or one mean vector for each class and image (default: '
+        '%(default)s)',
+    )
+    parser.add_argument(
+        '--pixels',
+        type=positive,
+        default=300,
+        help='points of each class at most (default: %(default)s)',
     )
     parser.add_argument('--method', choices=METHODS, default='tsne', help='(default: %(default)s)')
     parser.add_argument(
@@ -59,13 +72,13 @@ def main(argv=None):
         if kind == 'auto':
             kind = 'classifier' if model.memory is None else 'embedding'
         wanted = chosen_classes(args.classes, model.classes)
-        sample = PixelSample(wanted, args.pixels, args.seed)
+        sample = SAMPLES[args.points](wanted, args.pixels, args.seed)
         indices = command_line.image_indices(len(model.dataset), args.max_images)
         for example in command_line.progress(
             model.examples(indices, kind), len(indices), f'sampling {model.name}'
         ):
             sample.add(example.index, example.features, example.labels)
-        print(f'{model.name}: {args.method} of the sampled pixels ...', flush=True)
+        print(f'{model.name}: {args.method} of the sampled {args.points} ...', flush=True)
         bank = model.memory.class_vectors() if kind == 'embedding' and model.memory else None
         embedded = embed_sample(sample, bank, not args.raw, args.method, args.seed, args.perplexity)
         panels[model.name] = embedded
@@ -73,7 +86,7 @@ def main(argv=None):
             features=kind,
             silhouette=embedded.silhouette,
             sampled={model.classes[k]: int((embedded.labels == k).sum()) for k in wanted},
-            pixels={model.classes[k]: sample.seen[k] for k in wanted},
+            **{args.points: {model.classes[k]: sample.seen[k] for k in wanted}},
         )
         number = len(numbers) - 1
         for key in ('points', 'labels', 'places', 'distributions', 'distribution_labels'):
@@ -90,6 +103,7 @@ def main(argv=None):
         written[2],
         dict(
             models=numbers,
+            points=args.points,
             method=args.method,
             seed=args.seed,
             perplexity=args.perplexity,
