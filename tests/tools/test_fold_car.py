@@ -1,6 +1,7 @@
 """tools/fold_car.py: train with CAR through the Runner, fold, and test the plain segmentor."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,6 +95,28 @@ def test_check_fails_and_writes_nothing_where_predictions_differ(job, monkeypatc
         fold.main([str(config), str(checkpoint), 'plain.pth', '--check'])
     assert not (checkpoint.parent / 'plain.pth').exists()
     fold.main([str(config), str(checkpoint), 'plain.pth'])  # only --check looks
+
+
+def test_the_place_of_the_authors_code_folds_where_its_conv_is_1x1(job, tmp_path, capsys):
+    plain = job[0]
+    place = 'convs.0'  # the only conv of that head
+    options = f", position='released', pointwise=['{place}']"
+    released = write_car_config(plain.parent / 'car_released.py', plain, options)
+    run(train.main, released, '--work-dir', tmp_path / 'work')
+    checkpoint = tmp_path / 'work' / 'iter_40.pth'
+    fold.main([str(released), str(checkpoint), 'plain.pth', '--check', '--size', '32', '48'])
+    assert 'largest difference' in capsys.readouterr().out
+    run(test.main, released, checkpoint, '--work-dir', tmp_path / 'car')
+    run(test.main, plain, 'plain.pth', '--work-dir', tmp_path / 'plain')
+    assert metrics(tmp_path / 'plain')['mIoU'] == metrics(tmp_path / 'car')['mIoU'] > 20
+    # a 3x3 conv pads after the bias
+    options = ", position='released'"
+    larger = write_car_config(plain.parent / 'car_larger.py', plain, options)
+    model = fold.build(Config.fromfile(larger).model)
+    torch.save(dict(state_dict=model.state_dict()), 'larger.pth')
+    with pytest.raises(SystemExit, match=rf'larger\.pth: {place} .* with pointwise='):
+        fold.main([str(larger), 'larger.pth', 'out.pth'])
+    assert not Path('out.pth').exists()
 
 
 def test_mistakes_are_named(job, tmp_path, capsys):
