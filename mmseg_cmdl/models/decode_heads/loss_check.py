@@ -20,8 +20,9 @@ def check_losses(
 ) -> None:
     """Refuses losses of a map of logits that `head` can't call.
 
-    Those are losses that only the head can call that they were made for, and, where a sampler
-    weighs the pixels, those that take no weight for each pixel.
+    Those are losses that only the head can call that they were made for, where a sampler weighs the
+    pixels those that take no weight for each pixel, and with `ignore_index=None` those that need a
+    number, as MMSegmentation's cross entropy does.
 
     Args:
         head (BaseDecodeHead): Whose they are; its `loss_decode` and `sampler` are there.
@@ -33,11 +34,18 @@ def check_losses(
     """
     _check_arguments(head, key, losses)
     name = type(head).__name__
-    if head.sampler is None:
-        return
     # three images of two by two pixels: a loss of each image doesn't pass for one of each pixel
     classes = torch.arange(12).view(3, 2, 2) % head.out_channels
     logits = torch.zeros(3, head.out_channels, 2, 2)
+    for loss in _as_modules(losses) if head.ignore_index is None else ():
+        reason = _weighted_call(loss, logits, classes, None)
+        if reason and 'ignore_index' in reason:
+            raise ValueError(
+                f'{name}: {key}: {type(loss).__name__} takes no ignore_index=None ({reason}). If '
+                'every pixel counts, set a number that no label is, as the default ignore_index=255'
+            )
+    if head.sampler is None:
+        return
     sampler = type(head.sampler).__name__
     # of a copy: its loss may count its calls
     trial = copy.deepcopy(head.sampler)

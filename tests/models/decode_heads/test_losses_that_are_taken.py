@@ -77,6 +77,15 @@ def test_a_loss_that_takes_no_weight_under_a_sampler(kind):
     step(build(kind, loss_decode=[CE, DICE]), 5)
 
 
+@pytest.mark.parametrize('kind', ONES)
+def test_no_ignore_index(kind):
+    """Cross entropy needs a number, in any head; a loss that doesn't is taken."""
+    with pytest.raises(ValueError, match='loss_decode: CrossEntropyLoss takes no ignore_index=Non'):
+        build(kind, ignore_index=None)
+    if kind == 'DGCWHead':
+        build(kind, ignore_index=None, loss_decode=dict(type='LovaszLoss', reduction='none'))
+
+
 @pytest.mark.parametrize('kind', ['MDRLHead', 'MCIBIHead', 'MCIBIPlusPlusHead'])
 def test_coarse_losses(kind):
     key = 'loss_coarse'
