@@ -1,5 +1,6 @@
 """torch.export and ONNX with dynamic batch and size, and the checks that an export has to pass."""
 
+import logging
 from importlib.util import find_spec
 from typing import Any, Callable, Dict, Iterable, Sequence, Tuple
 
@@ -116,9 +117,14 @@ def to_onnx(
         metadata (dict[str, str]): Goes into the file's properties.
 
     Raises:
-        ExportError: onnx or onnxscript is missing, or the exporter refuses.
+        ExportError: onnx or onnxscript is missing, the exporter refuses, or it leaves the model at
+            another operator set.
     """
     needed_packages([path], check=False)
+    # it only warns, with a traceback, where it can't convert; the error below says it in a sentence
+    converter = logging.getLogger('onnxscript.version_converter')
+    level = converter.level
+    converter.setLevel(logging.ERROR)
     try:
         exported: Any = torch.onnx.export(
             program, dynamo=True, opset_version=opset, input_names=['images'],
@@ -126,6 +132,14 @@ def to_onnx(
         )  # fmt: skip
     except Exception as error:
         raise ExportError(f'the ONNX exporter of PyTorch refuses the model: {error}') from error
+    finally:
+        converter.setLevel(level)
+    written = exported.model.opset_imports.get('')
+    if written != opset:
+        raise ExportError(
+            f'this model can not be written with opset {opset}: PyTorch writes opset {written}, '
+            f'and ONNX has no conversion of its nodes to {opset}. Set --opset {written}, or none'
+        )
     _name_axes(exported.model.graph)
     exported.model.metadata_props.update(metadata)
     exported.save(path)
@@ -141,9 +155,9 @@ def _name_axes(graph: Any) -> None:
     }
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
     for value in values:
-        for axis, size in enumerate(value.shape or ()):
-            if str(size) in names:
-                value.shape[axis] = onnx_ir.SymbolicDim(names[str(size)])
+        sizes = [names.get(str(size), size) for size in value.shape or ()]
+        if sizes != list(value.shape or ()):  # as a new shape: a converted graph's are frozen
+            value.shape = onnx_ir.Shape(sizes)
 
 
 def node_types(path: str) -> Dict[str, int]:

@@ -297,6 +297,25 @@ def test_command_line_errors(tool, tmp_path, capsys):
 
 
 @stack.needs_export
+@pytest.mark.parametrize(('opset', 'said'), [(13, 'can not be written with opset 13'), (17, None)])
+def test_operator_sets(opset, said, tool, tmp_path, onnx):
+    """The file has the one that was asked for, or there is none and a sentence."""
+    config, checkpoint = job(tmp_path, 'mdrl')
+    out = tmp_path / 'model.onnx'
+    arguments = [config, checkpoint, str(out), '--opset', str(opset)]
+    if said:
+        with pytest.raises(SystemExit, match=said):
+            tool.main(arguments)
+        assert not out.exists()
+        return
+    tool.main(arguments)
+    model = onnx.load(out)
+    assert [(each.domain, each.version) for each in model.opset_import] == [('', opset)]
+    sizes = model.graph.input[0].type.tensor_type.shape.dim
+    assert [size.dim_param for size in sizes] == ['batch', '', 'height', 'width']
+
+
+@stack.needs_export
 def test_a_file_that_fails_the_check_is_not_left(tool, tmp_path, monkeypatch):
     config, checkpoint = job(tmp_path, 'mdrl')
 
