@@ -5,12 +5,15 @@ import pickle
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
 from mmseg.models import SegTTAModel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from tests import tiny
 from tests.guarantees import cases
 
 
@@ -317,6 +320,28 @@ def test_compiled_model(name):
     with torch.no_grad():
         got = compiled(images, samples, mode='tensor')
         torch.testing.assert_close(got, plain.eval()(images, mode='tensor'), rtol=0, atol=1e-5)
+    torch._dynamo.reset()
+
+
+@pytest.mark.long
+def test_compile_option_of_the_runner(tiny_data, tmp_path, quick_runner):
+    """`compile=dict(...)` in a config compiles train_step, with the optimizer and the bank's update."""  # noqa: E501
+    found = []
+    for name, options in (('plain', {}), ('compiled', dict(compile=dict(backend='aot_eager')))):
+        cfg = Config.fromfile(tiny.write_config(tmp_path / f'{name}.py', tiny_data))
+        model = cases.model_config('mdrl', num_classes=len(tiny.CLASSES))
+        model['data_preprocessor'] = cfg.model.data_preprocessor.to_dict()
+        cfg.model = model
+        cfg.merge_from_dict(dict(work_dir=str(tmp_path / name), experiment_name=name, **options))
+        cfg.visualizer.name = name
+        runner = Runner.from_cfg(cfg)
+        runner.train()
+        found.append(runner.model.state_dict())
+    plain, compiled = found
+    assert compiled['decode_head.bank.num_updates'] == 4
+    assert plain.keys() == compiled.keys()
+    for key, value in plain.items():
+        torch.testing.assert_close(compiled[key], value, rtol=0, atol=2e-5, msg=key)
     torch._dynamo.reset()
 
 
