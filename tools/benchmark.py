@@ -46,6 +46,9 @@ from mmseg_cmdl.models.segmentors.class_aware_regularization import DEFAULT_LOSS
 from mmseg_cmdl.written_files import make_folder, written_beside
 
 CONFIGS = configs_folder() / '_base_'
+METHODS = ('MDRL', 'MCIBI++', 'ProtoSeg', 'CAR')
+# height and width of the features of the section update, at stride 8
+UPDATE_SIZE = 64
 
 
 class Timer:
@@ -103,10 +106,11 @@ def print_table(title, header, rows):
 
 
 def benchmark_losses(timer, args):
-    """What the losses of MDRL and of CAR take of a training step of a ResNet-50 at stride 8.
+    """What the losses of a method take of a training step of a ResNet-50 at stride 8.
 
     The losses alone, forward and backward and with the bank's update, on features of the size that
-    they have in the step, are run in turn with the step: forward, backward, no optimizer.
+    they have in the step, are run in turn with the step: forward, backward, no optimizer. MCIBI++
+    has no loss of its memory, only the update.
     """
     results, size = [], args.image_size
     for K in args.classes:
@@ -132,8 +136,8 @@ def benchmark_losses(timer, args):
             del forms
         # at once: a step of full size takes its time
         print_table(
-            'Losses (MDRL: with the update of the bank) against a training step (paper) of a '
-            f'ResNet-50-d8, {args.images}x{size}x{size}, K={K}',
+            'Losses, with the update of the bank where there is one, against a training step '
+            f'(MDRL: paper) of a ResNet-50-d8, {args.images}x{size}x{size}, K={K}',
             ['losses', 'ms', 'step, ms', 'share, %', 'peak MiB', 'step, peak MiB', 'of memory, %'],
             [
                 [
@@ -155,10 +159,12 @@ def benchmark_losses(timer, args):
 def _step_and_losses(K, method, args, device):
     """A training step of the paper's formulation, and the losses of both alone, by name."""
     head = dict(norm_cfg=dict(type='BN'), num_classes=K)
-    cfg = Config.fromfile(CONFIGS / 'models' / ('mdrl_' * (method == 'MDRL') + 'fcn_r50-d8.py'))
-    model = cfg.model
+    prefix = {'MDRL': 'mdrl_', 'MCIBI++': 'mcibipp_'}.get(method, '')
+    model = Config.fromfile(CONFIGS / 'models' / f'{prefix}fcn_r50-d8.py').model
     model.update(pretrained=None, data_preprocessor=None)
     model.backbone.norm_cfg = dict(type='BN')
+    if method == 'ProtoSeg':  # in the place of FCNHead, by the one changed line
+        model.decode_head.update(type='ProtoSegHead')
     model.decode_head.update(head)
     model.auxiliary_head.update(head)
     if method == 'MDRL':
@@ -167,7 +173,7 @@ def _step_and_losses(K, method, args, device):
             for loss in model.decode_head.loss_consistency:
                 loss.formulation = formulation
             heads[formulation] = MODELS.build(copy.deepcopy(model.decode_head)).to(device)
-    else:
+    elif method == 'CAR':
         model.type = 'CAREncoderDecoder'
     model = MODELS.build(model).to(device).train()
     size = args.image_size
@@ -195,6 +201,17 @@ def _step_and_losses(K, method, args, device):
         differentiate(decoder.consistency(batch, similarity, labels, ignore_index=255))
         features.grad = None
 
+    def mcibi_plus_plus():
+        model.decode_head.memory_losses(pixels, labels)
+
+    def proto_seg():
+        head = model.decode_head
+        similarity = head.bank.similarity(features)
+        # classifying pixels is no loss of the memory
+        logits = head.classify(similarity.detach())
+        differentiate(head.memory_losses(features, similarity, logits, labels))
+        features.grad = None
+
     def car(losses):
         pixels, classes = features.flatten(0, 2), labels[:, ::8, ::8].flatten()
         centers = class_centers(pixels, classes, K)
@@ -202,6 +219,13 @@ def _step_and_losses(K, method, args, device):
         features.grad = None
 
     forms = dict(step=step)
+    if method == 'MCIBI++':
+        pixels = torch.randn(args.images, 512, size // 8, size // 8, device=device).relu()
+        forms['update'] = mcibi_plus_plus
+        return forms
+    if method == 'ProtoSeg':
+        forms['losses and update'] = proto_seg
+        return forms
     for formulation in ('paper', 'released'):
         if method == 'MDRL':
             forms[formulation] = partial(mdrl, heads[formulation].train())
@@ -244,81 +268,188 @@ def benchmark_voting(timer, args):
 
 
 def benchmark_update(timer, args):
-    """MCIBI's memory update at label size: ours, features materialised at that size, a loop.
+    """Updates of the memories of MCIBI, MCIBI++ and ProtoSeg: ours and a loop over the classes.
 
-    All three give the same memory. The loop, over the classes of the batch with a gather by a mask
-    each, is the shape of the released code.
+    The loop, over the classes of the batch with a gather by a mask each, is the shape of the
+    released code. MCIBI's and MCIBI++'s run at label size, and there is a third form of them that
+    forms the features at that size. All forms of a method give the same memory. The floor is the
+    time of reading once what an update has to read.
     """
-    B, K, C, size = args.update_images, 150, 512, 64
+    K, C, size = 150, 512, UPDATE_SIZE
     torch.manual_seed(0)
-    features = torch.randn(B, C, size, size, device=timer.device).relu()
-    blocks = torch.randint(0, K, (B, 16, 16), device=timer.device)
-    labels = blocks.repeat_interleave(32, 1).repeat_interleave(32, 2)
+    features = torch.randn(args.update_images, C, size, size, device=timer.device).relu()
+    blocks = torch.randint(0, K, (args.update_images, 16, 16), device=timer.device)
+    labels = blocks.repeat_interleave(size // 2, 1).repeat_interleave(size // 2, 2)
     labels[torch.rand(labels.shape, device=timer.device) < 0.05] = 255
-    start = torch.rand(K, C, device=timer.device)
-    bank = MODELS.build(dict(type='FeatureBank', num_classes=K, channels=C)).to(timer.device)
-    bank.filled.fill_(True)
-    after = {}
+    rows = []
+    for method, forms_of in (
+        ('MCIBI', _mcibi_updates),
+        ('MCIBI++', _mcibi_plus_plus_updates),
+        ('ProtoSeg', _proto_seg_updates),
+    ):
+        after, forms = {}, forms_of(features, labels, K)
 
-    @torch.no_grad()
-    def ours():
-        bank.features.copy_(start)
-        bank.update_(features, labels, 0.5)
-        after['ours'] = bank.features.clone()
+        @torch.no_grad()
+        def keeping(name, form, after=after):
+            after[name] = form()
 
-    def resized():
-        return F.interpolate(features, labels.shape[1:], mode='bilinear', align_corners=False)
-
-    @torch.no_grad()
-    def materialised():
-        # the resized map whole; what is made of it is one image's at a time, or it would not fit
-        full, totals = resized(), 0
-        for image, label_map in zip(full, labels):
-            sums = class_sums(image.flatten(1).t(), label_map.flatten(), K, 255, start)
-            totals = totals + sums.weighted
-        target = totals[:, :-1] / totals[:, -1:].clamp(min=1e-12)
-        after['materialised'] = torch.where(totals[:, -1:] > 0, start.lerp(target, 0.5), start)
-
-    @torch.no_grad()
-    def loop():
-        memory = start.clone()
-        pixels, classes = resized().permute(0, 2, 3, 1), labels
-        for c in classes.unique().tolist():
-            if c == 255:
-                continue
-            own = pixels[classes == c]
-            weights = 1 - F.cosine_similarity(own, start[c][None], dim=1)
-            memory[c] = 0.5 * start[c] + 0.5 * (weights / weights.sum()) @ own
-        after['loop over classes'] = memory
-
-    measured = timer({'ours': ours, 'materialised': materialised, 'loop over classes': loop})
-    rows = [
-        dict(
-            form=name,
-            **values,
-            times=values['ms'] / measured['ours']['ms'],
-            times_memory=values['peak_mib'] / measured['ours']['peak_mib'],
-            difference=float((after[name] - after['ours']).abs().max()),
-        )
-        for name, values in measured.items()
-    ]
+        measured = timer({name: partial(keeping, name, form) for name, form in forms.items()})
+        rows += [
+            dict(
+                method=method,
+                form=name,
+                **values,
+                times=values['ms'] / measured['ours']['ms'],
+                times_memory=values['peak_mib'] / measured['ours']['peak_mib'],
+                difference=float((after[name] - after['ours']).abs().max())
+                if name != 'floor'
+                else None,
+            )
+            for name, values in measured.items()
+        ]
+    sizes = 'x'.join(map(str, features.shape))
     print_table(
-        f'MCIBI memory update, K={K}, {B}x{C}x{size}x{size} features, {B}x512x512 labels;\n'
-        'difference: largest to the memory that ours gives',
-        ['form', 'ms', 'x time', 'peak MiB', 'x memory', 'difference'],
+        f'Update of the memory, K={K}, {sizes} features, {labels.shape[1]}x{labels.shape[2]} '
+        'labels;\ndifference: largest to the memory that ours gives',
+        ['method', 'form', 'ms', 'x time', 'peak MiB', 'x memory', 'difference'],
         [
             [
+                r['method'],
                 r['form'],
                 r['ms'],
                 r['times'],
                 r['peak_mib'],
                 r['times_memory'],
-                f'{r["difference"]:.1e}',
+                '' if r['difference'] is None else f'{r["difference"]:.1e}',
             ]
             for r in rows
         ],
     )
     return rows
+
+
+def _resized(features, labels):
+    return F.interpolate(features, labels.shape[1:], mode='bilinear', align_corners=False)
+
+
+def _classes_of(labels):
+    return [c for c in labels.unique().tolist() if c != 255]
+
+
+def _sums_of_resized(features, labels, K, near=None):
+    """Sums over the pixels of each class, of the map at label size.
+
+    The resized map is formed whole; what is made of it is one image's at a time, or it would not
+    fit.
+    """
+    plain = weighted = 0
+    for image, label_map in zip(_resized(features, labels), labels):
+        sums = class_sums(image.flatten(1).t(), label_map.flatten(), K, 255, near)
+        plain = plain + sums.plain
+        weighted = weighted if near is None else weighted + sums.weighted
+    return plain if near is None else weighted
+
+
+def _mcibi_updates(features, labels, K):
+    start = torch.rand(K, features.shape[1], device=features.device)
+    bank = MODELS.build(dict(type='FeatureBank', num_classes=K, channels=features.shape[1]))
+    bank.to(features.device).filled.fill_(True)
+
+    def ours():
+        bank.features.copy_(start)
+        bank.update_(features, labels, 0.5)
+        return bank.features.clone()
+
+    def materialised():
+        totals = _sums_of_resized(features, labels, K, start)
+        target = totals[:, :-1] / totals[:, -1:].clamp(min=1e-12)
+        return torch.where(totals[:, -1:] > 0, start.lerp(target, 0.5), start)
+
+    def loop():
+        memory = start.clone()
+        pixels = _resized(features, labels).permute(0, 2, 3, 1)
+        for c in _classes_of(labels):
+            own = pixels[labels == c]
+            weights = 1 - F.cosine_similarity(own, start[c][None], dim=1)
+            memory[c] = 0.5 * start[c] + 0.5 * (weights / weights.sum()) @ own
+        return memory
+
+    return {
+        'ours': ours,
+        'materialised': materialised,
+        'loop over classes': loop,
+        'floor': features.sum,
+    }
+
+
+def _mcibi_plus_plus_updates(features, labels, K):
+    start = torch.rand(K, 2, device=features.device)
+    bank = MODELS.build(dict(type='GaussianBank', num_classes=K)).to(features.device)
+
+    def ours():
+        bank.statistics.copy_(start)
+        bank.update_(features, labels)
+        return bank.statistics.clone()
+
+    def materialised():
+        totals = _sums_of_resized(features, labels, K)
+        means = totals[:, :-1] / totals[:, -1:].clamp(min=1)
+        found = torch.stack([means.mean(dim=1), means.std(dim=1)], dim=1)
+        return torch.where(totals[:, -1:] > 0, start.lerp(found, bank.momentum), start)
+
+    def loop():
+        memory = start.clone()
+        pixels = _resized(features, labels).permute(0, 2, 3, 1)
+        for c in _classes_of(labels):
+            mean = pixels[labels == c].mean(dim=0)
+            memory[c].lerp_(torch.stack([mean.mean(), mean.std()]), bank.momentum)
+        return memory
+
+    return {
+        'ours': ours,
+        'materialised': materialised,
+        'loop over classes': loop,
+        'floor': features.sum,
+    }
+
+
+def _proto_seg_updates(features, labels, K):
+    """At feature size, with the similarity, which the losses have formed; assignment 'argmax'."""
+    N, C = 10, features.shape[1]
+    bank = MODELS.build(
+        dict(type='DistributionBank', num_classes=K, num_distributions=N, channels=C)
+    ).to(features.device)
+    start = bank.distributions.clone()
+    embeddings = F.normalize(features.permute(0, 2, 3, 1).flatten(0, 2), dim=-1)
+    step = labels.shape[1] // features.shape[2]
+    classes = labels[:, ::step, ::step].flatten()
+    similarity = bank.similarity(embeddings).detach()
+    correct = torch.rand(classes.shape, device=features.device) < 0.5
+
+    def ours():
+        bank.distributions.copy_(start)
+        bank.update_(embeddings, classes, correct, similarity=similarity)
+        return bank.distributions.clone()
+
+    def loop():
+        memory = start.clone()
+        for c in _classes_of(classes):
+            own = classes == c
+            q = (similarity[own, c].double() / bank.epsilon).exp().t()
+            for _ in range(bank.iterations):
+                q /= q.sum(dim=1, keepdim=True)
+                q /= q.sum(dim=0)
+            chosen = F.one_hot(q.argmax(dim=0), N) * correct[own, None]
+            sums = chosen.t().to(embeddings) @ embeddings[own]
+            moved = F.normalize(start[c].lerp(F.normalize(sums, dim=1), 1 - bank.momentum), dim=1)
+            memory[c] = torch.where(chosen.sum(dim=0)[:, None] > 0, moved, start[c])
+        return memory
+
+    return {
+        'ours': ours,
+        'loop over classes': loop,
+        'floor': lambda: embeddings.sum() + similarity.sum(),
+    }
 
 
 def _head(kind, in_channels, channels, num_classes, **options):
@@ -387,6 +518,7 @@ def benchmark_networks(timer, args):
     training step, without auxiliary head, and inference.
     """
     size, rows = args.image_size, []
+    columns = ('mode', 'form', 'ms', 'ratio', 'peak_mib', 'memory_ratio')
     images = torch.randn(args.images, 3, size, size, device=timer.device)
     shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), (size, size))
     samples = []
@@ -430,12 +562,12 @@ def benchmark_networks(timer, args):
                         memory_ratio=values['peak_mib'] / plain['peak_mib'],
                     )
                 )
-    columns = ('network', 'mode', 'form', 'ms', 'ratio', 'peak_mib', 'memory_ratio')
-    print_table(
-        f'Networks, {args.images} images of {size}x{size}, K=150',
-        ['network', 'mode', 'head', 'ms', 'x plain', 'peak MiB', 'x of plain'],
-        [[r[key] for key in columns] for r in rows],
-    )
+        # at once: a step of full size takes its time
+        print_table(
+            f'{network}, {args.images} images of {size}x{size}, K=150',
+            ['mode', 'head', 'ms', 'x plain', 'peak MiB', 'x of plain'],
+            [[r[key] for key in columns] for r in rows if r['network'] == network],
+        )
     return rows
 
 
@@ -619,10 +751,10 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         '--methods',
-        choices=('MDRL', 'CAR'),
+        choices=METHODS,
         nargs='+',
-        default=['MDRL', 'CAR'],
-        help='of the section losses (default: both)',
+        default=METHODS,
+        help='of the section losses (default: all)',
     )
     parser.add_argument(
         '--classes',

@@ -31,7 +31,8 @@ def test_losses_as_a_share_of_a_training_step(benchmark, monkeypatch, tmp_path, 
     arguments = ['losses', '--classes', '40', '--images', '2', '--image-size', '64']
     rows = run(benchmark, monkeypatch, tmp_path, *arguments)['losses']
     assert [(row['method'], row['formulation']) for row in rows] == [
-        ('MDRL', 'paper'), ('MDRL', 'released'), ('CAR', 'paper'), ('CAR', 'released')]  # fmt: skip
+        ('MDRL', 'paper'), ('MDRL', 'released'), ('MCIBI++', 'update'),
+        ('ProtoSeg', 'losses and update'), ('CAR', 'paper'), ('CAR', 'released')]  # fmt: skip
     for row in rows:
         assert row['share'] == pytest.approx(row['losses_ms'] / row['step_ms'])
         assert 0 < row['losses_peak_mib'] < row['step_peak_mib']
@@ -55,6 +56,23 @@ def test_other_sections_measure_all_their_forms(benchmark, monkeypatch, tmp_path
     assert 'Heads, 2x2048x8x8 features' in shown
 
 
+def test_all_forms_of_an_update_give_the_same_memory(benchmark, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark, 'UPDATE_SIZE', 8)
+    rows = run(benchmark, monkeypatch, tmp_path, 'update', '--update-images', '2')['update']
+    forms = ['ours', 'materialised', 'loop over classes', 'floor']
+    assert [(row['method'], row['form']) for row in rows] == [
+        *(('MCIBI', form) for form in forms),
+        *(('MCIBI++', form) for form in forms),
+        *(('ProtoSeg', form) for form in forms if form != 'materialised'),
+    ]
+    for row in rows:
+        if row['form'] == 'floor':
+            assert row['difference'] is None
+        else:
+            assert row['difference'] < 1e-6
+    assert '2x512x8x8 features, 64x64 labels' in capsys.readouterr().out
+
+
 def test_networks_are_plain_and_with_a_memory(benchmark, monkeypatch, tmp_path, capsys):
     arguments = ['networks', '--networks', 'segformer_mit-b0s', '--image-size', '64']
     rows = run(benchmark, monkeypatch, tmp_path, *arguments)['networks']
@@ -68,7 +86,7 @@ def test_networks_are_plain_and_with_a_memory(benchmark, monkeypatch, tmp_path, 
         for row in others:
             assert row['ratio'] == pytest.approx(row['ms'] / plain['ms'])
             assert row['memory_ratio'] == pytest.approx(row['peak_mib'] / plain['peak_mib'])
-    assert 'Networks, 2 images of 64x64, K=150' in capsys.readouterr().out
+    assert 'segformer_mit-b0s, 2 images of 64x64, K=150' in capsys.readouterr().out
 
 
 def test_complexity_counts_parameters_and_operations(benchmark, capsys):

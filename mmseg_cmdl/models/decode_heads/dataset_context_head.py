@@ -15,7 +15,13 @@ from mmseg.registry import MODELS
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
-from ...utils import add_loss, as_list, check_finite, warn_without_effect
+from ...utils import (
+    add_loss,
+    as_list,
+    check_finite,
+    labels_at_feature_size,
+    warn_without_effect,
+)
 from ..layers import RelationAttention
 from .cascade_stage import at_any_stage
 from .label_check import LABELS_ARE_CHECKED, check_one_logit_a_class
@@ -63,7 +69,11 @@ class DatasetContextHead(MemoryHead):
             logits are as fine as those of that head; otherwise 'backbone'.
         key_stride (int, optional): The memory is averaged over squares of so many pixels before the
             pixels attend to it, since the cost of attention grows with the square of their number.
-            Defaults to 4 with `pixels='context'`, otherwise to 1, the papers' form.
+            Defaults to 8 with `pixels='context'`, otherwise to 1, the papers' form.
+        loss_stride (int, optional): What only trains the memory, the coarse loss, the memory's own
+            losses and its update, sees every so many-th pixel of a row and of a column, with the
+            label nearest to it. Defaults to 4 with `pixels='context'`, otherwise to 1, the papers'
+            form: all pixels.
         fusion (str): T in MDRL eq. 4: 'concat' (3x3 conv on [R, R_dl]; 1x1 with
             `pixels='context'`), 'add', or 'weighted_add' (the weight of R_dl at each pixel is
             predicted from both by a 1x1 conv). Defaults to 'concat'.
@@ -90,6 +100,7 @@ class DatasetContextHead(MemoryHead):
         context: Optional[dict] = None,
         pixels: Optional[str] = None,
         key_stride: Optional[int] = None,
+        loss_stride: Optional[int] = None,
         fusion: str = 'concat',
         transform_channels: Optional[int] = None,
         hard_aggregate: bool = False,
@@ -137,8 +148,16 @@ class DatasetContextHead(MemoryHead):
                 f'{pixels!r}'
             )
         self.pixels = pixels
+        # a decoder's map is large
         if key_stride is None:
-            key_stride = 4 if pixels == 'context' else 1
+            key_stride = 8 if pixels == 'context' else 1
+        if loss_stride is None:
+            loss_stride = 4 if pixels == 'context' else 1
+        if isinstance(loss_stride, bool) or not isinstance(loss_stride, int) or loss_stride < 1:
+            raise ValueError(
+                f'{name}: loss_stride must be an integer of at least 1, got {loss_stride!r}'
+            )
+        self.loss_stride = loss_stride
         self.context = None
         if pixels == 'context':
             inherited = inherited_options(self, in_channels, channels)
@@ -304,9 +323,34 @@ class DatasetContextHead(MemoryHead):
         labels = self.begin_step(batch_data_samples)
         pixels, coarse_logits, augmented = self.forward_features(inputs)
         losses = self.loss_by_feat(self.cls_seg(augmented), batch_data_samples)
+        pixels, coarse_logits, labels = self.sampled(pixels, coarse_logits, labels)
         losses.update(self.pixel_losses('coarse', self.loss_coarse, coarse_logits, labels))
         losses.update(self.memory_losses(pixels, labels))
         return losses
+
+    def sampled(
+        self, pixels: Tensor, coarse_logits: Tensor, labels: Tensor
+    ) -> Tuple[Tensor, Tensor, Tensor]:
+        """The pixels that the memory is trained on; all of them with `loss_stride=1`.
+
+        Args:
+            pixels (Tensor): R [B, C, h, w].
+            coarse_logits (Tensor): [B, K, h, w].
+            labels (Tensor): [B, H, W].
+
+        Returns:
+            tuple[Tensor]: Every so many-th of R, of the coarse logits, and of the labels at their
+            size; or all three as they are.
+        """
+        step = self.loss_stride
+        if step == 1:
+            return pixels, coarse_logits, labels
+        labels = labels_at_feature_size(labels, pixels.shape[2:])
+        return (
+            pixels[:, :, ::step, ::step],
+            coarse_logits[:, :, ::step, ::step],
+            labels[:, ::step, ::step],
+        )
 
     def pixel_losses(
         self, prefix: str, losses: nn.ModuleList, logits: Tensor, labels: Tensor

@@ -285,9 +285,10 @@ class MCIBIPlusPlusHead(DatasetContextHead):
         augmented = self.augment(pixels, weights, context)
         logits = self.cls_seg(self.bring_to_size(inputs, augmented))
         losses = self.loss_by_feat(logits, batch_data_samples)
-        losses.update(self.pixel_losses('coarse', self.loss_coarse, coarse_logits, labels))
         if context is not None:
             losses.update(self.pixel_losses('context', self.loss_context, context_logits, labels))
+        pixels, coarse_logits, labels = self.sampled(pixels, coarse_logits, labels)
+        losses.update(self.pixel_losses('coarse', self.loss_coarse, coarse_logits, labels))
         losses.update(self.memory_losses(pixels, labels))
         return losses
 

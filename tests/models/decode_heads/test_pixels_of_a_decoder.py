@@ -115,10 +115,91 @@ def test_keys_are_averaged_over_squares():
     torch.testing.assert_close(strided(query, memory), plain(query, small), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(('options', 'stride'), [({}, 4), (dict(key_stride=1), 1)])
-def test_default_key_stride_is_four_on_a_decoder_and_one_otherwise(options, stride):
-    assert uper(**options).relation.key_stride == stride
-    assert tiny_head.build(context=dict(type='PSPHead')).relation.key_stride == 1
+def test_default_strides_are_those_of_a_large_map_on_a_decoder_and_one_otherwise():
+    head = uper()
+    assert (head.relation.key_stride, head.loss_stride) == (8, 4)
+    head = uper(key_stride=1, loss_stride=2)
+    assert (head.relation.key_stride, head.loss_stride) == (1, 2)
+    head = tiny_head.build(context=dict(type='PSPHead'))
+    assert (head.relation.key_stride, head.loss_stride) == (1, 1)
+
+
+@pytest.mark.parametrize('kind', ['MCIBIHead', 'MCIBIPlusPlusHead'])
+@pytest.mark.parametrize('stride', [2, 3])
+def test_memory_and_coarse_loss_take_every_so_many_th_pixel(kind, stride):
+    """Against loops over pixels and labels; the final loss sees all labels."""
+    head = tiny_head.build_mcibi(
+        type=kind, in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3],
+        context=dict(type='UPerHead', pool_scales=(1, 2)), loss_stride=stride,
+    )  # fmt: skip
+    labels = tiny_head.label_maps(size=(21, 26), ignored=0.3)
+    inputs = tiny_head.features()
+    shots = []
+    head.coarse_classifier.register_forward_hook(
+        lambda _, args, logits: shots.append((args[0].detach(), logits.detach()))
+    )
+    before = {key: value.clone() for key, value in head.bank.state_dict().items()}
+    losses = head.loss(inputs, tiny_head.samples(labels), None)
+    ((pixels, logits),) = shots
+    (h, w), (H, W) = pixels.shape[2:], labels.shape[1:]
+    rows, kept, classes = {}, [], []
+    for b in range(len(labels)):
+        for y in range(0, h, stride):
+            for x in range(0, w, stride):
+                label = int(labels[b, y * H // h, x * W // w])
+                kept.append(logits[b, :, y, x])
+                classes.append(label)
+                rows.setdefault(label, []).append(pixels[b, :, y, x])
+    expected = F.cross_entropy(
+        torch.stack(kept), torch.tensor(classes), ignore_index=255, reduction='sum'
+    )
+    torch.testing.assert_close(
+        losses['coarse_loss_ce'], 0.4 * expected / len(classes), rtol=1e-8, atol=0
+    )
+    assert set(rows) - {255}
+    for k in range(head.num_classes):
+        if k not in rows:
+            for key in ('features', 'statistics'):
+                if key in before:
+                    assert torch.equal(head.bank.state_dict()[key][k], before[key][k])
+        else:
+            mean = torch.stack(rows[k]).mean(dim=0)
+            if kind == 'MCIBIHead':  # the first vector of a class
+                torch.testing.assert_close(head.bank.features[k], mean, rtol=0, atol=1e-12)
+            else:
+                found = torch.stack([mean.mean(), mean.std()])
+                expected = torch.lerp(before['statistics'][k], found, 0.1)
+                torch.testing.assert_close(head.bank.statistics[k], expected, rtol=0, atol=1e-12)
+
+
+def test_distributions_are_moved_by_every_so_many_th_pixel(monkeypatch):
+    """MDRL's bank sees the embeddings of those pixels, with the labels nearest to them."""
+    head = uper(loss_stride=2)
+    seen = []
+    update = head.bank.update_
+
+    def recording(embeddings, labels, **kwargs):
+        seen.append((embeddings, labels))
+        return update(embeddings, labels, **kwargs)
+
+    monkeypatch.setattr(head.bank, 'update_', recording)
+    pixels = []
+    head.coarse_classifier.register_forward_hook(lambda _, args, out: pixels.append(args[0]))
+    tiny_head.freeze_norms(head)
+    labels = tiny_head.label_maps()
+    head.loss(tiny_head.features(), tiny_head.samples(labels), None)
+    ((embeddings, classes),) = seen
+    (h, w), (H, W) = pixels[0].shape[2:], labels.shape[1:]
+    expected = [
+        int(labels[b, y * H // h, x * W // w])
+        for b in range(2)
+        for y in range(0, h, 2)
+        for x in range(0, w, 2)
+    ]
+    assert classes.tolist() == expected
+    with torch.no_grad():
+        embedded = head.embed(pixels[0])[:, ::2, ::2].flatten(0, 2)
+    torch.testing.assert_close(embeddings.detach(), embedded, rtol=0, atol=1e-12)
 
 
 def test_the_papers_form_can_be_asked_for():
@@ -140,6 +221,8 @@ def test_a_single_map_head_can_be_the_decoder_too():
     (dict(pixels='decoder'), "got 'decoder'"),
     (dict(pixels='context', context=dict(type='OCRHead', ocr_channels=4)), 'no cascade head'),
     (dict(key_stride=0), 'key_stride must be an integer of at least 1, got 0'),
+    (dict(loss_stride=0), 'loss_stride must be an integer of at least 1, got 0'),
+    (dict(loss_stride=True), 'loss_stride must be an integer of at least 1, got True'),
 ])  # fmt: skip
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
