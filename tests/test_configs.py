@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -1034,6 +1034,31 @@ def test_one_line_turns_a_stock_config_into_ours(stock, change, context, tmp_pat
     assert np.isfinite(log['loss'])
     assert all(norm is not None for norm in norms.values())
     assert not torch.equal(before, head.bank.read())
+
+
+def test_protoseg_weighs_the_classes_of_cityscapes():
+    """Weights of the released code; the mean is over all pixels, with ignored ones among them."""
+    cfg = load('protoseg_fcn_hr48_4xb2-80k_cityscapes-512x1024').model.decode_head.loss_decode
+    weights = torch.tensor(
+        [
+            0.8373, 0.9180, 0.8660, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.8786, 1.0023, 0.9539,
+            0.9843, 1.1116, 0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507,
+        ]
+    )  # fmt: skip
+    torch.manual_seed(0)
+    logits = torch.randn(2, 19, 4, 5, requires_grad=True)
+    labels = torch.randint(0, 19, (2, 4, 5))
+    labels[0, :2] = 255
+    values = MODELS.build(cfg)(logits, labels, ignore_index=255)
+    # what mmengine makes of a map of losses
+    got, _ = BaseModel.parse_losses(None, dict(loss_ce=values))
+    expected = 0
+    for b, y, x in (labels != 255).nonzero().tolist():
+        k = labels[b, y, x]
+        expected = expected - weights[k] * logits[b, :, y, x].log_softmax(0)[k]
+    torch.testing.assert_close(got, expected / labels.numel())
+    got.backward()
+    assert not logits.grad[0, :, :2].any()
 
 
 @pytest.mark.skipif(not HAS_TIMM, reason='timm can not be imported here')

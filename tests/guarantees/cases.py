@@ -49,17 +49,18 @@ CASES = {
             bank=dict(BANK, assignment='gumbel', update_pixels='all'),
         )
     ),
-    # on a decoder of several maps, at its size
+    # on a decoder of several maps, at its size; strides for images as small as these
     'mdrl_segformer': dict(
         head=dict(
-            MDRL, context=dict(type='SegformerHead'), in_channels=[*CHANNELS], in_index=[0, 1, 2, 3]
+            MDRL, context=dict(type='SegformerHead'), in_channels=[*CHANNELS],
+            in_index=[0, 1, 2, 3], key_stride=2, loss_stride=2,
         )
     ),
     'mcibi': dict(head=MCIBI),
     'mcibi_uper': dict(
         head=dict(
             MCIBI, context=dict(type='UPerHead', pool_scales=(2, 3)), in_channels=[*CHANNELS],
-            in_index=[0, 1, 2, 3],
+            in_index=[0, 1, 2, 3], loss_stride=2,
         )
     ),
     'mcibi_psp': dict(head=dict(MCIBI, context=PSP, hard_aggregate=True)),

@@ -77,7 +77,8 @@ class DatasetContextHead(MemoryHead):
         fusion (str): T in MDRL eq. 4: 'concat' (3x3 conv on [R, R_dl]; 1x1 with
             `pixels='context'`), 'add', or 'weighted_add' (the weight of R_dl at each pixel is
             predicted from both by a 1x1 conv). Defaults to 'concat'.
-        transform_channels (int, optional): Channels inside the attentions. Defaults to C // 2.
+        transform_channels (int, optional): Channels inside the attentions. Defaults to C // 2, with
+            `pixels='context'` to C // 4.
         hard_aggregate (bool): Weigh the memory with the one-hot coarse prediction instead of its
             softmax. Defaults to False.
         loss_coarse (dict | list[dict], optional): Loss of the coarse logits (L_cls, MDRL eq. 16);
@@ -136,9 +137,6 @@ class DatasetContextHead(MemoryHead):
         self.conv_options = dict(
             conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg
         )
-        if transform_channels is None:
-            transform_channels = max(1, channels // 2)
-
         if pixels is None:
             finer = context is not None and (several_maps or brings_a_finer_map(context))
             pixels = 'context' if finer else 'backbone'
@@ -149,6 +147,8 @@ class DatasetContextHead(MemoryHead):
             )
         self.pixels = pixels
         # a decoder's map is large
+        if transform_channels is None:
+            transform_channels = max(1, channels // (4 if pixels == 'context' else 2))
         if key_stride is None:
             key_stride = 8 if pixels == 'context' else 1
         if loss_stride is None:
@@ -169,7 +169,8 @@ class DatasetContextHead(MemoryHead):
             self.bottleneck = ConvModule(
                 self.in_channels, channels, 3, padding=1, **self.conv_options
             )
-        self.coarse_classifier = self._build_classifier(channels)
+        # what a decoder would classify needs no conv of its own, and its map is large
+        self.coarse_classifier = self._build_classifier(channels, 0 if pixels == 'context' else 1)
         self.relation = RelationAttention(
             channels, channels, transform_channels, key_stride=key_stride, **self.conv_options
         )
@@ -192,13 +193,15 @@ class DatasetContextHead(MemoryHead):
         check_losses(self, 'loss_coarse', self.loss_coarse)
 
     def _build_classifier(self, channels: int, kernel_size: int = 1) -> nn.Sequential:
-        """H1: conv, dropout, classifier, as :meth:`cls_seg` has them."""
+        """H1: conv, dropout, classifier, as :meth:`cls_seg` has them; no conv with size 0."""
         classifier = nn.Conv2d(channels, self.num_classes, 1)
         normal_init(classifier, std=0.01)  # as conv_seg starts
         return nn.Sequential(
             ConvModule(
                 channels, channels, kernel_size, padding=kernel_size // 2, **self.conv_options
-            ),
+            )
+            if kernel_size
+            else nn.Identity(),
             nn.Dropout2d(self.dropout_ratio) if self.dropout_ratio > 0 else nn.Identity(),
             classifier,
         )
