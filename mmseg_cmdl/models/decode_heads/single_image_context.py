@@ -154,6 +154,8 @@ def check_required(name: str, options: dict, context: Optional[dict] = None, **n
         if isinstance(value, dict) and str(value.get('type')).endswith('Head')
     ]  # fmt: skip
     remedy = f'. {sorted(unknown)} are options of {heads[0]}' if unknown and heads else ''
+    if remedy and 'in_channels' in missing and not inner:
+        remedy += f', which no head of ours can stand in for. {_USE}'
     if inner:
         remedy += f', which holds other heads: change the type of {inner[0]}, not its own'
     raise TypeError(f'{name} needs {" and ".join(missing)}{remedy}')

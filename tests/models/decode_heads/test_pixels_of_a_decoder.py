@@ -73,6 +73,50 @@ def test_heads_with_losses_of_their_own_are_refused_in_a_sentence(name):
         tiny_segmentor.train_step(build(config, name))
 
 
+class PSAMask(torch.nn.Module):
+    """What mmcv's compiled operation of this name does, plainly: PSANet's attention over places."""
+
+    def __init__(self, psa_type, mask_size):
+        super().__init__()
+        self.collect, self.mask_size = psa_type == 'collect', mask_size
+
+    def forward(self, masks):
+        (B, _, h, w), (rows, cols) = masks.shape, self.mask_size
+        out = masks.new_zeros(B, h, w, h, w)  # other place, place
+        for y in range(h):
+            for x in range(w):
+                for row in range(rows):
+                    for col in range(cols):
+                        there = (y + row - rows // 2, x + col - cols // 2)
+                        if 0 <= there[0] < h and 0 <= there[1] < w:
+                            value = masks[:, row * cols + col, y, x]
+                            if self.collect:
+                                out[:, there[0], there[1], y, x] = value
+                            else:
+                                out[:, y, x, there[0], there[1]] = value
+        return out.flatten(1, 2)
+
+
+@pytest.mark.parametrize('kind', ['MDRLHead', 'MCIBIHead', 'DGCWHead', 'CAR'])
+def test_psanet_with_its_compiled_operation_stood_in_for(kind, monkeypatch):
+    monkeypatch.setattr('mmseg.models.decode_heads.psa_head.PSAMask', PSAMask)
+    plain = dict(
+        type='PSAHead', in_channels=10, in_index=3, channels=4, num_classes=5, mask_size=(3, 3),
+        norm_cfg=dict(type='BN'), align_corners=False,
+    )  # fmt: skip
+    before = tiny_segmentor.build(plain, 'EncoderDecoder').eval()
+    if kind == 'CAR':
+        model = tiny_segmentor.build(plain, 'CAREncoderDecoder')
+    else:
+        ours = {**plain, **MEMORY.get(kind, {}), 'type': kind, 'context': dict(type='PSAHead')}
+        model = tiny_segmentor.build(ours, 'EncoderDecoder')
+    losses = tiny_segmentor.train_step(model)
+    assert all(torch.as_tensor(value).isfinite().all() for value in losses.values())
+    with torch.no_grad():
+        maps = before.extract_feat(tiny_segmentor.images())
+        assert model.eval().decode_head(maps).shape == before.decode_head(maps).shape
+
+
 def uper(kind='MDRLHead', **options):
     return tiny_head.build(
         **{**MEMORY[kind], 'type': kind, 'loss_consistency': tiny_head.paper()}

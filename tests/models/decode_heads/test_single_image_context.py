@@ -63,11 +63,13 @@ def test_the_last_head_of_ocrnet():
         (dict(ONE, no_such_option=1), 'No decode head that is registered has it: remove it'),
         (dict(num_stages=1, kernel_update_head=[], kernel_generate_head=dict(type='FCNHead')),
          'options of IterativeDecodeHead, which holds other heads: change the type of kernel_gen'),
+        (dict(num_classes=3, san_cfg={}, maskgen_cfg={}, deep_supervision_idxs=[7]),
+         'of SideAdapterCLIPHead, which no head of ours can stand in for. Use a head that ends in'),
         (dict(num_classes=3, channels=8), 'needs in_channels'),
         (dict(ONE, loss_decode=[dict(type='CrossEntropyLoss'), dict(type='OhemCrossEntropy')]),
          r"OhemCrossEntropy takes \['score', 'target'\] and no weight .*OHEMPixelSampler"),
     ],
-    ids=['segmenter', 'nobody', 'k-net', 'incomplete', 'pidnet'],
+    ids=['segmenter', 'nobody', 'k-net', 'san', 'incomplete', 'pidnet'],
 )  # fmt: skip
 def test_what_can_not_be_is_one_sentence(ours, options, words):
     with pytest.raises((TypeError, ValueError), match=words):
