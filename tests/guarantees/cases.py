@@ -54,13 +54,14 @@ CASES = {
         head=dict(
             MDRL, context=dict(type='SegformerHead'), in_channels=[*CHANNELS],
             in_index=[0, 1, 2, 3], key_stride=2, loss_stride=2,
+            bank=dict(BANK, update_pixels='all'),
         )
     ),
     'mcibi': dict(head=MCIBI),
     'mcibi_uper': dict(
         head=dict(
             MCIBI, context=dict(type='UPerHead', pool_scales=(2, 3)), in_channels=[*CHANNELS],
-            in_index=[0, 1, 2, 3], loss_stride=2,
+            in_index=[0, 1, 2, 3], key_stride=2, loss_stride=1,
         )
     ),
     'mcibi_psp': dict(head=dict(MCIBI, context=PSP, hard_aggregate=True)),
