@@ -139,12 +139,14 @@ def offline(cfg):
     if cfg.optim_wrapper.type == 'AmpOptimWrapper':  # not on a CPU
         cfg.optim_wrapper.type = 'OptimWrapper'
         del cfg.optim_wrapper['loss_scale']
-    if backbone.type in ('TIMMBackbone', 'mmpretrain.ConvNeXt'):
+    if backbone.type in ('TIMMBackbone', 'TIMMLastMap', 'mmpretrain.ConvNeXt'):
         backbone.pretrained = False
         if backbone.type == 'mmpretrain.ConvNeXt' or not HAS_TIMM:
             stand_in = dict(type='TIMMStandIn')
             if backbone.type == 'mmpretrain.ConvNeXt':
                 stand_in = dict(type='ConvNeXtStandIn')
+            elif backbone.type == 'TIMMLastMap':
+                stand_in = dict(type='LastMapStandIn')
             elif 'vit' in backbone.model_name:
                 stand_in.update(channels=[384] * 4, strides=[16, 1, 1, 1])
             cfg.model.backbone = stand_in
