@@ -163,7 +163,12 @@ class DistributionBank(MemoryBank):
 
         Returns:
             BankUpdate | None: Counts; None while autograd recomputes a checkpointed forward pass.
+
+        Raises:
+            ValueError: Something is of another shape.
         """
+        others = dict(correct=correct, similarity=similarity, assigned=assigned)
+        self._check_pixels(embeddings, labels, self.channels, maps=False, **others)
         if not self.begin_update():
             return None
         with float32_island(embeddings.device.type):

@@ -101,7 +101,11 @@ class FeatureBank(MemoryBank):
         Returns:
             FeatureUpdate | None: Counts; None while autograd recomputes a checkpointed forward
             pass.
+
+        Raises:
+            ValueError: Something is of another shape.
         """
+        self._check_pixels(features, labels, self.channels, maps=True)
         if not self.begin_update():
             return None
         with float32_island(features.device.type):

@@ -100,8 +100,16 @@ class MemoryBank(nn.Module, ABC):
 
         Returns:
             Tensor: [..., K, N], in the type of `vectors`, whatever autocast says.
+
+        Raises:
+            ValueError: The vectors are of another length.
         """
         memory = self.class_vectors()
+        if vectors.shape[-1] != memory.shape[-1]:
+            raise ValueError(
+                f'{type(self).__name__}: needs vectors [..., {memory.shape[-1]}], got '
+                f'{list(vectors.shape)}'
+            )
         with torch.autocast(vectors.device.type, enabled=False):
             products = F.linear(vectors, memory.flatten(0, 1).to(vectors.dtype))
         return products.unflatten(-1, memory.shape[:2])
@@ -115,7 +123,15 @@ class MemoryBank(nn.Module, ABC):
 
         Returns:
             Tensor: int64 [...] in 0..N-1.
+
+        Raises:
+            ValueError: Vectors and classes don't fit each other, or the bank.
         """
+        if vectors.shape[:-1] != classes.shape:
+            raise ValueError(
+                f'{type(self).__name__}: needs vectors [..., C] and classes [...] of the same '
+                f'pixels, got {list(vectors.shape)} and {list(classes.shape)}'
+            )
         similarity = self.similarity(vectors.flatten(0, -2))
         return of_own_class(similarity, classes.flatten()).argmax(dim=1).view(classes.shape)
 
@@ -156,6 +172,43 @@ class MemoryBank(nn.Module, ABC):
                     f'{type(self).__name__}: {name} must be an integer of at least 1, got {count!r}'
                 )
 
+    def _check_pixels(
+        self, vectors: Tensor, labels: Tensor, channels: Optional[int], maps: bool, **others: Any
+    ) -> None:
+        """Refuses vectors and labels that aren't of the same pixels.
+
+        Args:
+            vectors (Tensor): [P, C]; with `maps` [B, C, h, w] too.
+            labels (Tensor): [P]; with `maps` [B, H, W] too.
+            channels (int | None): C, None for any.
+            maps (bool): Whether maps are taken.
+            **others: Name and tensor, or None, of what has a first dimension of P as well.
+
+        Raises:
+            ValueError: Names the shapes that are taken and that were given.
+        """
+        shape, given = tuple(vectors.shape), tuple(labels.shape)
+        listed = len(shape) == 2 and given == shape[:1]
+        mapped = maps and len(shape) == 4 and len(given) == 3 and given[0] == shape[0]
+        if not (listed or mapped) or channels not in (None, shape[1]):
+            width = 'C' if channels is None else channels
+            raise ValueError(
+                f'{type(self).__name__}: needs vectors [P, {width}] and labels [P] of the same '
+                + (f'pixels, or maps [B, {width}, h, w] and [B, H, W]' if maps else 'pixels')
+                + f', got {list(shape)} and {list(given)}'
+            )
+        if labels.is_floating_point():
+            raise ValueError(
+                f'{type(self).__name__}: labels are whole numbers, got {labels.dtype}; give '
+                'labels.long()'
+            )
+        for name, tensor in others.items():
+            if tensor is not None and len(tensor) != shape[0]:
+                raise ValueError(
+                    f'{type(self).__name__}: {name} must be of the same {shape[0]} pixels, got '
+                    f'{list(tensor.shape)}'
+                )
+
     def read(self, name: Optional[str] = None) -> Tensor:
         """The memory, or the buffer `name`, as the current iteration sees it, without gradient.
 
@@ -179,8 +232,16 @@ class MemoryBank(nn.Module, ABC):
 
         Returns:
             Tensor: [B, N * Z, h, w], channels of distribution 0 first.
+
+        Raises:
+            ValueError: The weights are of another shape.
         """
         stacked = self.class_vectors().flatten(1).to(weights.dtype)  # [K, N * Z]
+        if weights.dim() != 4 or weights.shape[1] != stacked.shape[0]:
+            raise ValueError(
+                f'{type(self).__name__}: needs class weights [B, {stacked.shape[0]}, h, w], got '
+                f'{list(weights.shape)}'
+            )
         return F.conv2d(weights, stacked.t()[:, :, None, None])
 
     @property
