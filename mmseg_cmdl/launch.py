@@ -460,9 +460,11 @@ def _fetch_message(cfg: Config, error: Exception) -> str:
     weights = pretrained_weights(cfg.get('model') or {}) or [('', cfg.get('load_from') or 'a file')]
     names = ' and '.join(str(value) for _, value in weights)
     without = ' '.join(f'model.{key}=None' for key, _ in weights if key)
+    first = weights[0][0] or 'pretrained'
+    first += '.checkpoint' if first.endswith('init_cfg') else ''
     return (
         f'{names} can not be fetched ({one_line(error)}). Fetch the file where there is a network '
-        f'and name it: --cfg-options model.{weights[0][0] or "pretrained"}=FILE'
+        f'and name it: --cfg-options model.{first}=FILE'
         + (f'; or start without: --cfg-options {without}' if without else '')
     )
 

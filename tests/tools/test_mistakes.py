@@ -6,6 +6,7 @@
 import argparse
 import re
 import shutil
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -105,6 +106,21 @@ def test_expected_failures_become_exit_codes(capsys, monkeypatch):
     monkeypatch.setenv('MMSEG_CMDL_TRACEBACK', '1')
     with pytest.raises(InputError):
         main(mistake)
+
+
+def test_weights_that_can_not_be_fetched_are_named():
+    """Whatever fetches them, the file and both ways on are in one sentence."""
+    cfg = Config(dict(model=dict(pretrained='open-mmlab://resnet50_v1c', backbone=dict())))
+    for cause in (None, URLError('no network')):
+        with pytest.raises(InputError) as said, launch.setting_up(cfg, 'job.py'):
+            raise (URLError('no network') if cause is None else RuntimeError('in a hub')) from cause
+        for words in ('open-mmlab://resnet50_v1c can not be fetched', 'model.pretrained=FILE',
+                      'model.pretrained=None'):  # fmt: skip
+            assert words in str(said.value)
+    backbone = dict(init_cfg=dict(type='Pretrained', checkpoint='https://x/a.pth'))
+    with pytest.raises(InputError, match=r'a\.pth can .*init_cfg\.checkpoint=FILE.*init_cfg=None'):  # noqa: SIM117
+        with launch.setting_up(Config(dict(model=dict(backbone=backbone))), 'job.py'):
+            raise URLError('no network')
 
 
 @pytest.mark.parametrize(('kind', 'right', 'wrong'), [
