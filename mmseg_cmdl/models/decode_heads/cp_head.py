@@ -119,7 +119,7 @@ class CPHead(CascadeStage):
             inputs (list[Tensor]): Feature maps of the backbone.
 
         Returns:
-            tuple[Tensor]: [B, C, *prior_size], and the logits [B, N, N] of the prior, row j of
+            tuple[Tensor]: ``[B, C, *prior_size]``, and the logits [B, N, N] of the prior, row j of
             pixel j.
         """
         x = resize(
@@ -141,7 +141,7 @@ class CPHead(CascadeStage):
         return self.bottleneck(torch.cat([x, *contexts], dim=1)), logits
 
     def forward(self, inputs: List[Tensor], prev_output: Optional[Tensor] = None) -> Tensor:
-        """Feature maps of the backbone to logits [B, K, *prior_size]."""
+        """Feature maps of the backbone to logits ``[B, K, *prior_size]``."""
         return self.cls_seg(self.forward_features(inputs)[0])
 
     @at_any_stage
