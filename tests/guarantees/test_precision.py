@@ -13,9 +13,10 @@ from tests.guarantees import cases
 
 # How far a training step is from float32: each loss, relative, and the cosine between the gradients
 # of all weights. Worst of all cases and four seeds on a CPU, after three steps: 0.5 % and 0.925 in
-# bfloat16, 0.04 % and 0.988 in float16. The gradients are the worse for what is decided in between:
-# a pixel near a border goes to another distribution, a ReLU closes.
-LOSS = {torch.bfloat16: 0.01, torch.float16: 0.001}
+# bfloat16, 0.04 % and 0.988 in float16, but 0.18 % in CAR's squared distances on CAA. The gradients
+# are the worse for what is decided in between: a pixel near a border goes to another distribution,
+# a ReLU closes.
+LOSS = {torch.bfloat16: 0.01, torch.float16: 0.003}
 COSINE = {torch.bfloat16: 0.9, torch.float16: 0.98}
 # The sum of all losses in each of ten steps, relative; 0.9 % and 1.2 % at worst of all cases. What
 # is decided otherwise in one step is gone on from in the next.
