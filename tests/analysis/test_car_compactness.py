@@ -140,7 +140,7 @@ def test_one_checkpoint_is_as_compact_with_car_as_without(tiny_data, tmp_path, c
     assert 'cosine of centres' in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_camvid(camvid_root, tmp_path, capsys):
     """The configs whose measured numbers are in configs/car/README.md, with a tenth of the images:
     half the batch, a fifth of the iterations.
