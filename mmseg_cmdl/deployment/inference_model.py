@@ -11,6 +11,7 @@ from mmseg.models.utils import resize
 from torch import Tensor, nn
 
 from ..models.segmentors.merging import merged
+from ..models.segmentors.pointwise import replace_conv_
 from ..utils import last_head
 from .exportable_layers import make_exportable_
 
@@ -43,15 +44,11 @@ def _fold_class_aware_regularization_(model: BaseSegmentor) -> None:
     weight = old.weight
     for linear in model.car.linears:
         weight = merged(weight, linear.weight)
-    new = nn.Conv2d(
-        weight.shape[1], weight.shape[0], old.kernel_size, padding=old.padding,
-        bias=old.bias is not None, device=weight.device, dtype=weight.dtype,
-    )  # fmt: skip
+    replace_conv_(head, 'conv_seg', in_channels=weight.shape[1])  # a new one has no hook
     with torch.no_grad():
-        new.weight.copy_(weight)
-        if new.bias is not None:
-            new.bias.copy_(old.bias)
-    head.conv_seg = new
+        head.conv_seg.weight.copy_(weight)
+        if old.bias is not None:
+            head.conv_seg.bias.copy_(old.bias)
     head.car = None
 
 

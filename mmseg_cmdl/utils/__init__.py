@@ -1,6 +1,13 @@
 from .bilinear_taps import BilinearTaps
 from .class_labels import class_rows, has_class, labels_at_feature_size, of_own_class, row_sums
-from .configs import add_loss, as_list, check_finite, registered_class, warn_without_effect
+from .configs import (
+    add_loss,
+    as_list,
+    check_counts,
+    check_finite,
+    registered_class,
+    warn_without_effect,
+)
 from .distributed import all_reduce_sum_, all_reduce_together, global_mean, global_sum
 from .entropy import entropy_of_counts
 from .precision import at_least_float32, layer_norm
@@ -13,6 +20,7 @@ __all__ = [
     'all_reduce_together',
     'as_list',
     'at_least_float32',
+    'check_counts',
     'check_finite',
     'class_rows',
     'entropy_of_counts',

@@ -45,6 +45,23 @@ def check_finite(owner: object, **options: Optional[float]) -> None:
             )
 
 
+def check_counts(owner: object, **options: int) -> None:
+    """Refuses options that aren't integers of at least 1.
+
+    Args:
+        owner (object): Whose options they are.
+        **options: Name and value.
+
+    Raises:
+        ValueError: Names the option.
+    """
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f'{type(owner).__name__}: {name} must be an integer of at least 1, got {value!r}'
+            )
+
+
 def warn_without_effect(owner: object, remedy: str, **options: Any) -> None:
     """Warns of options that older configs set and that no longer do anything.
 

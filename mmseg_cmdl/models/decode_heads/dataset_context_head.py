@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...utils import (
     add_loss,
     as_list,
+    check_counts,
     check_finite,
     labels_at_feature_size,
     warn_without_effect,
@@ -153,10 +154,7 @@ class DatasetContextHead(MemoryHead):
             key_stride = 8 if pixels == 'context' else 1
         if loss_stride is None:
             loss_stride = 4 if pixels == 'context' else 1
-        if isinstance(loss_stride, bool) or not isinstance(loss_stride, int) or loss_stride < 1:
-            raise ValueError(
-                f'{name}: loss_stride must be an integer of at least 1, got {loss_stride!r}'
-            )
+        check_counts(self, loss_stride=loss_stride)
         self.loss_stride = loss_stride
         self.context = None
         if pixels == 'context':

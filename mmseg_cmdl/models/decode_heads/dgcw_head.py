@@ -10,7 +10,7 @@ from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ...utils import check_finite, registered_class, warn_without_effect
+from ...utils import check_counts, check_finite, registered_class, warn_without_effect
 from .cascade_stage import CascadeStage, at_any_stage
 from .label_check import LABELS_ARE_CHECKED, batch_labels, num_labels
 from .loss_check import check_losses
@@ -95,10 +95,7 @@ class DGCWHead(CascadeStage):
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
         check_finite(self, dropout_ratio=self.dropout_ratio)
         check_losses(self, 'loss_decode', self.loss_decode)
-        if isinstance(downsample, bool) or not isinstance(downsample, int) or downsample < 1:
-            raise ValueError(
-                f'{name}: downsample must be an integer of at least 1, got {downsample!r}'
-            )
+        check_counts(self, downsample=downsample)
         self.downsample = downsample
         warn_without_effect(self, LABELS_ARE_CHECKED, check_labels=check_labels)
         conv_options = dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)

@@ -8,6 +8,7 @@ from mmseg.models.utils import SelfAttentionBlock
 from torch import Tensor
 
 from ...registry import MODELS
+from ...utils import check_counts
 
 
 @MODELS.register_module()
@@ -57,11 +58,7 @@ class RelationAttention(SelfAttentionBlock):
                 'RelationAttention: share_key_query needs maps of equal channels, got '
                 f'query_channels={query_channels} and key_channels={key_channels}'
             )
-        if isinstance(key_stride, bool) or not isinstance(key_stride, int) or key_stride < 1:
-            raise ValueError(
-                'RelationAttention: key_stride must be an integer of at least 1, got '
-                f'{key_stride!r}'
-            )
+        check_counts(self, key_stride=key_stride)
         super().__init__(
             key_in_channels=key_channels,
             query_in_channels=query_channels,

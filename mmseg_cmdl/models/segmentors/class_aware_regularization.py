@@ -36,7 +36,9 @@ DEFAULT_LOSSES = (
 )
 LABEL_RESIZING = ('nearest', 'nearest-exact')
 POSITIONS = ('classifier', 'released')
-# The conv, norm and ReLU before which the authors' code has CAR; FCNHead and its like: see below.
+# The conv, norm and ReLU before which the authors' code has CAR: `conv_cat` or the last of `convs`,
+# or these.
+_HEADS_OF_CONVS = ('FCNHead', 'NLHead', 'CCHead')
 _RELEASED_PLACES = dict(
     ASPPHead=['bottleneck'],
     CAAHead=['bottleneck'],
@@ -74,11 +76,11 @@ def released_places(head: BaseDecodeHead) -> List[str]:
     """
     name = type(head).__name__
     places = _RELEASED_PLACES.get(name, [])
-    if name in ('FCNHead', 'NLHead', 'CCHead'):
+    if name in _HEADS_OF_CONVS:
         convs = [key for key, _ in head.convs.named_children()]
         places = ['conv_cat'] if head.concat_input else [f'convs.{key}' for key in convs[-1:]]
     if not places:
-        heads = ', '.join(sorted(['FCNHead', 'NLHead', 'CCHead', *_RELEASED_PLACES]))
+        heads = ', '.join(sorted([*_HEADS_OF_CONVS, *_RELEASED_PLACES]))
         raise ValueError(
             f"position='released' is for {heads}, with a conv before the classifier, as in the "
             f"authors' code, and not for this {name}: use position='classifier'"
