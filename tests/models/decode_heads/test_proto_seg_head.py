@@ -176,21 +176,23 @@ def test_golden_updates(name, dtype):
 def test_two_ranks_are_one_batch_and_not_an_average_of_banks():
     """The release averages its ranks' prototypes; one update from all pixels is not that."""
     data = golden.load('protoseg_update_c_two_ranks_momentum0p9')
-    banks = []
-    for rank in range(2):
-        bank = DistributionBank(*data['prototypes_before'].shape, momentum=0.9).double()
-        bank.distributions.copy_(F.normalize(data['prototypes_before'], dim=-1))
-        bank.update_(
-            data['embeddings'][0, rank], data['pixel_labels'][0, rank],
-            data['correct'][0, rank].bool(),
-        )  # fmt: skip
-        banks.append(bank.distributions)
-    torch.testing.assert_close(
-        torch.stack(banks), data['prototypes_of_each_rank'][0], rtol=0, atol=1e-10
-    )
-    torch.testing.assert_close(
-        torch.stack(banks).mean(dim=0), data['prototypes_after'][0], rtol=0, atol=1e-10
-    )
+    prototypes = data['prototypes_before']
+    for step in range(5):
+        banks = []
+        for rank in range(2):
+            bank = DistributionBank(*prototypes.shape, momentum=0.9).double()
+            bank.distributions.copy_(F.normalize(prototypes, dim=-1))
+            bank.update_(
+                data['embeddings'][step, rank], data['pixel_labels'][step, rank],
+                data['correct'][step, rank].bool(),
+            )  # fmt: skip
+            banks.append(bank.distributions)
+        of_each_rank = torch.stack(banks)
+        torch.testing.assert_close(
+            of_each_rank, data['prototypes_of_each_rank'][step], rtol=0, atol=1e-10
+        )
+        prototypes = of_each_rank.mean(dim=0)
+        torch.testing.assert_close(prototypes, data['prototypes_after'][step], rtol=0, atol=1e-10)
 
 
 # ---- the naive form ----

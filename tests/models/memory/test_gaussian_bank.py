@@ -35,13 +35,16 @@ def test_golden_updates(name, dtype):
 def test_golden_two_ranks_are_the_average_of_two_banks_which_ours_is_not():
     """The release averages its ranks' memories; here the pixels of all ranks are summed."""
     data = golden.load('mcibipp_update_two_ranks')
-    memory, momentum = data['memory_before'], float(data['momentum'][0])
-    ranks = [bank_of(memory, momentum=momentum) for _ in range(2)]
-    for rank, bank in enumerate(ranks):
-        bank.update_(data['features'][rank, 0], data['labels'][rank, 0])
-    averaged = (ranks[0].statistics + ranks[1].statistics) / 2
-    torch.testing.assert_close(averaged, data['memory_after_each'][0], rtol=0, atol=1e-10)
+    averaged = data['memory_before']
+    for step, momentum in enumerate(data['momentum'].tolist()):
+        ranks = [bank_of(averaged, momentum=momentum) for _ in range(2)]
+        for rank, bank in enumerate(ranks):
+            bank.update_(data['features'][rank, step], data['labels'][rank, step])
+        averaged = (ranks[0].statistics + ranks[1].statistics) / 2
+        torch.testing.assert_close(averaged, data['memory_after_each'][step], rtol=0, atol=1e-10)
 
+    memory, momentum = data['memory_before'], float(data['momentum'][0])
+    averaged = data['memory_after_each'][0]
     whole = bank_of(memory, momentum=momentum)
     features, labels = data['features'][:, 0].flatten(0, 1), data['labels'][:, 0].flatten(0, 1)
     whole.update_(features, labels)
