@@ -42,47 +42,8 @@ from mmseg_cmdl.data_guard import why_never_seen  # isort: skip
 from mmseg_cmdl.models import MemoryHead  # isort: skip
 from mmseg_cmdl.models.decode_heads.label_check import batch_labels  # isort: skip
 from mmseg_cmdl.models.memory import InitialMemory  # isort: skip
-from mmseg_cmdl.utils import labels_at_feature_size  # isort: skip
+from mmseg_cmdl.utils import Reservoir, labels_at_feature_size  # isort: skip
 from mmseg_cmdl.written_files import make_folder, refuse_same  # isort: skip
-
-
-class Reservoir:
-    """A uniform random sample of the pixels of each class, of bounded size, in one pass.
-
-    Each pixel draws a number, and those with the largest numbers of their class are kept.
-
-    Args:
-        num_classes (int): K.
-        size (int): Pixels kept of each class.
-        channels (int): C.
-        seed (int): Of the numbers.
-    """
-
-    def __init__(self, num_classes, size, channels, seed):
-        self.size = size
-        self.numbers = torch.full((num_classes, size), -1.0)  # -1 where nothing is kept yet
-        self.vectors = torch.zeros(num_classes, size, channels)
-        self.counts = torch.zeros(num_classes, dtype=torch.int64)
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def add(self, vectors, classes):
-        """Take in pixels [P, C] of the classes [P], all in 0..K-1; non-finite ones are left out."""
-        finite = vectors.isfinite().all(dim=1)
-        vectors, classes = vectors[finite], classes[finite]
-        self.counts += torch.bincount(classes, minlength=len(self.counts))
-        numbers = torch.rand(len(classes), generator=self.generator)
-        stays = numbers > self.numbers.amin(dim=1)[classes]
-        numbers, vectors, classes = numbers[stays], vectors[stays], classes[stays]
-        for c in classes.unique().tolist():
-            own = classes == c
-            drawn = torch.cat([self.numbers[c], numbers[own]])
-            kept = drawn.topk(self.size).indices
-            self.numbers[c] = drawn[kept]
-            self.vectors[c] = torch.cat([self.vectors[c], vectors[own]])[kept]
-
-    def sample(self, c):
-        """The kept pixels [M, C] of class c."""
-        return self.vectors[c][self.numbers[c] >= 0]
 
 
 def spherical_kmeans(vectors, num_centers, generator, starts=4, iterations=50):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..utils import Reservoir
 
 METHODS = ('tsne', 'umap', 'pca')
 
@@ -24,11 +25,14 @@ class PixelSample:
     """
 
     def __init__(self, classes: Sequence[int], size: int, seed: int = 0):
-        self.classes, self.size = list(classes), size
-        self._rng = np.random.default_rng(seed)
-        # (key, image, row, column, feature)
-        self._held: Dict[int, list] = {k: [] for k in self.classes}
-        self.seen = dict.fromkeys(self.classes, 0)
+        self.classes, self.size, self.seed = list(classes), size, seed
+        self._held: Optional[Reservoir] = None
+
+    @property
+    def seen(self) -> Dict[int, int]:
+        """Number of points that were drawn from, of each label."""
+        counts = [0] * len(self.classes) if self._held is None else self._held.counts.tolist()
+        return dict(zip(self.classes, counts))
 
     def add(self, index: int, features: Tensor, labels: Tensor) -> None:
         """
@@ -37,31 +41,29 @@ class PixelSample:
             features (Tensor): [h, w, Z].
             labels (Tensor): [h, w].
         """
-        finite = features.isfinite().all(dim=-1)
-        for k in self.classes:
-            places = torch.nonzero((labels == k) & finite)
-            self._draw(k, index, places, features[places[:, 0], places[:, 1]])
+        for i, k in enumerate(self.classes):
+            places = torch.nonzero(labels == k)
+            self._draw(i, index, places, features[places[:, 0], places[:, 1]])
 
-    def _draw(self, k: int, index: int, places: Tensor, vectors: Tensor) -> None:
-        """Of class k, the points at `places` [M, 2] of an image, with features [M, Z]."""
-        self.seen[k] += len(places)
-        # the `size` points with the smallest of independent uniform keys are an even sample
-        keys = self._rng.random(len(places))
-        for i in np.argsort(keys)[: self.size]:
-            self._held[k].append((keys[i], index, *places[i].tolist(), vectors[i].numpy().copy()))
-        self._held[k].sort(key=lambda entry: entry[:4])
-        del self._held[k][self.size :]
+    def _draw(self, i: int, index: int, places: Tensor, vectors: Tensor) -> None:
+        """Of the i-th class, the points at `places` [M, 2] of an image, with features [M, Z]."""
+        where = torch.full_like(places[:, :1], index)
+        rows = torch.cat([where.double(), places.double(), vectors.double()], dim=1)
+        if self._held is None:
+            self._held = Reservoir(
+                len(self.classes), self.size, rows.shape[1], self.seed, torch.float64
+            )
+        self._held.add(rows, torch.full((len(rows),), i))
 
     def arrays(self) -> tuple:
         """Features [M, Z], labels [M], and image, row and column [M, 3]."""
-        entries = [(k, *entry[1:]) for k in self.classes for entry in self._held[k]]
-        if not entries:
+        held = self._held
+        if held is None or not held.counts.any():
             raise InputError('no pixel of the chosen classes is in the images')
-        return (
-            np.stack([e[4] for e in entries]).astype(np.float64),
-            np.array([e[0] for e in entries]),
-            np.array([e[1:4] for e in entries]),
-        )
+        samples = [held.sample(i).numpy() for i in range(len(self.classes))]
+        rows = np.concatenate(samples)
+        labels = np.repeat(self.classes, [len(sample) for sample in samples])
+        return rows[:, 3:], labels, rows[:, :3].astype(int)
 
 
 class MeanSample(PixelSample):
@@ -73,10 +75,10 @@ class MeanSample(PixelSample):
     def add(self, index: int, features: Tensor, labels: Tensor) -> None:
         """As in the base class."""
         finite = features.isfinite().all(dim=-1)
-        for k in self.classes:
+        for i, k in enumerate(self.classes):
             pixels = features[(labels == k) & finite].double()
             if len(pixels):
-                self._draw(k, index, torch.full((1, 2), -1), pixels.mean(dim=0, keepdim=True))
+                self._draw(i, index, torch.full((1, 2), -1), pixels.mean(dim=0, keepdim=True))
 
 
 class Embedded(NamedTuple):

@@ -11,10 +11,12 @@ from .configs import (
 from .distributed import all_reduce_sum_, all_reduce_together, global_mean, global_sum
 from .entropy import entropy_of_counts
 from .precision import at_least_float32, layer_norm
+from .reservoir import Reservoir
 from .segmentors import last_head, unwrapped
 
 __all__ = [
     'BilinearTaps',
+    'Reservoir',
     'add_loss',
     'all_reduce_sum_',
     'all_reduce_together',

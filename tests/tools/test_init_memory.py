@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from mmseg.registry import DATASETS, MODELS
 
 from mmseg_cmdl.models.memory import InitialMemory
+from mmseg_cmdl.utils import Reservoir
 from tests import tiny
 from tests.paths import TOOLS
 from tests.reference import mdrl
@@ -34,12 +35,12 @@ def tool():
 # ---- sampling ----
 
 
-def test_every_pixel_of_a_class_is_as_likely(tool):
+def test_every_pixel_of_a_class_is_as_likely():
     """2 of 12 over uneven batches: each pixel is kept in 1/6 of 900 runs, never one twice."""
     vectors = torch.arange(12.0)[:, None]
     seen = Counter()
     for seed in range(900):
-        reservoir = tool.Reservoir(3, 2, 1, seed)
+        reservoir = Reservoir(3, 2, 1, seed)
         for part in (slice(0, 1), slice(1, 8), slice(8, 12)):
             reservoir.add(vectors[part], torch.ones(len(vectors[part]), dtype=torch.long))
         kept = reservoir.sample(1)[:, 0].tolist()
@@ -50,8 +51,8 @@ def test_every_pixel_of_a_class_is_as_likely(tool):
     assert all(110 < seen[float(index)] < 190 for index in range(12)), seen  # 150 +- 11
 
 
-def test_reservoir_of_many_classes_keeps_all_of_few_pixels(tool):
-    reservoir = tool.Reservoir(4, 50, 2, 0)
+def test_reservoir_of_many_classes_keeps_all_of_few_pixels():
+    reservoir = Reservoir(4, 50, 2, 0)
     vectors, classes = torch.randn(60, 2), torch.arange(60) % 3
     vectors[4] = torch.nan
     for part in (slice(0, 25), slice(25, 60)):
