@@ -198,11 +198,13 @@ def main(argv=None):
         )
         words = sys.argv[1:] if argv is None else argv
         command = plan.command_line(['python', 'tools/study.py', *map(str, words)])
-        plan.save(args.work_dir, arms, args.precise_bn, command)
         todo = jobs.jobs_of(arms, args.seeds, args.work_dir)
         if args.dry_run:
+            # refuses what the study would refuse, and leaves no arm that is never trained
+            plan.merge(args.work_dir, arms, args.precise_bn)
             show_plan(todo, arms[0], args.jobs)
             return
+        plan.save(args.work_dir, arms, args.precise_bn, command)
         if args.print_commands:
             print('\n'.join(jobs.command_lines(todo, TRAIN, sys.executable)))
             return

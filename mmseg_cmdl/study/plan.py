@@ -458,15 +458,12 @@ def _version() -> str:
     return __version__
 
 
-def save(
+def merge(
     folder: Path, arms: Sequence[Arm], precise_bn: int = 0, command: Optional[str] = None
 ) -> dict:
-    """Writes plan.json and the arms' configs, after a look at what is there.
+    """The plan that the folder has with these arms, after a look at what is there.
 
-    Arms that the folder has and this plan doesn't name stay in it.
-
-    Returns:
-        dict: The plan of the folder.
+    Arms that the folder has and this plan doesn't name stay in it. Nothing is written.
 
     Raises:
         StudyError: The folder was made with another baseline, or another arm of the same name.
@@ -487,10 +484,18 @@ def save(
                 _refuse(found, f'{folder} has another arm called {name!r}')
         new['arms'] = {**old['arms'], **new['arms']}
         new['commands'] = [c for c in old.get('commands', []) if c != command] + new['commands']
+    return new
+
+
+def save(
+    folder: Path, arms: Sequence[Arm], precise_bn: int = 0, command: Optional[str] = None
+) -> dict:
+    """Writes plan.json and the arms' configs; see :func:`merge`, whose result it returns."""
+    new = merge(folder, arms, precise_bn, command)
     (folder / 'configs').mkdir(parents=True, exist_ok=True)
     for arm in arms:
         arm.config.dump(str(folder / 'configs' / f'{arm.name}.py'))
-    write_json(path, new)
+    write_json(folder / 'plan.json', new)
     return new
 
 

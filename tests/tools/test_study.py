@@ -93,6 +93,10 @@ def test_all_arms_of_a_seed_first_and_nothing_twice(tool, tiny_config, tmp_path,
     study = json.loads((folder / 'study.json').read_text())
     assert [arm['mIoU']['count'] for arm in study['arms']] == [3, 3, 3, 3]
     capsys.readouterr()
+    before = (folder / 'plan.json').read_text()
+    tool.main([*command, '--arm', 'late: mcibi', '--dry-run', '--seeds', '0', '--jobs', '1'])
+    assert 'new      late, seed 0' in capsys.readouterr().out
+    assert (folder / 'plan.json').read_text() == before  # nor is there an arm that never trained
     tool.main([*command, '--dry-run', '--seeds', '0', '3', '--jobs', '2'])
     out = capsys.readouterr().out
     assert 'done     mdrl, seed 0' in out
@@ -114,7 +118,7 @@ def test_an_estimate_before_any_job_is_done(tool, tiny_config, tmp_path, capsys)
     assert out.count('new ') == 6
     # 6 jobs of 400 + 2 * 26 s
     assert 'About 45 min with --jobs 1, from a few iterations of fcn just now.' in out
-    assert not (tmp_path / 'study' / 'results').exists()
+    assert not (tmp_path / 'study').exists()
 
     tool.TRAIN.write_text('raise SystemExit("error: no data")')
     tool.main([*command, '--work-dir', str(tmp_path / 'study')])
@@ -174,13 +178,14 @@ def test_a_job_that_another_process_runs_is_left_to_it(tool, tiny_config, tmp_pa
 
 
 def test_another_config_is_refused(tool, tiny_config, tmp_path):
-    command = [str(tiny_config), '--dry-run', '--work-dir', str(tmp_path / 'study')]
-    tool.main(command)
-    with pytest.raises(SystemExit) as error:
-        tool.main([*command, '--cfg-options', 'model.decode_head.channels=8'])
-    assert 'model.decode_head.channels: 16 there, 8 now' in str(error.value)
-    with pytest.raises(SystemExit, match=r'train_cfg\.max_iters: 4 there, 2 now'):
-        tool.main([*command, '--iters', '2'])
+    command = [str(tiny_config), '--work-dir', str(tmp_path / 'study')]
+    tool.main([*command, '--seeds', '0'])
+    for what in ([], ['--dry-run']):
+        with pytest.raises(SystemExit) as error:
+            tool.main([*command, *what, '--cfg-options', 'model.decode_head.channels=8'])
+        assert 'model.decode_head.channels: 16 there, 8 now' in str(error.value)
+        with pytest.raises(SystemExit, match=r'train_cfg\.max_iters: 4 there, 2 now'):
+            tool.main([*command, *what, '--iters', '2'])
 
 
 @pytest.mark.parametrize(
