@@ -66,7 +66,9 @@ def _check_context(name: str, context: Optional[dict]) -> None:
 
 def _check_classifies_pixels(context: dict) -> None:
     cls = registered_class(context)
-    if inspect.isclass(cls) and not issubclass(cls, BaseDecodeHead):
+    if inspect.isclass(cls) and not (
+        issubclass(cls, BaseDecodeHead) and 'num_classes' in _options_of(cls)
+    ):
         name = context['type'] if isinstance(context['type'], str) else cls.__name__
         raise ValueError(f'context: {name} is no decode head that classifies pixels. {_USE}')
 
@@ -111,6 +113,14 @@ def _heads_with(unknown: Set[str], given: dict, stages: bool = True) -> Tuple[Li
 
 def _some(names: List[str], most: int = 3) -> str:
     return ', '.join(names[:most]) + (' and others' if names[most:] else '')
+
+
+def _or_before(name: str) -> str:
+    """What else to do about a head that refines the prediction of one before it."""
+    cls = MODELS.get(name)
+    if inspect.isclass(cls) and issubclass(cls, BaseCascadeDecodeHead):
+        return f', or in a cascade change the type of the head before {name}, which it refines'
+    return ''
 
 
 def _kept_as_context(heads: List[str]) -> str:
@@ -200,6 +210,7 @@ def place_leftovers(
             remedy += (
                 f'. That is of {_some(others)}, which can not be the context of {name} (it has no '
                 'conv_seg, or needs the prediction of a stage before it): remove it'
+                f'{_or_before(others[0])}'
             )
         else:
             remedy += '. No decode head that is registered has it: remove it'
@@ -288,9 +299,7 @@ def inherited_options(
         channels (int): Inside the context.
     """
     options = {key: getattr(head, key) for key in _INHERITED}
-    options.update(
-        in_channels=in_channels, in_index=head.in_index, channels=channels, init_cfg=None
-    )
+    options.update(in_channels=in_channels, in_index=head.in_index, channels=channels)
     if head.input_transform is not None:
         options.update(input_transform=head.input_transform)
     return options
@@ -390,21 +399,22 @@ class SingleImageContext(BaseModule):
     def __init__(self, cfg: dict, inherited: dict):
         super().__init__()
         self.head = _build_head(cfg, {**inherited, **cfg})
+        name = type(self.head).__name__
         classifier = getattr(self.head, 'conv_seg', None)
         if not isinstance(classifier, nn.Conv2d):
             raise ValueError(
-                f'context: {cfg.get("type")} has no conv_seg, so it has no feature map before a '
-                f'classifier that could serve as context. {_USE}'
+                f'context: {name} has no conv_seg, so it has no feature map before a '
+                f'classifier that could serve as context. {_USE}{_or_before(name)}'
             )
         if any(isinstance(module, MemoryBank) for module in self.head.modules()):
             raise ValueError(
-                f'context: {cfg["type"]} has a memory of its own, which nothing would update or '
+                f'context: {name} has a memory of its own, which nothing would update or '
                 'train here. Name the head that has none'
             )
         self.channels = classifier.in_channels
-        for name, module in list(self.head.named_children()):
-            if isinstance(module, nn.Conv2d) and name.endswith(('conv_seg', 'cls_seg')):
-                setattr(self.head, name, nn.Identity())
+        for key, module in list(self.head.named_children()):
+            if isinstance(module, nn.Conv2d) and key.endswith(('conv_seg', 'cls_seg')):
+                setattr(self.head, key, nn.Identity())
         self.head.dropout = nn.Identity()  # not None: some heads call it unasked
 
     def forward(self, inputs: List[Tensor], coarse_logits: Optional[Tensor] = None) -> Tensor:

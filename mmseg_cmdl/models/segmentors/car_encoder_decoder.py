@@ -1,6 +1,7 @@
 """Segmentors with class-aware regularization (CAR) on whatever decode head they have."""
 
-from typing import Any, Dict, List
+import inspect
+from typing import Any, Callable, Dict, List
 
 import torch
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -22,6 +23,43 @@ def _rename(state: dict, old: str, new: str) -> None:
         state[new + key[len(old) :]] = state.pop(key)
 
 
+def _check_is_of(plain: Callable, name: str, options: dict) -> None:
+    """Refuses the config of another segmentor, of which `type` alone was changed.
+
+    Args:
+        plain (Callable): Builds the segmentor without CAR.
+        name (str): The segmentor with CAR.
+        options (dict): What it is given besides the options of CAR.
+
+    Raises:
+        TypeError: Options that it doesn't take, or needs; names the segmentor whose they are.
+    """
+    parameters = inspect.signature(plain).parameters
+    unknown = set(options) - set(parameters)
+    if unknown and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+        owners = [
+            owner for owner, cls in MODELS.module_dict.items()
+            if inspect.isclass(cls) and issubclass(cls, BaseSegmentor)
+            and not issubclass(cls, _CAR) and unknown <= set(inspect.signature(cls).parameters)
+        ]  # fmt: skip
+        with_car = [owner for owner in owners if f'CAR{owner}' in MODELS.module_dict]
+        remedy = 'CAR has no such option either: remove it'
+        if with_car:
+            remedy = f"That is of {with_car[0]}: write type='CAR{with_car[0]}'"
+        elif owners:
+            remedy = (
+                f'That is of {owners[0]}, which CAR is not for: it regularises the features of a '
+                f'head that ends in conv_seg. Keep type={owners[0]!r}, or use CAR on a config of '
+                'EncoderDecoder or CascadeEncoderDecoder'
+            )
+        raise TypeError(f'{name} has no option {sorted(unknown)}. {remedy}')
+    if 'num_stages' in parameters and 'num_stages' not in options:
+        raise TypeError(
+            f'{name} needs num_stages, which a cascade has. If there is one decode_head, write '
+            "type='CAREncoderDecoder'"
+        )
+
+
 def _as_in_checkpoints(model: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
     """Hook of `state_dict`."""
     _rename(state, f'{prefix}{model._head_prefix}car.', f'{prefix}car.')
@@ -35,6 +73,8 @@ class _CAR(BaseSegmentor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         options = {name: kwargs.pop(name) for name in CAR_OPTIONS if name in kwargs}
+        if not args:
+            _check_is_of(super().__init__, type(self).__name__, kwargs)
         super().__init__(*args, **kwargs)
         # A part of the head, whose learning rate and freezing it follows (`paramwise_cfg` and its
         # like go by the names of parameters); in checkpoints it is `car`.
@@ -130,6 +170,7 @@ class CAREncoderDecoder(_CAR, EncoderDecoder):
             names beside its own, those of :class:`mmseg.models.segmentors.EncoderDecoder`.
 
     Raises:
+        TypeError: The config of another segmentor, as of a cascade.
         ValueError: A head without `conv_seg`, options that don't fit, or a label out of range.
     """
 

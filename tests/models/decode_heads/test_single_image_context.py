@@ -90,7 +90,7 @@ def test_what_can_not_be_is_one_sentence(ours, options, words):
         # no decode heads, or with other options
         ('MaskFormerHead', 'is no decode head that classifies pixels'),
         ('KernelUpdateHead', 'is no decode head that classifies pixels'),
-        ('VPDDepthHead', 'Use a head that ends in conv_seg'),
+        ('VPDDepthHead', 'is no decode head that classifies pixels'),
     ],
 )
 def test_refusal_says_what_to_do(name, said):
@@ -98,3 +98,54 @@ def test_refusal_says_what_to_do(name, said):
         tiny_head.build(context=dict(type=name))
     assert said in str(error.value)
     assert 'positional argument' not in str(error.value)
+
+
+POINT = dict(SEVERAL, in_channels=[16], in_index=[3], num_fcs=2, coarse_pred_each_layer=True)
+
+
+@pytest.mark.parametrize('ours', OURS)
+@pytest.mark.parametrize('context', [None, dict(type='PointHead')])
+def test_the_last_head_of_pointrend(ours, context):
+    """It has no map before a classifier; the head before it can be changed."""
+    with pytest.raises((TypeError, ValueError), match='no conv_seg') as error:
+        MODELS.build(dict(POINT, type=ours, context=context))
+    said = str(error.value)
+    assert said.endswith(
+        ', or in a cascade change the type of the head before PointHead, which it refines'
+    )
+    assert 'argument' not in said
+
+
+def heads_of_all():
+    return sorted(
+        name
+        for name, cls in MODELS.module_dict.items()
+        if name.endswith('Head') and cls.__module__.startswith('mmseg')
+    )
+
+
+@pytest.mark.parametrize('options', [ONE, SEVERAL], ids=['one', 'several'])
+def test_no_refusal_of_a_context_is_a_message_of_python(options):
+    """Whatever head is named, without any of its own options."""
+    refused = {}
+    for name in heads_of_all():
+        try:
+            MODELS.build(dict(options, type='MCIBIHead', context=dict(type=name)))
+        except (TypeError, ValueError) as error:
+            refused[name] = str(error)
+    assert {'PointHead', 'VPDDepthHead', 'SideAdapterCLIPHead', 'Mask2FormerHead'} <= set(refused)
+    for name, said in refused.items():
+        assert said.startswith(f'context: {name} '), said
+        assert not re.search(r'__init__|\(\) |positional|keyword argument|\n', said), said
+
+
+def test_a_context_may_start_by_a_rule_of_its_own():
+    """A head that hands a fixed `init_cfg` to its base class; it starts by that, not by ours."""
+
+    class StartsByItself(MODELS.get('FCNHead')):
+        def __init__(self, **kwargs):
+            super().__init__(init_cfg=dict(type='Constant', val=2.0, layer='Conv2d'), **kwargs)
+
+    head = tiny_head.build(context=dict(type=StartsByItself))
+    head.context.init_weights()
+    assert (head.context.head.convs[0].conv.weight == 2).all()

@@ -447,3 +447,29 @@ def test_the_conv_follows_the_head(kind, stages):
     }
     assert not any(model.load_state_dict(without))  # a plain checkpoint
     assert torch.equal(model.car.linear.weight.flatten(1), torch.eye(8))
+
+
+SAN = dict(
+    image_encoder=dict(type='VisionTransformer'), text_encoder=dict(type='CLIPTextEncoder'),
+    asymetric_input=True, encoder_resolution=0.5,
+    decode_head=dict(type='SideAdapterCLIPHead', num_classes=3, san_cfg={}, maskgen_cfg={}),
+)  # fmt: skip
+ONE_HEAD = dict(backbone=dict(type='FourMaps'), decode_head=tiny_segmentor.head())
+
+
+@pytest.mark.parametrize(('kind', 'config', 'said'), [
+    ('CAREncoderDecoder', SAN, r"of MultimodalEncoderDecoder, which CAR is not for: .* Keep type="
+     r"'MultimodalEncoderDecoder', or use CAR on a config of EncoderDecoder"),
+    ('CARCascadeEncoderDecoder', SAN, 'of MultimodalEncoderDecoder, which CAR is not for'),
+    ('CAREncoderDecoder', dict(ONE_HEAD, num_stages=2),
+     "'num_stages'.* of CascadeEncoderDecoder: write type='CARCascadeEncoderDecoder'"),
+    ('CARCascadeEncoderDecoder', ONE_HEAD, "needs num_stages.* write type='CAREncoderDecoder'"),
+    ('CAREncoderDecoder', dict(ONE_HEAD, max_channel=4),
+     r"has no option \['max_channel'\]. CAR has no such option either: remove it"),
+], ids=['san', 'san-cascade', 'cascade', 'no-cascade', 'misspelt'])  # fmt: skip
+def test_the_config_of_another_segmentor_is_refused_in_a_sentence(kind, config, said):
+    with pytest.raises(TypeError, match=said) as error:
+        MODELS.build(dict(config, type=kind))
+    assert str(error.value).startswith(kind)
+    assert '__init__' not in str(error.value)
+    assert '\n' not in str(error.value)
