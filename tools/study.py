@@ -90,7 +90,8 @@ def parse_args(argv=None):
         default=[],
         metavar='PAGE.md',
         help="renew the study's table in these pages, between the lines <!-- study: NAME --> and "
-        "<!-- end of study -->; NAME is that of the study's folder",
+        "<!-- end of study -->; NAME is that of the study's folder. <!-- study: NAME, brief: ARM "
+        'ARM --> is for fewer arms and columns',
     )
     parser.add_argument(
         '--resolution',

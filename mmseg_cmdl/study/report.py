@@ -493,25 +493,43 @@ img{display:block;max-width:100%;margin:1em 0}
 """
 
 
-_BLOCK = re.compile(r'(<!-- study: (\S+) -->\n).*?(<!-- end of study -->)', re.DOTALL)
+_BLOCK = re.compile(
+    r'(<!-- study: ([^\s,]+)(?:, brief: ([^>]+?))? -->\n).*?(<!-- end of study -->)', re.DOTALL
+)
+#: What a brief table keeps of HEADER.
+BRIEF = ('arm', 'seeds', 'mIoU', 'difference, over seeds', 'over images', 'better / worse')
 
 
 def insert_tables(text: str, studies: Dict[str, dict]) -> str:
     """Renews the tables of studies in a page of Markdown.
 
     A table stands between the lines `<!-- study: NAME -->` and `<!-- end of study -->`; those of
-    studies that aren't given are left as they are.
+    studies that aren't given are left as they are. `<!-- study: NAME, brief: ARM ARM -->` begins
+    one of these arms only, in this order, with the columns of `BRIEF`.
 
     Args:
         text (str): The page.
         studies (dict): {name: what its study.json holds}.
+
+    Raises:
+        ValueError: A brief table names an arm that the study doesn't have.
     """
 
     def renew(found: re.Match) -> str:
-        study = studies.get(found.group(2))
+        first, name, arms, last = found.groups()
+        study = studies.get(name)
         if study is None:
             return found.group()
-        return f'{found.group(1)}{markdown_table(HEADER, rows(study))}\n{found.group(3)}'
+        header, body = HEADER, rows(study)
+        if arms:
+            of_arm = {line[0]: line for line in body}
+            missing = [arm for arm in arms.split() if arm not in of_arm]
+            if missing:
+                raise ValueError(f'{first.strip()}: the study {name} has no arm {missing[0]!r}')
+            kept = [HEADER.index(column) for column in BRIEF]
+            header = BRIEF
+            body = [[of_arm[arm][i] for i in kept] for arm in arms.split()]
+        return f'{first}{markdown_table(header, body)}\n{last}'
 
     return _BLOCK.sub(renew, text)
 

@@ -216,6 +216,18 @@ def test_tables_in_pages_are_renewed(folder):
     assert report.insert_tables(page, {'earth': study}) == expected
     assert report.insert_tables(page, {'camvid': study}) == page
 
+    brief = page.replace('earth', 'earth, brief: mdrl fcn')
+    lines = report.insert_tables(brief, {'earth': study}).splitlines()
+    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[2:6]]
+    assert cells[0] == [
+        'arm', 'seeds', 'mIoU', 'difference, over seeds', 'over images', 'better / worse',
+    ]  # fmt: skip
+    full = {row[0]: row for row in report.rows(study)}
+    assert cells[2] == [full['mdrl'][i] for i in (0, 1, 2, 5, 6, 7)]
+    assert cells[3] == [full['fcn'][i] for i in (0, 1, 2, 5, 6, 7)]
+    with pytest.raises(ValueError, match="the study earth has no arm 'psp'"):
+        report.insert_tables(page.replace('earth', 'earth, brief: psp'), {'earth': study})
+
 
 def test_results_that_are_none(folder, tmp_path):
     with pytest.raises(ValueError, match=r'has no plan\.json'):
