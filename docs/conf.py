@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import pydoc
 import re
@@ -49,12 +50,16 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_param = False
 napoleon_use_rtype = False
+# Readers copy what docstrings have in quotes, and options such as --cfg-options.
+smartquotes = False
 
 PUBLIC = {
     name
-    for package in pkgutil.walk_packages(mmseg_cmdl.__path__, 'mmseg_cmdl.')
-    if package.ispkg
-    for name in getattr(importlib.import_module(package.name), '__all__', ())
+    for package in [
+        'mmseg_cmdl',
+        *(p.name for p in pkgutil.walk_packages(mmseg_cmdl.__path__, 'mmseg_cmdl.') if p.ispkg),
+    ]
+    for name in getattr(importlib.import_module(package), '__all__', ())
 }
 
 # A reference that leads nowhere is an error; those to other packages aren't looked up, which would
@@ -92,20 +97,42 @@ def resolve_references(app, what, name, obj, options, lines):
         lines[index] = re.sub(r':(class|func|meth|attr|data|exc|mod):`([^`]+)`', resolved, line)
 
 
-def leave_out_private_bases(app, name, obj, options, bases):
-    bases[:] = [
-        base
-        for base in bases
-        if not base.__module__.startswith('mmseg_cmdl.') or base.__name__ in PUBLIC
-    ]
+def replace_private_bases(app, name, obj, options, bases):
+    """What isn't public gives place to what it inherits from, up to a base that is."""
+
+    def known(base):
+        if not base.__module__.startswith('mmseg_cmdl.') or base.__name__ in PUBLIC:
+            return [base]
+        return [above for parent in base.__bases__ for above in known(parent)]
+
+    bases[:] = dict.fromkeys(
+        found for base in bases for found in known(base) if found is not object
+    )
 
 
-def leave_out_fields(app, what, name, obj, skip, options):
-    """Fields of a named tuple stand in its signature; 'Alias for field number 0' says nothing."""
-    return True if type(obj).__name__ == '_tuplegetter' else None
+def describe_fields(app, what, name, obj, options, lines):
+    """Lists the fields of a named tuple, with the comments that they have in the source."""
+    if not hasattr(obj, '_fields') or any(':ivar' in line for line in lines):
+        return
+    for line in inspect.getsource(obj).splitlines():
+        field, colon, rest = line.strip().partition(': ')
+        if colon and field in obj._fields:
+            kind, *comments = rest.split('  # ')
+            says = [comment for comment in comments if not comment.startswith('type: ')]
+            lines.append(
+                f'- ``{field}`` ({kind.partition(" = ")[0]}): {" ".join(says)}'.rstrip(': ')
+            )
+    lines.append('')
+
+
+def leave_out_members(app, what, name, obj, skip, options):
+    """Leaves out members whose text, 'Alias for field number 0', says nothing."""
+    is_field = type(obj).__name__ == '_tuplegetter'
+    return True if is_field or name == 'extra_repr' else None
 
 
 def setup(app):
-    app.connect('autodoc-skip-member', leave_out_fields)
+    app.connect('autodoc-skip-member', leave_out_members)
+    app.connect('autodoc-process-docstring', describe_fields)
     app.connect('autodoc-process-docstring', resolve_references)
-    app.connect('autodoc-process-bases', leave_out_private_bases)
+    app.connect('autodoc-process-bases', replace_private_bases)

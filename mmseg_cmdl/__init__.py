@@ -2,8 +2,8 @@
 
 Importing this package registers its heads, losses and datasets in MMSegmentation's registries
 under names of their own; it replaces no entry. It must be imported before ``mmseg.models`` where
-mmcv has no compiled ops (see ``compat``). A neighbour that is missing or of an unsupported version
-raises an ImportError that names it, the versions that will do, and the command that installs one.
+mmcv has no compiled ops. If a package is missing or of an unsupported version, an ImportError names
+it, the supported versions, and the command that installs one.
 """
 
 import sys
@@ -15,12 +15,12 @@ __all__ = ['InputError', '__version__', 'register']
 
 
 def register() -> None:
-    """Check the environment, put the seams in place and register everything.
+    """Check the versions of other packages, apply the patches that they need, register everything.
 
-    Importing the package does it; a second call does nothing.
+    Importing the package does this; a second call does nothing.
 
     Raises:
-        ImportError: if the environment won't do; one sentence with the command that mends it.
+        ImportError: A package is missing or of an unsupported version; names the command to run.
     """
     from . import environment
 

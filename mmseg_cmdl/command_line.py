@@ -98,7 +98,7 @@ def device(text: str) -> str:
         wanted = torch.device(text)
     except RuntimeError:
         raise argparse.ArgumentTypeError(
-            f'{text!r} is no device; take cpu, cuda or cuda:0'
+            f'{text!r} is not a device; take cpu, cuda or cuda:0'
         ) from None
     if wanted.type == 'cpu':
         return text

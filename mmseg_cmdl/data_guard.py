@@ -1,14 +1,16 @@
-"""Data that can't be used ends a job before its first step, with a message that names it.
+"""Checks of the data before the first step of a job; the message names the split or the file.
 
-- A split without images: mmengine's dataset ends in an error of NumPy that names nothing, or with
-  `serialize_data=False` its InfiniteSampler looks for an index for ever. An empty split for
-  validation shows only when the first interval has been trained.
-- A file that is missing or can't be read: decoders say what is wrong with it, but mostly not which
+What is found:
+
+- A split without images. Without this check mmengine's dataset raises an error of NumPy that names
+  nothing, or with `serialize_data=False` its InfiniteSampler never ends. An empty validation split
+  would show only after the first interval of training.
+- A file that is missing or can't be read. Decoders say what is wrong with it, but mostly not which
   file it is.
-- A config that was written for other data: its number of classes, `reduce_zero_label`, suffix of
-  the annotations, names of classes, sizes of test-time augmentation. Much of it trains without a
-  word.
-- A label that is no class: see :mod:`mmseg_cmdl.sample_guard`.
+- A config that was written for other data: its number of classes, `reduce_zero_label`, the suffix
+  of the annotations, names of classes, sizes of test-time augmentation. Many of these mistakes
+  train without an error.
+- A label that isn't the number of a class: see :mod:`mmseg_cmdl.sample_guard`.
 """
 
 import copy
@@ -40,18 +42,18 @@ _MOST_ANNOTATIONS = 2000
 
 
 def guard_data(runner: Runner, *splits: str) -> None:
-    """Builds the datasets of a runner, refuses what can't be meant, and watches over the samples.
+    """Builds the datasets of a runner, checks them, and has every sample checked from then on.
 
-    Refused are splits without images, images without annotations, a number of classes that is not
-    that of the model, and what is named in the module's first lines. From then on each sample is
-    checked where it is made, and errors of the pipeline name their files. Datasets inside a wrapper
-    (RepeatDataset, ConcatDataset, MultiImageMixDataset) are looked at one by one. No random number
-    is drawn. Call it before `runner.train()` or `runner.test()`; tools/train.py and tools/test.py
-    do.
+    Refused are splits without images, images without annotations, a number of classes other than
+    the model's, and what the list above names. Samples are checked in the worker that makes them,
+    and errors of the pipeline name their files. Datasets inside a wrapper (RepeatDataset,
+    ConcatDataset, MultiImageMixDataset) are checked one by one. No random number is drawn. Call it
+    before `runner.train()` or `runner.test()`, as tools/train.py and tools/test.py do.
 
     Args:
-        runner (Runner): Whose data loaders haven't been built yet; those that have are left alone.
-        *splits (str): Of 'train', 'val' and 'test'. One that the runner doesn't have is left out.
+        runner (Runner): Its data loaders must not be built yet; those that are built are left as
+            they are.
+        *splits (str): 'train', 'val' or 'test'. One that the runner doesn't have is left out.
 
     Raises:
         DataError: Names the split, its folders or files, and what to do.
@@ -102,9 +104,10 @@ def sample_check(runner: Runner, split: str, collate: Optional[Callable] = None)
 
 
 def segmentor(model: Any) -> Any:
-    """A model without the wrappers of several ranks and of test-time augmentation.
+    """A model without the wrappers for several ranks and for test-time augmentation.
 
-    FlexibleRunner has the model's config until it trains; that becomes an object of the same parts.
+    FlexibleRunner holds the model's config until it trains; from it an object with the same
+    attributes is made.
     """
     if isinstance(model, dict):
         model = model.get('module', model)
@@ -172,8 +175,8 @@ def check_dataset(runner: Runner, dataset: Any, split: str) -> None:
     """Refuses a dataset that doesn't fit the model, the metrics or the files.
 
     Args:
-        runner (Runner): Whose model and metrics are meant.
-        dataset: A dataset, or a wrapper of some.
+        runner (Runner): Has the model and the metrics.
+        dataset: A dataset, or a wrapper around one or several.
         split (str): 'train', 'val' or 'test'.
 
     Raises:
@@ -336,15 +339,15 @@ def _shapes(packed: dict) -> List[Tuple[int, int]]:
 
 
 def never_seen(absent: Sequence[int], metainfo: dict, where: str) -> str:
-    """What to say of classes without a labelled pixel.
+    """The warning about classes without a labelled pixel.
 
     Args:
         absent (Sequence[int]): The classes.
-        metainfo (dict): Of the dataset.
-        where (str): What was looked at.
+        metainfo (dict): That of the dataset.
+        where (str): Which images were counted.
 
     Returns:
-        str: Names them, and the commonest causes.
+        str: Names the classes and the most common causes.
     """
     classes = metainfo.get('classes')
     names = [f'{classes[c]} ({c})' if classes and c < len(classes) else str(c) for c in absent]
@@ -355,7 +358,7 @@ def never_seen(absent: Sequence[int], metainfo: dict, where: str) -> str:
 
 
 def why_never_seen(metainfo: Optional[dict] = None) -> str:
-    """The commonest causes of classes without a labelled pixel."""
+    """The most common causes of classes without a labelled pixel."""
     value = (metainfo or {}).get('reduce_zero_label')
     return (
         'If they are not just rare, the commonest causes are masks painted in 0 and 255 (255 is '

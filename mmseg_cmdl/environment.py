@@ -1,8 +1,8 @@
-"""Which versions of its neighbours this package runs on, and the command that mends a mismatch.
+"""Which versions of other packages this one runs on, and the command that installs a right one.
 
 Versions are read from each package's ``version.py`` without importing the package: importing
-``mmseg`` beside an mmcv it doesn't know stops at an assertion, and importing ``mmcv`` needs a
-working OpenCV, so neither can be asked what it is while something is wrong.
+``mmseg`` with an mmcv of another version ends in an assertion, and importing ``mmcv`` needs a
+working OpenCV, so neither can be imported while something is wrong.
 """
 
 import importlib
@@ -107,7 +107,7 @@ def family() -> Optional[str]:
 
 
 def doubled() -> list[str]:
-    """A sentence for each module that two distributions brought, with the command that mends it.
+    """A sentence for each module that two distributions installed, with the command to run.
 
     They own the same files, so what was installed last has overwritten the other; it may work.
     """
@@ -209,7 +209,7 @@ def problem() -> Optional[str]:
 
 
 def check() -> None:
-    """Raise ImportError with one sentence that says what is wrong and the command that mends it."""
+    """Raise an ImportError with one sentence that says what is wrong and which command to run."""
     sentence = problem()
     if sentence is not None:
         raise ImportError(sentence)

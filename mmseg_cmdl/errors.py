@@ -2,8 +2,8 @@
 
 
 class InputError(ValueError):
-    """A file, an option or a value that the caller gave won't do.
+    """A file, an option or a value that the caller gave can't be used.
 
-    The message names it and says what to do. Library code raises it, so that a notebook can catch
-    it; tools turn it into one line and exit code 2.
+    The message names it and says what to do. The library raises this error, so that a notebook can
+    catch it; the tools print it as one line and exit with code 2.
     """

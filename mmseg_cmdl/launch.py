@@ -1,7 +1,7 @@
-"""What the tools share: finding files, reading configs, starting ranks, a home folder for mim.
+"""What the tools share: they find files, read configs, start ranks and make a home folder for mim.
 
-Mistakes end in an :class:`InputError` that names the file, option or key and what to do; most are
-noticed before a model is built or a process group is started.
+A mistake raises an :class:`InputError` that names the file, option or key and says what to do. Most
+mistakes are found before a model is built or a process group is started.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def configs_folder() -> Path:
 
 
 class Overrides(DictAction):
-    """mmengine's DictAction, that takes Python's lists and dicts too and says what is wrong."""
+    """mmengine's DictAction that takes Python's lists and dicts too, and says what is wrong."""
 
     def __call__(
         self,
@@ -97,10 +97,10 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def close_matches(path: str) -> list[str]:
-    """Config files with a name like that of `path`: in its own folder and among the shipped ones.
+    """Config files with a name similar to that of `path`, in its folder and among the shipped ones.
 
-    Alike means spelt alike, or made of the same words: config names are long, and one typed from
-    memory is mostly too short.
+    Names are similar that are spelt alike or made of the same words: config names are long, and one
+    that is typed from memory is mostly too short.
     """
     wanted = Path(path)
     words = set(re.split('[_-]', wanted.stem))
@@ -123,7 +123,7 @@ def load_config(
         path (str): Config file.
         options (dict, optional): Dotted keys to values.
         launcher (str): Value for `cfg.launcher`.
-        needs (tuple[str]): Keys without which it is no config for the purpose.
+        needs (tuple[str]): Keys that the config must have.
 
     Raises:
         InputError: There is no such file (lists those with similar names), it isn't a config, or an
@@ -167,7 +167,7 @@ def load_config(
 
 
 def check_model(cfg: Config, path: str, options: Optional[dict] = None) -> None:
-    """Builds the model once and lets it go, before much is made of the config.
+    """Builds the model once, to find mistakes early, and drops it.
 
     Raises:
         InputError: It can't be built.
@@ -180,13 +180,13 @@ def check_model(cfg: Config, path: str, options: Optional[dict] = None) -> None:
 
 
 def as_typed(options: Optional[dict]) -> str:
-    """Overrides as they were given on the command line."""
+    """Overrides as the words of a command line."""
     words = ' '.join(f'{key}={value}' for key, value in (options or {}).items())
     return f'--cfg-options {words}'.rstrip()
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
-    """What an exception says, as one line; of an error in a worker process the last one."""
+    """The message of an exception as one line; the last line of an error in a worker process."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if any('Traceback' in line for line in lines):
         lines = lines[-1:]
@@ -207,14 +207,14 @@ def _line_in(error: BaseException, path: str) -> str:
 
 
 def write_out_defaults(cfg: Config, options: dict) -> None:
-    """Write into the config what is a default in code and has an entry that an override changes.
+    """Write a default in code into the config where an override changes one entry of it.
 
-    With `model.decode_head.loss_consistency.0.loss_weight=0.1` and a config that leaves
-    loss_consistency to MDRLHead, say, its default of two losses is written out, and the override
-    changes the first.
+    For example, with `model.decode_head.loss_consistency.0.loss_weight=0.1` and a config that
+    doesn't set loss_consistency, MDRLHead's default of two losses is written into the config, and
+    the override changes the first of them.
 
     Args:
-        cfg (Config): Whose `model` is written to.
+        cfg (Config): Its `model` is changed in place.
         options (dict): Dotted keys to values.
     """
     for key in options:
@@ -255,11 +255,12 @@ def _default_in_code(kind: Any, option: str) -> Any:
 
 
 def check_overrides(cfg: Config, options: dict) -> None:
-    """Refuse overrides that can't be meant, before anything is built with them.
+    """Refuse overrides that can't fit the config, before anything is built with them.
 
     Raises:
-        InputError: An index into a list that the config doesn't have, or has shorter; a key below
-            what is no dict; text for what is a number or a switch; a bare value for a whole dict.
+        InputError: An index into a list that the config doesn't have, or that is shorter; a key
+            inside something that isn't a dict; text in place of a number or a bool; a single value
+            in place of a dict.
     """
     for key, value in options.items():
         node, parts = cfg.to_dict(), key.split('.')
@@ -276,13 +277,13 @@ def check_overrides(cfg: Config, options: dict) -> None:
             elif is_index and node is None:
                 raise InputError(
                     f'--cfg-options {key}: the config has no {name}, so there is no entry {part} '
-                    f'to change (a default in code is none of the config); give the whole list: '
+                    'to change (a default in code is not part of the config); give the whole list: '
                     f"{name}='[dict, ...]', as Python writes it"
                 )
             elif isinstance(node, dict):
                 if is_index and part not in node and 'type' in node:
                     raise InputError(
-                        f'--cfg-options {key}: {name} is one dict and no list; leave out .{part}'
+                        f'--cfg-options {key}: {name} is one dict, not a list; leave out .{part}'
                     )
                 node = node.get(part)
             elif node is None:
@@ -317,7 +318,7 @@ def _check_kind(key: str, old: Any, new: Any) -> None:
 
 
 def type_name(kind: Any) -> str:
-    """Name of a `type` in a config: text, or in pure Python configs the class itself."""
+    """Name of a `type` in a config, which is a text, or in pure Python configs a class."""
     return kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
 
 
@@ -325,7 +326,7 @@ def set_work_dir(cfg: Config, work_dir: Optional[str], config_path: str) -> None
     """Set cfg.work_dir: the command line's, else the config's, else work_dirs/<config name>.
 
     Raises:
-        InputError: There can't be such a folder.
+        InputError: The folder can't be made or written to.
     """
     if work_dir is not None:
         cfg.work_dir = work_dir
@@ -335,9 +336,9 @@ def set_work_dir(cfg: Config, work_dir: Optional[str], config_path: str) -> None
 
 
 def checked_checkpoint(path: str) -> str:
-    """The path or URL of a checkpoint; a local file is one that can be read.
+    """The path or URL of a checkpoint, after a check that a local file can be read.
 
-    Nothing in it is run, and tensors are left in the file: that takes no time worth mentioning.
+    No code in the file is run, and tensors aren't loaded, so the check takes next to no time.
 
     Raises:
         InputError: A local file is missing (lists those beside it), or isn't a checkpoint.
@@ -361,8 +362,8 @@ def checked_checkpoint(path: str) -> str:
 def latest_checkpoint(work_dir: str) -> Optional[str]:
     """The checkpoint to resume from in `work_dir`, None if nothing was saved there yet.
 
-    The file `last_checkpoint` holds the absolute path at the time of saving; where the folder has
-    been moved since, the file of that name in it is meant.
+    The file `last_checkpoint` holds the absolute path at the time of saving. Where the folder has
+    been moved since, the file of the same name in it is taken.
 
     Raises:
         InputError: The checkpoint named there is gone, or isn't one.
@@ -389,18 +390,18 @@ class _Started(Hook):
 def setting_up(
     cfg: Config, path: str, options: Optional[dict] = None, runner: Optional[Runner] = None
 ) -> Iterator[None]:
-    """What fails while things are built from a config is the config's affair: one sentence.
+    """Context manager that turns an error while building from a config into one sentence.
 
     Args:
         cfg (Config): The config.
         path (str): Its file.
         options (dict, optional): The overrides in it, for the message.
-        runner (Runner, optional): Whose run is in the block: from its first batch on, errors pass
-            as they are.
+        runner (Runner, optional): The runner that the block runs. From its first batch on, errors
+            are raised unchanged.
 
     Raises:
-        InputError: Names the file, the error and where it arose. With MMSEG_CMDL_TRACEBACK=1 in the
-            environment the error passes as it is.
+        InputError: Names the file, the error and where it occurred. With MMSEG_CMDL_TRACEBACK=1 in
+            the environment the error is raised unchanged.
     """
     hook = _Started()
     if runner is not None:
@@ -432,7 +433,7 @@ def _setup_message(cfg: Config, path: str, options: Optional[dict], error: Excep
 
 
 def pretrained_weights(model: dict) -> List[tuple]:
-    """Weights that a model's config fetches: (key below `model`, file or URL)."""
+    """Pretrained weights that a model's config names: (key below `model`, file or URL)."""
     found = []
     for prefix, node in (('', model), ('backbone.', model.get('backbone') or {})):
         init = node.get('init_cfg')
@@ -446,7 +447,7 @@ def pretrained_weights(model: dict) -> List[tuple]:
 
 
 def without_pretrained(model: dict) -> None:
-    """Takes the pretrained weights out of a model's config, in place: a checkpoint follows."""
+    """Takes the pretrained weights out of a model's config, in place, as a checkpoint is loaded."""
     backbone = model.get('backbone') or {}
     for node in (model, backbone):
         if node.get('pretrained'):
@@ -472,9 +473,9 @@ def _fetch_message(cfg: Config, error: Exception) -> str:
 def prepare_home() -> None:
     """Make the folder that `mim` wants, before several `mim` start side by side.
 
-    openmim 0.3.9 makes ~/.cache/mim when it is imported. That fails where another process is just
-    making it, and where the home folder is missing or can't be written. In the latter case
-    ``HOME`` becomes a temporary folder until this process ends, for it and for those it starts.
+    openmim 0.3.9 makes ~/.cache/mim when it is imported. That fails if another process makes it at
+    the same moment, and if the home folder is missing or can't be written to. In the latter case
+    ``HOME`` becomes a temporary folder for this process and those it starts, until it ends.
     """
     home = os.path.expanduser('~')
     try:
@@ -488,10 +489,10 @@ def prepare_home() -> None:
 
 
 def take_up_seed(cfg: Config, checkpoint: str) -> None:
-    """Give a resumed job that sets no seed the one that its first part drew.
+    """Give a resumed job that sets no seed the random seed of its first part.
 
-    mmengine takes it from the checkpoint as well, but after the data loader has been built: the
-    job would go on with images in another order and other augmentation.
+    mmengine takes it from the checkpoint too, but only after the data loader has been built: the
+    job would go on with images in another order and with other augmentation.
     """
     if cfg.get('randomness', {}).get('seed') is not None:
         return
@@ -501,10 +502,10 @@ def take_up_seed(cfg: Config, checkpoint: str) -> None:
 
 
 def start_ranks(cfg: Config, local_rank: int = 0) -> None:
-    """Give every rank its local number, and start the process group where no GPU is.
+    """Set each rank's local number, and start the process group on a machine without a GPU.
 
-    mmengine starts the group itself, but selects a CUDA device first and hands it to
-    DistributedDataParallel, which on a machine without one fails with an obscure message. With the
+    mmengine starts the group itself, but selects a CUDA device first and passes it to
+    DistributedDataParallel, which fails with an obscure message on a machine without one. With the
     gloo backend everything else works there.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Every sample of a data loader is looked at where it is made: in the worker, on the CPU.
+"""Checks of every sample of a data loader in the worker that makes it, on the CPU.
 
-A label map with a value that is no class costs hours when a GPU finds it: a device-side assertion
-that names neither file nor value. Here it is one sentence, before the batch leaves the worker.
+On a GPU a label that isn't the number of a class is a device-side assertion that names neither file
+nor value. Here it is one sentence that names both, before the batch leaves the worker.
 """
 
 import os
@@ -19,8 +19,8 @@ class DataError(InputError):
     """Data that can't be used; the message names the file or the split and what to do.
 
     Args:
-        message (str): One sentence, or PyTorch's report of an error in a worker process that ends
-            in one. Only the sentence is kept.
+        message (str): One sentence, or PyTorch's report of an error in a worker process, of which
+            only the last sentence is kept.
     """
 
     def __init__(self, message: str):
@@ -32,7 +32,7 @@ class FileNamingCompose(Compose):
     """A pipeline whose errors name the image and the annotation.
 
     Args:
-        pipeline (Compose): What it does.
+        pipeline (Compose): Its transforms are run.
     """
 
     def __init__(self, pipeline: Compose):
@@ -72,14 +72,14 @@ class FileNamingCompose(Compose):
 
 
 class SampleCheck:
-    """A `collate_fn` that looks at the samples of a batch before it puts them together.
+    """A `collate_fn` that checks the samples of a batch before it collates them.
 
     Args:
-        collate (Callable, optional): Puts them together; None where samples are only looked at.
-        classes (Sequence[tuple[int, int | None]]): (number of classes, `ignore_index`) of whoever
-            takes the labels, each in its turn.
-        channels (int, optional): Of the images; not looked at by default.
-        sizes (bool): Whether a label map must be of the size of its image, as in training.
+        collate (Callable, optional): Collates them; None where samples are only checked.
+        classes (Sequence[tuple[int, int | None]]): (number of classes, `ignore_index`) of each head
+            and metric that takes the labels.
+        channels (int, optional): Channels that the images must have; not checked by default.
+        sizes (bool): Whether a label map must have the size of its image, as in training.
     """
 
     def __init__(

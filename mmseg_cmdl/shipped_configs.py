@@ -1,8 +1,8 @@
-"""The configs that come with the package: where they are, and a copy to build one's own on.
+"""The configs that come with the package: where they are, and how to copy one as a base.
 
-mmengine resolves `_base_ = 'PACKAGE::...'` for a list of packages of its own only. A copy of a
-shipped config with all of its bases merged in is one file that stands on its own, in a repository
-or on a cluster that has only the installed package.
+mmengine resolves `_base_ = 'PACKAGE::...'` only for a fixed list of packages. A copy of a shipped
+config with all of its bases merged in is one file that needs no other, for a repository of your own
+or a cluster that has only the installed package.
 """
 
 import difflib

@@ -49,7 +49,7 @@ def make_folder(path: Union[str, Path]) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise InputError(f'{path} is a file, and a folder is wanted; name another') from error
+        raise InputError(f'{path} is a file, not a folder; name another') from error
     except OSError as error:
         raise InputError(
             f'the folder {path} can not be made: {error.strerror or error}; name another'
@@ -74,7 +74,7 @@ def refuse_same(
     """
     for path in inputs:
         if path is not None and os.path.realpath(out) == os.path.realpath(path):
-            raise InputError(f'{option} is {path} itself, which is read; name another')
+            raise InputError(f'{option} is {path}, which is also the input; name another')
 
 
 def refuse_inside(paths: Iterable, out_dir: Union[str, Path], names: Sequence[str]) -> None:

@@ -83,7 +83,7 @@ def test_inputs_are_not_written_to(tmp_path):
     source.touch()
     (tmp_path / 'link.pth').symlink_to(source)
     for same in (source, tmp_path / 'x' / '..' / 'model.pth', tmp_path / 'link.pth'):
-        with pytest.raises(InputError, match=r'--out is .*model\.pth itself, which is read'):
+        with pytest.raises(InputError, match=r'--out is .*model\.pth, which is also the input'):
             refuse_same(same, [None, source], '--out')
     refuse_same(tmp_path / 'other.pth', [None, source])
     with pytest.raises(InputError, match='would be replaced; give another --out-dir'):
@@ -93,7 +93,7 @@ def test_inputs_are_not_written_to(tmp_path):
 
 def test_places_that_can_not_be_written_to_are_named(tmp_path):
     (tmp_path / 'file').touch()
-    with pytest.raises(InputError, match='file is a file, and a folder is wanted'):
+    with pytest.raises(InputError, match='file is a file, not a folder'):
         make_folder(tmp_path / 'file')
     with pytest.raises(InputError, match=r'the folder .*file/below can not be made'):
         make_folder(tmp_path / 'file' / 'below')

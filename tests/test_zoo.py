@@ -23,7 +23,7 @@ REFUSALS = {
     ('PointHead', 'CAR'): 'has no conv_seg, the conv that classifies pixels',
     ('SideAdapterCLIPHead', 'CAR'): 'which CAR is not for: it regularises the features of a head',
     SAN: 'of SideAdapterCLIPHead, which no head of ours can stand in for',
-    ('OCRHead', 'DGCW'): 'Name a context that is no cascade head, such as PSPHead',
+    ('OCRHead', 'DGCW'): 'Name a context that is not a cascade head, such as PSPHead',
 }
 
 

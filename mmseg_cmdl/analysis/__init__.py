@@ -8,7 +8,13 @@ from .class_statistics import (
     off_diagonal_mean,
 )
 from .complexity import measure_complexity
-from .distribution_usage import DistributionUsage, NearestPatches, assign, entropy
+from .distribution_usage import (
+    Assignment,
+    DistributionUsage,
+    NearestPatches,
+    assign,
+    entropy,
+)
 from .examined_model import ExaminedModel, Example, chosen_classes
 from .feature_space import (
     Embedded,
@@ -29,6 +35,7 @@ from .whole_picture import (
 )
 
 __all__ = [
+    'Assignment',
     'ClassDistributions',
     'ClassStatistics',
     'DistributionUsage',

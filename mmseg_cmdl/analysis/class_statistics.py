@@ -25,7 +25,7 @@ class ClassStatistics:
     Memory is K * C numbers, however many images are added.
 
     Args:
-        num_classes (int): K.
+        num_classes (int): K, the number of classes.
         normalize (bool): Bring each feature to length 1 first, so that numbers of different
             models can be compared. Defaults to True.
     """

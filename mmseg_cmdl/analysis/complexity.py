@@ -72,7 +72,7 @@ def build_context(cfg: dict, in_channels: int, channels: int, num_classes: int) 
             two, the first with half of `in_channels`.
         in_channels (int): Of the feature map, or the last of them.
         channels (int): Inside the head.
-        num_classes (int): K.
+        num_classes (int): K, the number of classes.
     """
     defaults = dict(
         in_channels=in_channels,
@@ -173,8 +173,8 @@ def measure_complexity(
     Args:
         head (nn.Module): Called with a list of feature maps.
         shape (Sequence[int]): Of the last map (B, C, h, w).
-        device (str): Where.
-        min_seconds (float, optional): Time it for at least so long; None: not at all.
+        device (str): 'cpu' or a CUDA device.
+        min_seconds (float, optional): Measure the time for at least this long; None measures none.
         seed (int): Of the random map.
 
     Returns:

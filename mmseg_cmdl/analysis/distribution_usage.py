@@ -64,10 +64,10 @@ class DistributionUsage:
 
     Args:
         distributions (Tensor): Unit vectors [K, N, Z].
-        dead_share (float): A distribution is dead that has fewer pixels than this part of an equal
-            share of its class. Defaults to 0.01.
-        duplicate_cosine (float): Distributions of one class are duplicates from this cosine on.
-            Defaults to 0.99.
+        dead_share (float): A distribution counts as dead if it has less than this fraction of an
+            equal share of the pixels of its class. Defaults to 0.01.
+        duplicate_cosine (float): Two distributions of a class count as duplicates if their cosine
+            is at least this. Defaults to 0.99.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class DistributionUsage:
             classes (Tensor): int64 [h, w].
 
         Returns:
-            Assignment: Of its pixels.
+            Assignment: The distribution of each pixel.
         """
         assignment = assign(embeddings, classes, self.distributions)
         used = (assignment.distributions >= 0).numpy()
@@ -112,7 +112,7 @@ class DistributionUsage:
         return self.shares < self.dead_share / self.counts.shape[1]
 
     def duplicates(self) -> List[List[tuple]]:
-        """For each class the pairs (n, m, cosine), n < m, that are all but one."""
+        """For each class its pairs of duplicates, (n, m, cosine) with n < m."""
         cosines = torch.einsum('knz,kmz->knm', self.distributions, self.distributions).numpy()
         pairs = np.argwhere(np.triu(cosines >= self.duplicate_cosine, k=1))
         found: List[list] = [[] for _ in cosines]
@@ -121,7 +121,7 @@ class DistributionUsage:
         return found
 
     def numbers(self, classes: List[str]) -> dict:
-        """All of it by class name, for JSON.
+        """All numbers by the names of the classes, for JSON.
 
         Returns:
             dict: `classes`: per class its pixels, share and mean similarity of each distribution,
@@ -181,8 +181,8 @@ class NearestPatches:
     Holds K * N * count patches.
 
     Args:
-        num_classes (int): K.
-        num_distributions (int): N.
+        num_classes (int): K, the number of classes.
+        num_distributions (int): N, the number of distributions of each class.
         count (int): Patches per distribution.
         size (int): Side of a patch in pixels of the image as the model sees it.
     """

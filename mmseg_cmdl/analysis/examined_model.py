@@ -114,8 +114,8 @@ class ExaminedModel:
         Args:
             config (str): Config file.
             checkpoint (str): File or URL.
-            split (str): Whose dataloader's data set: 'train', 'val' or 'test'. The training images
-                go through the pipeline of 'val', without augmentation.
+            split (str): Which data set of the config: 'train', 'val' or 'test'. Training images go
+                through the pipeline of 'val', without augmentation.
             device (str): 'cpu' or 'cuda:0', say.
             options (dict, optional): Overrides of the config.
             name (str, optional): Defaults to the config's name.
@@ -148,7 +148,7 @@ class ExaminedModel:
         """The bank of the head.
 
         Raises:
-            InputError: The head has none; says what `why` needs it for.
+            InputError: The head has none. `why` is what needs it, for the message.
         """
         bank = self.memory
         if bank is None:
@@ -164,14 +164,14 @@ class ExaminedModel:
         features: Optional[str] = None,
         predict: bool = False,
     ) -> Iterator[Example]:
-        """What the model makes of one image after the other.
+        """Runs the model on one image after the other.
 
         Args:
             indices (Iterable[int], optional): Images; all by default.
             features (str, optional): 'classifier', what enters `conv_seg`; 'embedding', the unit
                 vectors that an MDRLHead compares with its distributions; 'backbone', the feature
-                map that the head selects. None for none.
-            predict (bool): Predict too, as the config's test mode has it.
+                map that the head selects. Defaults to None: no features.
+            predict (bool): Whether to predict too, in the test mode of the config.
 
         Yields:
             Example: With the parts that were asked for.

@@ -11,7 +11,7 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int
     Args:
         truth (np.ndarray): Labels [H, W]; pixels outside 0..K-1 don't count.
         prediction (np.ndarray): [H, W], in 0..K-1.
-        num_classes (int): K.
+        num_classes (int): K, the number of classes.
 
     Returns:
         np.ndarray: int64 [K, K].
@@ -32,7 +32,7 @@ def class_iou(confusion: np.ndarray) -> np.ndarray:
 def mean_iou(confusion: np.ndarray) -> Optional[float]:
     """Mean over the classes that are labelled or predicted, in percent; None where there are none.
 
-    For a single image this counts a class that was predicted but isn't there as 0.
+    For a single image this counts a class that is predicted but not labelled as 0.
     """
     iou = class_iou(confusion)
     return float(np.nanmean(iou)) if np.isfinite(iou).any() else None

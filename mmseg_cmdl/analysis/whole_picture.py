@@ -49,7 +49,7 @@ def see_whole(
 ) -> WholePicture:
     """Logits and embeddings of a picture from windows of which each overlaps the next by half.
 
-    Where windows overlap, each counts most at its centre, so that no border is seen.
+    Where windows overlap, each is weighted most at its centre, so that no seam is visible.
 
     Args:
         model (ExaminedModel): With an MDRLHead.
@@ -122,8 +122,8 @@ def main_distributions(
         whole (WholePicture): Of the picture.
         distributions (Tensor): Unit vectors [K, N, Z].
         brightness (np.ndarray): Of the picture [H, W]; distributions go from dark to light.
-        least_share (float): Only those with this part of the class's pixels.
-        most (int): At most so many, the largest.
+        least_share (float): Smallest share of the class's pixels of a distribution that is kept.
+        most (int): Largest number of distributions that are kept.
 
     Returns:
         list[ClassDistributions]: K of them; one without pixels has no distributions.
@@ -165,8 +165,8 @@ def nearest_places(scores: np.ndarray, among: np.ndarray, count: int, apart: int
     Args:
         scores (np.ndarray): [h, w].
         among (np.ndarray): Bool [h, w]: which places count.
-        count (int): At most so many.
-        apart (int): They are more than so many rows or columns from each other.
+        count (int): Largest number of places.
+        apart (int): Any two places are more than this many rows or columns apart.
 
     Returns:
         list[tuple]: (row, column), the best first.

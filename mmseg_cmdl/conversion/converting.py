@@ -52,7 +52,7 @@ TOOLBOX_HEADS = ('MCIBIHead', 'MCIBIPlusPlusHead')
 
 
 class Conversion(NamedTuple):
-    """What was done.
+    """The result of a conversion.
 
     Attributes:
         state (dict[str, Tensor]): What was written.
@@ -249,7 +249,7 @@ def fit_config(
         built = build_without_memory(cfg)
     elif wrong:
         raise ConversionError(
-            f'the checkpoint has {_describe(wrong)}, the config other numbers. Set them with '
+            f'the checkpoint has {_describe(wrong)}, which the config sets otherwise. Set it with '
             '--cfg-options, each under model., or let --out-config FILE write the config that fits'
         )
     if known is None:
@@ -261,8 +261,8 @@ def fit_config(
     if not change:
         raise ConversionError(
             f'the released model has {_describe(theirs)}, the model of the config '
-            f'{_describe(different)}. It has no tensor that would show it, and would predict '
-            f'something else. Use {known.config}.py, set it with --cfg-options, each under model., '
+            f'{_describe(different)}. No tensor of the checkpoint shows this, but the predictions '
+            f'would differ. Use {known.config}.py, set it with --cfg-options, each under model., '
             'or let --out-config FILE write the config that fits'
         )
     if f'{HEAD}.context.type' in theirs:  # another context has other options
@@ -277,8 +277,8 @@ def fit_config(
     still = differences(built, known)
     if still:
         raise ConversionError(
-            f'the released model has {_describe(theirs)}, which settings alone do not make of this '
-            f'config; use {known.config}.py'
+            f'the released model has {_describe(theirs)}, and settings alone can not make '
+            f'this config the same; use {known.config}.py'
         )
     return built, {**wrong, **theirs}
 
@@ -319,8 +319,9 @@ def convert(
         model (str, optional): Name of a released model. Defaults to the name of `source` where that
             is one.
         cfg_options (dict, optional): Changes to the config.
-        out_config (str, optional): Config to write, with the widths of the checkpoint and, of a
-            known model, what has no tensor. Without it, a config that differs is refused.
+        out_config (str, optional): Config to write, with the channels of the checkpoint and, for a
+            known model, the settings that have no tensor. Without it, a config that differs is
+            refused.
 
     Returns:
         Conversion: What was done.

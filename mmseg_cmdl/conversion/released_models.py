@@ -117,7 +117,8 @@ class ReleasedModel(NamedTuple):
             set is none of MMSegmentation's.
         dataset (str, optional): Registered data set whose classes, in their order, the model
             predicts; None where MMSegmentation has none (VSPW).
-        facts (dict): What decides the function and has no tensor, by its key in `model`.
+        facts (dict): Settings that change what is predicted and have no tensor in the checkpoint,
+            by their key in `model`.
         head (str): The decode head here.
     """
 
@@ -257,7 +258,7 @@ def _epsilons(model: nn.Module, kind: Any) -> List[float]:
 
 
 def read_fact(model: BaseModule, key: str) -> Any:
-    """What a built model has for a fact of the table, whether its config says it or not.
+    """The value of a built model for a key of `facts`, whether or not its config sets it.
 
     Args:
         model (BaseModule): A segmentor; its parameters may be without memory.
@@ -294,9 +295,9 @@ def read_fact(model: BaseModule, key: str) -> Any:
 
 
 def differences(model: BaseModule, released: ReleasedModel) -> Dict[str, Any]:
-    """Facts in which a model isn't the released one, by key: what the model has.
+    """Settings of a model that differ from those of the released one, by key.
 
-    A part that the model hasn't got is None.
+    The value is the model's; None for a part that the model doesn't have.
     """
     found = {}
     for key, expected in released.facts.items():

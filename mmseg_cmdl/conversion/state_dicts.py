@@ -271,7 +271,7 @@ def _first_the_pooled(state: State) -> None:
 
 
 def check_fit(state: State, model: nn.Module) -> None:
-    """Refuse a state that isn't exactly the model's.
+    """Checks that a state dict has exactly the keys and shapes of a model.
 
     Args:
         state (dict[str, Tensor]): What :func:`convert_state` gives.
@@ -284,8 +284,8 @@ def check_fit(state: State, model: nn.Module) -> None:
     for key, value in state.items():
         if key not in expected:
             raise ConversionError(
-                f'the checkpoint has {key}, which the model of the config has '
-                'not; use the config with the same backbone and context'
+                f"the checkpoint has {key}, which the config's model doesn't have; "
+                'use the config with the same backbone and context'
             )
         if value.shape != expected[key].shape:
             raise ConversionError(
@@ -297,6 +297,7 @@ def check_fit(state: State, model: nn.Module) -> None:
         # older checkpoints don't have the counters, which only matter to a norm without momentum
         if key not in state and not key.endswith('num_batches_tracked'):
             raise ConversionError(
-                f'the model of the config has {key}, for which the checkpoint '
-                'has nothing; use the config with the same backbone and context'
+                f'the model of the config has {key}, which the checkpoint '
+                "doesn't have; "
+                'use the config with the same backbone and context'
             )

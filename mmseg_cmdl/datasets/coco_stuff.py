@@ -63,7 +63,7 @@ class COCOStuff182Dataset(COCOStuffDataset):
         chosen = cls.METAINFO['classes'] if new_classes is None else list(new_classes)
         unknown = [name for name in chosen if name not in cls.METAINFO['classes']]
         if unknown:
-            raise ValueError(f'COCOStuff182Dataset: {unknown} are no classes of COCO-Stuff')
+            raise ValueError(f'COCOStuff182Dataset: {unknown} are not classes of COCO-Stuff')
         return {
             index: chosen.index(name) if name in chosen else 255
             for index, name in enumerate(COCOStuffDataset.METAINFO['classes'])

@@ -38,7 +38,7 @@ class ExportError(InputError, RuntimeError):
 
 
 def needed_packages(paths: Iterable[str], check: bool = True) -> None:
-    """Says what an export needs, before any work is done.
+    """Checks that what an export needs is installed, before any work is done.
 
     Args:
         paths (Iterable[str]): Files to write, ending in .onnx or .pt2.
@@ -59,7 +59,7 @@ def needed_packages(paths: Iterable[str], check: bool = True) -> None:
         if missing:
             hint = '; or pass --no-check' if missing == ['onnxruntime'] else ''
             raise ExportError(
-                f'an ONNX file needs {" and ".join(missing)}, which this environment has not; run: '
+                f'an ONNX file needs {" and ".join(missing)}, not installed here; run: '
                 f'pip install {" ".join(missing)}{hint}'
             )
 
@@ -183,7 +183,7 @@ def node_types(path: str) -> Dict[str, int]:
 
 
 def check_nodes(path: str, also: Iterable[str] = ()) -> Dict[str, int]:
-    """:func:`node_types`, held to `ALLOWED_NODES` and those named in `also`.
+    """:func:`node_types`, after a check that all are in `ALLOWED_NODES` or named in `also`.
 
     Raises:
         ExportError: Names the node types that aren't allowed.

@@ -58,7 +58,7 @@ class InferenceModel(nn.Module):
     Auxiliary heads, losses, projections and memory banks are taken off: a head with a memory has
     its voting folded into one 1x1 conv (its `fold_`), and the linear conv of CAR is merged into
     the classifier, unless its position is that of the authors' code. SyncBN becomes BN. `test_cfg`
-    has no say: sliding windows, and whatever else is done around the network, are the caller's.
+    isn't used: the caller does sliding windows and all else that is done around the network.
 
     Args:
         model (BaseSegmentor): An EncoderDecoder or CascadeEncoderDecoder; it is left alone.

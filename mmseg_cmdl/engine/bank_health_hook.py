@@ -1,4 +1,4 @@
-"""Hook that logs how a memory bank fares in training and draws its distribution map."""
+"""Hook that logs the state of a memory bank in training and draws its distribution map."""
 
 from typing import Any, Dict, Iterable, List, Optional, Sequence
 
@@ -18,25 +18,24 @@ from ..utils import check_finite, unwrapped
 
 @HOOKS.register_module()
 class BankHealthHook(Hook):
-    """Logs the health of the head's bank, and draws the distribution map of fixed images.
+    """Logs the state of the head's bank, and draws the distribution map of fixed images.
 
-    ``custom_hooks = [dict(type='BankHealthHook')]``. Every `interval` iterations, and into whatever
-    the config's visualizer writes to (files, TensorBoard, W&B), under names that hold no 'loss':
+    Set ``custom_hooks = [dict(type='BankHealthHook')]``. Every `interval` iterations these scalars
+    go into the log and to the backends of the config's visualizer (files, TensorBoard, W&B):
 
-    - `bank_drift`: mean angle between each vector of the bank and itself at the last time, in
-      degrees;
-    - `bank_filled`: classes in memory;
-    - and what else the bank tells (:meth:`MemoryBank.health`): a DistributionBank how evenly the
-      distributions are used and how well they tell classes apart.
+    - `bank_drift`: mean angle in degrees between each vector of the bank now and one interval ago;
+    - `bank_filled`: number of classes in memory;
+    - what else the bank reports (:meth:`MemoryBank.health`): a DistributionBank how evenly its
+      distributions are used and how well they separate the classes.
 
-    Where the bank has several vectors a class, which of them each pixel belongs to is drawn at each
-    validation for fixed images of the validation set, as `distribution_map_INDEX`.
+    Where the bank has several vectors per class, each validation also draws, for fixed images of
+    the validation set, which of them each pixel belongs to, as `distribution_map_INDEX`.
 
-    It changes nothing in training, draws no random numbers and costs one message between ranks an
-    interval. Without a bank in the model it says so once and does nothing.
+    The hook doesn't change the training, draws no random numbers and costs one message between
+    ranks per interval. For a model without a bank it logs one warning and does nothing.
 
     Args:
-        interval (int): Iterations between two times. Defaults to 50.
+        interval (int): Iterations between two log entries. Defaults to 50.
         draw (bool): Whether to draw. Defaults to True.
         images (Sequence[int]): Images of the validation set to draw. Defaults to (0, ).
     """
@@ -54,7 +53,7 @@ class BankHealthHook(Hook):
         self._bank: Optional[MemoryBank] = None
 
     def before_train(self, runner: Runner) -> None:
-        """Finds the bank, which begins to count."""
+        """Finds the bank and starts its counters."""
         head = find_bank_head(runner.model)
         if head is None:
             runner.logger.warning(
@@ -66,14 +65,14 @@ class BankHealthHook(Hook):
         self._bank.watch()
 
     def after_train(self, runner: Runner) -> None:
-        """The bank counts no longer."""
+        """Stops the counters of the bank."""
         if self._bank is not None:
             self._bank.unwatch()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
     ) -> None:
-        """Logs, at the end of an interval."""
+        """Logs the scalars at the end of an interval."""
         if self._bank is None or not self.every_n_train_iters(runner, self.interval):
             return
         for name, value in self._bank.health().items():

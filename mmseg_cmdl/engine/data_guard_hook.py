@@ -1,4 +1,4 @@
-"""Hook that says which classes never come, and looks at labels that nobody has looked at."""
+"""Hook that warns of classes without pixels, and checks data that haven't been checked yet."""
 
 from typing import Any, Iterator, Optional
 
@@ -23,20 +23,22 @@ from ..utils import check_finite
 
 @HOOKS.register_module()
 class DataGuardHook(Hook):
-    """Watches over the data of a training.
+    """Checks the data of a training.
 
-    - One warning in the log names the classes that had no labelled pixel in the first iterations,
-      all ranks together, and the commonest causes.
-    - A job isn't resumed from the checkpoint of a model of other sizes, such as other classes.
-    - Where :func:`mmseg_cmdl.data_guard.guard_data` was called first, as tools/train.py does, each
-      sample has been checked in its worker. Elsewhere this hook checks the datasets before the
-      first step, and the labels of each batch before it goes to the device.
+    - One warning in the log names the classes that had no labelled pixel in the first iterations on
+      any rank, and the most common causes.
+    - A job can't be resumed from the checkpoint of a model with other sizes, such as another number
+      of classes.
+    - After a call of :func:`mmseg_cmdl.data_guard.guard_data`, as in tools/train.py, each sample is
+      checked in its worker. Without that call this hook checks the datasets before the first step,
+      and the labels of each batch before the batch goes to the device.
 
     The shipped configs have it among their `default_hooks`. It draws no random number, and sends
-    one message between ranks in all.
+    one message between ranks per job.
 
     Args:
-        iterations (int): The first iterations of a job, resumed or not. Defaults to 200.
+        iterations (int): Number of iterations, from the start of a job, resumed or not, in which
+            classes are counted. Defaults to 200.
 
     Raises:
         ValueError: `iterations` is below 1.
@@ -52,7 +54,7 @@ class DataGuardHook(Hook):
         self.iterations = iterations
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Refuses to resume another model; mmengine would go on until the optimizer's first step.
+        """Refuses to resume another model, which would fail only at the optimizer's first step.
 
         Raises:
             InputError: Names what differs.
@@ -69,7 +71,7 @@ class DataGuardHook(Hook):
                 )
 
     def before_train(self, runner: Runner) -> None:
-        """Checks what hasn't been, and starts counting.
+        """Checks what guard_data hasn't checked, and starts counting.
 
         Raises:
             DataError: See :func:`mmseg_cmdl.data_guard.guard_data`.
@@ -90,7 +92,7 @@ class DataGuardHook(Hook):
         """Counts the pixels of each class.
 
         Raises:
-            DataError: A label is no class.
+            DataError: A label is not the number of a class.
         """
         if self._check is not None:
             for sample in _samples(data_batch):
@@ -110,12 +112,12 @@ class DataGuardHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
     ) -> None:
-        """Says what never came."""
+        """Logs the warning after the last of these iterations."""
         if not self._done and self._iterations == self.iterations:
             self._report(runner)
 
     def after_train(self, runner: Runner) -> None:
-        """Says it, where the training was shorter."""
+        """Logs the warning where the training was shorter."""
         if not self._done and self._iterations:
             self._report(runner)
 

@@ -13,18 +13,17 @@ from ..utils import check_finite
 
 @HOOKS.register_module()
 class SeedPerIterationHook(Hook):
-    """Seeds PyTorch's generators at the start of each training iteration, on each rank otherwise.
+    """Seeds PyTorch's generators at the start of each training iteration, differently on each rank.
 
-    mmengine's checkpoints don't hold the state of the generators, so a job with dropout that is
-    resumed draws other masks than one that was never stopped. With this hook (the shipped configs
-    have it among their `default_hooks`; `custom_hooks` of one's own config will do as well) both
-    draw the same, and the resumed job is equal to the other bit for bit. Augmentation in the
-    data pipeline is not touched: mmengine runs the pipeline past the batches that were trained.
-    Where it would pass over them without that (the maintained fork's mmengine), this hook has it
-    run the pipeline.
+    mmengine's checkpoints don't hold the state of the random generators, so a resumed job draws
+    other dropout masks than a job that was never stopped. With this hook both draw the same, and
+    their results are equal bit for bit. The shipped configs have it among their `default_hooks`; in
+    a config of your own add it to `custom_hooks`. It doesn't seed the augmentation of the data
+    pipeline: on resuming, mmengine loads and drops the batches that were trained already. The
+    maintained fork's mmengine skips them without loading; there this hook makes it load them.
 
     Args:
-        seed (int, optional): Defaults to the runner's.
+        seed (int, optional): Defaults to the seed of the runner.
     """
 
     # before every other hook, which may draw
@@ -35,7 +34,7 @@ class SeedPerIterationHook(Hook):
         self.seed = seed
 
     def before_train(self, runner: Runner) -> None:
-        """Let a resumed job draw what the pipeline drew for the batches that it skips."""
+        """Make a resumed job load the batches that it skips, for their random numbers."""
         batches: Any = getattr(runner.train_loop, 'dataloader_iterator', None)
         if hasattr(batches, 'skip_iter'):
 

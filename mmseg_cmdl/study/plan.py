@@ -27,7 +27,7 @@ SEGMENTORS = {
     'CascadeEncoderDecoder': 'CARCascadeEncoderDecoder',
 }
 RECORDER, CONTROLS = 'mmseg_cmdl.study.recorder', 'mmseg_cmdl.study.controls'
-#: Keys, at whatever depth, that may differ between machines without another study coming of it.
+#: Keys, at any depth, that may differ between the machines of one study.
 OF_THE_MACHINE = frozenset(
     (
         *('data_root', 'work_dir', 'launcher', 'resume', 'env_cfg', 'custom_imports'),
@@ -397,7 +397,7 @@ def comparable(cfg: Config) -> dict:
 
 
 def fingerprint_of(cfg: Config, precise_bn: int = 0) -> str:
-    """12 digits that are the same for the same :func:`comparable` config."""
+    """12 hexadecimal digits that are equal for an equal :func:`comparable` config."""
     text = json.dumps([comparable(cfg), precise_bn], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -461,9 +461,9 @@ def _version() -> str:
 def merge(
     folder: Path, arms: Sequence[Arm], precise_bn: int = 0, command: Optional[str] = None
 ) -> dict:
-    """The plan that the folder has with these arms, after a look at what is there.
+    """The plan that the folder has with these arms, after a check of what the folder holds.
 
-    Arms that the folder has and this plan doesn't name stay in it. Nothing is written.
+    Arms of the folder that this plan doesn't name are kept. Nothing is written.
 
     Raises:
         StudyError: The folder was made with another baseline, or another arm of the same name.

@@ -40,9 +40,9 @@ try:
 except ImportError:  # Windows: no lock, and neither CPU time nor memory
     fcntl = resource = None
 
-#: Set by whoever runs jobs; where that process is gone, its jobs end too.
+#: Environment variable with the id of the process that runs the jobs. Jobs end when it is gone.
 PARENT = 'MMSEG_CMDL_STUDY_PID'
-#: Most numbers of per-image areas that a result holds, some 60 KB.
+#: Largest number of per-image areas in a result, about 60 KB.
 MAX_AREAS = 24_000
 
 
@@ -94,7 +94,7 @@ class StudyMetric(BaseMetric):
     """IoU, class accuracy and accuracy, and the areas of each image, from which they follow.
 
     Args:
-        ignore_index (int): Label that isn't judged. Defaults to 255.
+        ignore_index (int): Label that isn't scored. Defaults to 255.
     """
 
     default_prefix = 'study'
@@ -162,11 +162,11 @@ class StudyRecorder(Hook):
             raise InputError(f'another process runs the job in {runner.work_dir}')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Adds what a job that goes on from this checkpoint has to know."""
+        """Adds the records so far to the checkpoint, for a job that resumes from it."""
         checkpoint['study'] = self._so_far()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Takes it back."""
+        """Reads the records from a checkpoint."""
         if runner._resume:
             before = checkpoint.get('study')
             if before is not None:
@@ -181,10 +181,10 @@ class StudyRecorder(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
     ) -> None:
-        """Notes where a loss stopped being finite.
+        """Records the first iteration in which a loss is not finite.
 
         Raises:
-            InputError: Nobody waits for this job any more.
+            InputError: The study that started this job has ended.
         """
         self._cpu_times[-1] = time.process_time() - self._cpu_times[-1]
         if self._first_not_finite is None and outputs is not None:

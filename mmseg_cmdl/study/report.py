@@ -44,7 +44,7 @@ def read_study(folder: Path) -> tuple:
         run = read_result(path)
         arm = plan['arms'].get(run['arm'])
         if arm is None:
-            raise ValueError(f'{path} is of the arm {run["arm"]!r}, which plan.json has not')
+            raise ValueError(f'{path} is of the arm {run["arm"]!r}, which plan.json does not list')
         if run['config'] != arm['fingerprint'] and run['state'] != 'failed':
             raise ValueError(f'{path} is of another config than plan.json has for {run["arm"]!r}')
         runs[run['arm']][run['seed']] = run

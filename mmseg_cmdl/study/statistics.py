@@ -13,9 +13,9 @@ from scipy import stats
 
 from .recorder import scores
 
-#: A difference is claimed from so many seeds on.
+#: Smallest number of seeds for which a difference is claimed.
 MIN_SEEDS = 3
-#: Fewer validation images don't stand for others, so they have no bootstrap.
+#: Smallest number of validation images that is bootstrapped; fewer say little about others.
 MIN_IMAGES = 10
 
 
@@ -63,7 +63,7 @@ def holm(p_values: Sequence[Optional[float]]) -> List[Optional[float]]:
 
 
 def half_width(std: float, count: int, confidence: float = 0.95) -> float:
-    """Of the t interval of a mean."""
+    """Half the width of the t interval of a mean."""
     return float(stats.t.ppf((1 + confidence) / 2, count - 1)) * std / math.sqrt(count)
 
 
@@ -144,9 +144,10 @@ def verdict(
 ) -> Verdict:
     """What a paired difference shows.
 
-    'better' or 'worse' asks for all of these: :data:`MIN_SEEDS` seeds, no run of the arm or of the
-    baseline without a score, an adjusted p below `level`, and a bootstrap interval over images
-    without 0, where there is one. 'hint': the 95 % interval alone is without 0. Else it's 'open'.
+    'better' or 'worse' needs all of these: at least :data:`MIN_SEEDS` seeds, a score of every run
+    of the arm and of the baseline, an adjusted p below `level`, and, where there is one, a
+    bootstrap interval over images that excludes 0. It is a 'hint' if only the 95 % interval over
+    seeds excludes 0, otherwise 'open'.
 
     Args:
         found (Estimate): Of the differences over seeds, points of mIoU.

@@ -72,7 +72,7 @@ def row_sums(features: Tensor, rows: Tensor, num_rows: int) -> Tuple[Tensor, Ten
     Args:
         features (Tensor): [P, C], float32 or better.
         rows (Tensor): int64 [P] in 0..R; R for pixels that don't count.
-        num_rows (int): R.
+        num_rows (int): R, the number of rows.
 
     Returns:
         tuple[Tensor]: Sums [R, C], with the graph of `features`, and counts [R] of the same type.

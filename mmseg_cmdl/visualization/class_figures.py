@@ -21,7 +21,7 @@ def draw_class_bars(
     Args:
         panels (dict): Title of the panel to {name of the model: values [K]}; NaN draws no bar.
         names (Sequence[str]): Of the classes.
-        higher_is_better (Sequence[bool]): For each panel; told under it.
+        higher_is_better (Sequence[bool]): For each panel; written below it.
     """
     models = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     figure = new_figure(

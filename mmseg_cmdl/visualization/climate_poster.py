@@ -150,7 +150,7 @@ def draw_climate_poster(
     names: Sequence[str],
     note: str,
 ) -> Figure:
-    """The page.
+    """Draws the picture of `make demo`.
 
     Args:
         picture (np.ndarray): The Earth, RGB uint8 [H, W, 3].

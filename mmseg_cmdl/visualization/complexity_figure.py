@@ -20,7 +20,7 @@ def draw_complexity(rows: Sequence[dict], title: str) -> Figure:
 
     Args:
         rows (Sequence[dict]): `module` and what `measure_complexity` gives.
-        title (str): Above all.
+        title (str): Title of the figure.
     """
     panels = [panel for panel in PANELS if any(row.get(panel[0]) is not None for row in rows)]
     figure = new_figure(2.7 * len(panels) + 1.4, 0.38 * len(rows) + 1.5)

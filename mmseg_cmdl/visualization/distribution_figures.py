@@ -34,7 +34,7 @@ def draw_distribution_maps(
 
     Args:
         images (Sequence[MappedImage]): Rows.
-        num_distributions (int): N.
+        num_distributions (int): N, the number of distributions of each class.
         palette (Sequence): RGB of the classes.
         names (Sequence[str]): Of the classes.
     """

@@ -36,7 +36,7 @@ def color_distributions(
     Args:
         classes (np.ndarray): Predicted class [H, W], in 0..K-1.
         distributions (np.ndarray): Index [H, W], in 0..N-1.
-        num_distributions (int): N.
+        num_distributions (int): N, the number of distributions of each class.
         palette (Sequence): RGB of each class, 0 to 255.
 
     Returns:

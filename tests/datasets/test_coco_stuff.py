@@ -45,5 +45,5 @@ def test_labels_are_renumbered_when_loaded(tmp_path):
 def test_a_subset_of_classes_and_a_name_that_is_none():
     mapped = COCOStuff182Dataset.get_label_map(['wood', 'person'])
     assert (mapped[0], mapped[170], mapped[5]) == (1, 0, 255)
-    with pytest.raises(ValueError, match=r"\['unicorn'\] are no classes of COCO-Stuff"):
+    with pytest.raises(ValueError, match=r"\['unicorn'\] are not classes of COCO-Stuff"):
         COCOStuff182Dataset.get_label_map(['unicorn'])

@@ -231,7 +231,7 @@ def default_of(kind, name):
 def test_an_entry_that_a_default_in_code_has_not():
     for kind, key, said in (
         ('MDRLHead', 'loss_consistency.9.loss_weight=1', 'is a list of 2; name an entry by 0 to 1'),
-        ('MDRLHead', 'loss_coarse.0.loss_weight=1', 'loss_coarse is one dict and no list'),
+        ('MDRLHead', 'loss_coarse.0.loss_weight=1', 'loss_coarse is one dict, not a list'),
         ('FCNHead', 'no_such.0.loss_weight=1', 'the config has no model.decode_head.no_such'),
     ):
         with pytest.raises(InputError, match=said):

@@ -28,8 +28,8 @@ class CAAHead(CascadeStage):
         attention_channels (int): Channels of the attention and of the image-level branch. Defaults
             to 512.
         attention (dict): Options of :class:`ChannelizedAxialAttention`.
-        image_level (bool): Have the image-level branch. Like those of PSP and ASPP it needs two
-            images a process under BN. Defaults to True.
+        image_level (bool): Whether there is an image-level branch. Like those of PSP and ASPP, it
+            needs two images per process under BN. Defaults to True.
         **kwargs: Options of :class:`mmseg.models.decode_heads.decode_head.BaseDecodeHead`; the
             paper classifies `channels=256`.
 

@@ -57,7 +57,7 @@ class DatasetContextHead(MemoryHead):
             `in_index`, as in configs of UPerHead, are for a `context` of several maps; this head
             takes the last of them.
         channels (int): C, channels inside.
-        num_classes (int): K.
+        num_classes (int): K, the number of classes.
         context (dict, optional): Any registered decode head that ends in `conv_seg`. It is built
             without its classifier, sees all feature maps of the backbone, and inherits
             `in_channels`, `in_index`, `channels`, `num_classes`, `norm_cfg`, `align_corners` and

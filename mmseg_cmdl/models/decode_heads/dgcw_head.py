@@ -50,7 +50,7 @@ class DGCWHead(CascadeStage):
             `in_index`, as in configs of UPerHead, are for a `context` of several maps.
         channels (int): C, channels that X is reduced to, and that are classified. Defaults to 128,
             as in the paper; cost grows with its square.
-        num_classes (int): K.
+        num_classes (int): K, the number of classes.
         layer (dict): Any registered module [B, C, h, w] to the same; its `channels` (or
             `in_channels`) is filled in. Defaults to `dict(type='ChannelWeighting')`. The contexts
             of DGCW, table 2: 'GlobalPoolingContext' and 'SqueezeExcitation', both with

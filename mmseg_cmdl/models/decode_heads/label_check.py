@@ -56,7 +56,7 @@ def batch_labels(samples: SampleList, num_classes: int, ignore_index: Optional[i
 
     Args:
         samples (list[SegDataSample]): Ground truth.
-        num_classes (int): K.
+        num_classes (int): K, the number of classes.
         ignore_index (int | None): Label that doesn't count.
 
     Returns:

@@ -26,8 +26,8 @@ class PixelProjection(nn.Module):
     """Embedding of a pixel: 1x1 conv, norm, ReLU, 1x1 conv, l2, LayerNorm, l2 (released code).
 
     Args:
-        in_channels (int): C.
-        channels (int): Z.
+        in_channels (int): C, the channels of the map.
+        channels (int): Z, the length of an embedding.
         **conv_options: `conv_cfg`, `norm_cfg`, `act_cfg` of the first conv.
     """
 

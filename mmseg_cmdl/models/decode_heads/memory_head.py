@@ -108,7 +108,7 @@ class MemoryHead(CascadeStage):
             if unexpected:
                 raise ValueError(
                     f'{type(self).__name__}: {self.bank.initial_path} was made by layers that this '
-                    f'head has not ({unexpected[0].strip()}); write it anew with '
+                    f'head does not have ({unexpected[0].strip()}); write it anew with '
                     'tools/init_memory.py and the config of this model'
                 )
 

@@ -48,7 +48,7 @@ class ProtoSegHead(MemoryHead):
         in_channels (int | list[int]): Channels of the selected feature map; lists here and in
             `in_index` are for a `context` of several maps, or for `input_transform`.
         channels (int): C, channels inside.
-        num_classes (int): K.
+        num_classes (int): K, the number of classes.
         bank (dict): Config of a :class:`DistributionBank`; `num_classes` is filled in, and where
             they are left out `num_distributions` (10) and `channels` (Z; C).
         context (dict, optional): Any registered decode head that ends in `conv_seg`; the 3x3 conv

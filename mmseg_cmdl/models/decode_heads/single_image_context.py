@@ -220,7 +220,8 @@ def place_leftovers(
         listed = ', '.join(f'{key}={value!r}' for key, value in left_out.items())
         print_log(
             f'{name}: left out {listed}: options of the convolutions of FCNHead and its like, '
-            'which this head has not; a config that changes the type of such a head inherits them',
+            'which this head does not have; a config that changes the type of such a head inherits '
+            'them',
             'current',
         )
     return kept, ({**moved, **context} if moved else context)
@@ -374,8 +375,8 @@ def check_no_cascade(name: str, context: 'SingleImageContext') -> None:
     if isinstance(context.head, BaseCascadeDecodeHead):
         raise ValueError(
             f'{name}: {type(context.head).__name__} refines the logits of a head before it, and '
-            'here what is classified is made of its own map. Name a context that is no cascade '
-            'head, such as PSPHead'
+            'here there is none, since its own map is what is classified. Name a context that is '
+            'not a cascade head, such as PSPHead'
         )
 
 
@@ -409,7 +410,7 @@ class SingleImageContext(BaseModule):
         if any(isinstance(module, MemoryBank) for module in self.head.modules()):
             raise ValueError(
                 f'context: {name} has a memory of its own, which nothing would update or '
-                'train here. Name the head that has none'
+                'train here. Name a head without one'
             )
         self.channels = classifier.in_channels
         for key, module in list(self.head.named_children()):

@@ -229,7 +229,7 @@ class ChannelWeighting(BaseModule):
     training crops (by sliding windows).
 
     Args:
-        channels (int): C.
+        channels (int): C, the channels of the map.
         norm (str): f: 'sum' (DBS of DGCW, table 1), 'softmax' or 'tanh'. Defaults to 'sum'.
         chunk_size (int, optional): Pixels i at a time. Defaults to what suits the device's cache;
             the result doesn't depend on it.

@@ -46,7 +46,7 @@ class ChannelizedAxialAttention(BaseModule):
     doesn't depend on j can be taken after the sum. The same along rows.
 
     Args:
-        channels (int): C.
+        channels (int): C, the channels of the map.
         query_channels (int): Channels of the queries, which are the keys too. Defaults to 64.
         hidden_ratio (float): Width of the hidden layers of the channel weights over C. Defaults to
             0.25.

@@ -22,7 +22,7 @@ class GlobalPoolingContext(BaseModule):
     the two meet; they are added, as in DGCW eq. 5.
 
     Args:
-        channels (int): C.
+        channels (int): C, the channels of the map.
         init_cfg (dict, optional): Initialization config.
     """
 
@@ -42,7 +42,7 @@ class SqueezeExcitation(SELayer):
     MMSegmentation's layer with C channels inside and a plain sigmoid.
 
     Args:
-        channels (int): C.
+        channels (int): C, the channels of the map.
         ratio (int): C over the channels inside. Defaults to 1.
     """
 
@@ -56,7 +56,7 @@ class PointwiseConvs(BaseModule):
     """'conv' of DGCW, table 1: DGCW without its weighting, ``out_i = F_i + g(F_i)``.
 
     Args:
-        channels (int): C.
+        channels (int): C, the channels of the map.
         init_cfg (dict, optional): Initialization config.
     """
 

@@ -37,7 +37,7 @@ def class_centers(
     Args:
         features (Tensor): [P, C]. Half precision is summed in float32.
         labels (Tensor): [P], of any integer type; what is outside 0..K-1 belongs to no class.
-        num_classes (int): K.
+        num_classes (int): K, the number of classes.
         ignore_index (int): Label that doesn't count. Defaults to 255.
 
     Returns:
@@ -69,8 +69,8 @@ class IntraClassCenterToPixelLoss(FormulatedLoss):
     """L_intra-c2p: pulls pixels to the centre of their class (CAR, eq. 2 and 3).
 
     - 'paper': mean over labelled pixels and channels of ``(mu[y] - x)^2``;
-    - 'released': square of the mean of ``|mu[y] - x|``, held at 1e-5 or above; ignored pixels add
-      zero and count in the mean, so every pixel has a gradient of the same size.
+    - 'released': square of the mean of ``|mu[y] - x|``, clamped to at least 1e-5; ignored pixels
+      add zero and count in the mean, so every pixel has a gradient of the same size.
 
     The gradient stops at the centre.
 
@@ -169,7 +169,7 @@ class InterClassCenterToCenterLoss(InterClassLoss):
     ``threshold / (K - 1)``, where positive, are summed to ``d``. With the mean over rows,
 
     - 'paper': mean of ``d^2``;
-    - 'released': square of the mean of ``d``, each d held in [1e-7, 1 - 1e-7].
+    - 'released': square of the mean of ``d``, each d clamped to [1e-7, 1 - 1e-7].
 
     An absent class has a centre of zero; its row is a constant. Where no class is present at all
     the loss is that constant, without gradient.
@@ -246,11 +246,11 @@ class InterClassCenterToPixelLoss(InterClassLoss):
     """L_inter-c2p: pushes pixels from the centres of other classes (CAR, eq. 8 to 14).
 
     ``A = softmax(x mu^T / sqrt(C))`` over classes, the product with the own centre replaced by
-    ``|mu[y]|^2``. The entries of other classes less ``threshold / (K - 1)``, where positive, are
+    ``|mu[y]|^2``. The entries of other classes minus ``threshold / (K - 1)``, where positive, are
     summed to ``d`` for each pixel. With the mean over pixels,
 
     - 'paper': mean of ``d^2`` over labelled pixels;
-    - 'released': square of the mean of ``d``, each d held in [1e-7, 1 - 1e-7]. NOTE: here an
+    - 'released': square of the mean of ``d``, each d clamped to [1e-7, 1 - 1e-7]. NOTE: here an
       ignored pixel belongs to no class, so all classes are others to it, and **it has a gradient**.
 
     The gradient stops at the centres, and the own class's entry has none.

@@ -34,7 +34,7 @@ def pixel_classes(
     Args:
         labels (Tensor): [B, H, W].
         size (tuple[int, int]): (h, w).
-        num_classes (int): K.
+        num_classes (int): K, the number of classes.
         ignore_index (int): Label that means no class.
 
     Returns:
@@ -52,7 +52,7 @@ def class_balanced_weights(classes: Tensor, num_classes: int) -> Tensor:
 
     Args:
         classes (Tensor): [P] in 0..K, K for pixels without a class.
-        num_classes (int): K.
+        num_classes (int): K, the number of classes.
 
     Returns:
         Tensor: float64 [P], 1 / (count of the class x present classes); 0 without a class.
@@ -80,7 +80,7 @@ class ClassLocalConsistencyLoss(FormulatedLoss):
             Without it the LayerNorm has no weights.
         loss_name (str): Defaults to 'loss_clcl'.
 
-    The mean is over the labelled pixels of all ranks; 0, with a graph, where there are none.
+    The mean is over the labelled pixels of all ranks; without any the loss and its gradient are 0.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class ClassGlobalConsistencyLoss(FormulatedLoss):
         loss_weight (float): beta in MDRL eq. 18; 0.05 in the paper. Defaults to 1.0.
         loss_name (str): Defaults to 'loss_cgcl'.
 
-    Means run over the pixels of all ranks; 0, with a graph, where there are none.
+    Means run over the pixels of all ranks; without any the loss and its gradient are 0.
     """
 
     def __init__(

@@ -60,7 +60,7 @@ def class_sums(
             maps. That equals resizing them first, without ever holding the [B, C, H, W] map or a
             part of it.
         labels (Tensor): [P]; or [B, H, W].
-        num_classes (int): K.
+        num_classes (int): K, the number of classes.
         ignore_index (int): Label of pixels without a class. So is any label outside 0..K-1.
         memory (Tensor, optional): [K, C], of the type of `features`, for the weighted sums; None
             for none.

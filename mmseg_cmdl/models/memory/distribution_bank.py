@@ -53,8 +53,8 @@ class DistributionBank(MemoryBank):
     l2-normalised sum of their embeddings. Distributions that are given no pixel stay as they are.
 
     Args:
-        num_classes (int): K.
-        num_distributions (int): N.
+        num_classes (int): K, the number of classes.
+        num_distributions (int): N, the number of distributions of each class.
         channels (int): Z, length of an embedding.
         momentum (float): Weight of the old vector (mu in MDRL eq. 8), in [0, 1]. Defaults to 0.999.
         epsilon (float): Smoothness of the assignment. Defaults to 0.05.

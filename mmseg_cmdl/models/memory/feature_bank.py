@@ -36,8 +36,8 @@ class FeatureBank(MemoryBank):
     rounding, the plain mean is taken. The cosine with a vector of length 0 counts as 0.
 
     Args:
-        num_classes (int): K.
-        channels (int): C.
+        num_classes (int): K, the number of classes.
+        channels (int): C, the length of a vector.
         strategy (str): 'cosine' (MCIBI eq. 10) or 'mean'. Defaults to 'cosine'.
         init (str): 'first_seen', or the path of a file that tools/init_memory.py has written, read
             when the head's weights are initialised. Classes that the file doesn't have begin when

@@ -47,7 +47,7 @@ class GaussianBank(MemoryBank):
     vector is ``mean + deviation * noise[k]``.
 
     Args:
-        num_classes (int): K.
+        num_classes (int): K, the number of classes.
         momentum (float): m, weight of what is new, in [0, 1]. Defaults to 0.1.
         channels (int, optional): C, length of a class vector; the head gives it. Without it the
             bank has no `noise` and :meth:`vectors` must be given some.
@@ -93,7 +93,10 @@ class GaussianBank(MemoryBank):
         if channels is not None:
             self._check_counts(channels=channels)
             if channels < 2:
-                raise ValueError('GaussianBank: one channel has no deviation; give it at least 2')
+                raise ValueError(
+                    'GaussianBank: channels must be at least 2 for a standard deviation over them, '
+                    f'got {channels}'
+                )
             self.register_buffer('noise', class_noise(num_classes, channels))
 
     def vectors(self, noise: Tensor) -> Tensor:

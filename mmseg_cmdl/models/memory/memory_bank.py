@@ -32,8 +32,8 @@ def float32_island(device_type: str) -> Iterator[None]:
 class MemoryBank(nn.Module, ABC):
     """Non-learnable class memory: buffers changed in place, equal on all ranks.
 
-    Heads, tools/init_memory.py, BankHealthHook and the analysis tools ask a bank for what is
-    defined here and know none by name, so a bank of your own works with all of them. It says
+    Heads, tools/init_memory.py, BankHealthHook and the analysis tools use only the methods
+    that are defined here, so a bank of your own works with all of them. A subclass defines
 
     - `memory_name`, the buffer that is read: [K, C], or [K, N, C] with N vectors a class; any
       other form comes with a :meth:`class_vectors` of its own;
@@ -73,7 +73,7 @@ class MemoryBank(nn.Module, ABC):
             labels (Tensor): [P].
 
         Returns:
-            Whatever was counted on the way; None if nothing moved.
+            The counts that the subclass defines; None if nothing moved.
         """
 
     @abstractmethod
@@ -145,11 +145,11 @@ class MemoryBank(nn.Module, ABC):
 
     @torch.no_grad()
     def health(self) -> Dict[str, float]:
-        """How the bank has fared since :meth:`watch` or the last call of this; begins anew.
+        """State of the bank since :meth:`watch` or the last call of this; starts a new interval.
 
         Returns:
-            dict[str, float]: `bank_drift`, the mean angle in degrees between each vector and itself
-            then; `bank_filled`, the number of classes in memory.
+            dict[str, float]: `bank_drift`, the mean angle in degrees between each vector now and
+            at the start of the interval; `bank_filled`, the number of classes in memory.
 
         Raises:
             RuntimeError: Nothing was counted: :meth:`watch` hasn't been called.
@@ -263,10 +263,10 @@ class MemoryBank(nn.Module, ABC):
         return True
 
     def stand_still(self) -> None:
-        """This forward pass moves nothing: gradients are off.
+        """Marks a forward pass without gradients, which moves nothing.
 
-        Reentrant activation checkpointing runs its first pass so; what it recomputes in the
-        backward pass then has the update that this one hasn't.
+        Reentrant activation checkpointing runs its first pass without gradients; the bank is then
+        updated by the pass that is recomputed in the backward pass.
         """
         self._before_update = None
 
@@ -347,7 +347,7 @@ class MemoryBank(nn.Module, ABC):
             some = ', '.join(map(str, rows[:10].tolist())) + (', ...' if len(rows) > 10 else '')
             raise InputError(
                 f'{key} in the checkpoint is not finite in {len(rows)} of {len(value)} rows '
-                f'(classes {some}): the training that wrote it had broken. Take an earlier '
+                f'(classes {some}): the training had diverged before. Take an earlier '
                 'checkpoint, or delete the key from this one to start a fresh memory bank'
             )
 

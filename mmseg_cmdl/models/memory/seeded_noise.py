@@ -28,7 +28,7 @@ def gumbel_noise(positions: Tensor, num_columns: int, seed: int, step: Tensor) -
 
     Args:
         positions (Tensor): Global index [P] of each pixel, int64.
-        num_columns (int): N.
+        num_columns (int): N, the number of columns.
         seed (int): Seed.
         step (Tensor): Number of the update, an int64 scalar on the device of `positions`.
 

@@ -29,7 +29,7 @@ def sinkhorn(
     Args:
         scores (Tensor): Similarity [P, N] of each pixel to the N distributions of its own class.
         classes (Tensor): Class [P] of each pixel, int64; `num_classes` means left out.
-        num_classes (int): K.
+        num_classes (int): K, the number of classes.
         epsilon (float): Smoothness (lambda in MDRL eq. 6), in units of the scores. Defaults to
             0.05.
         iterations (int): Number of iterations, at least 1. Defaults to 3.

@@ -84,8 +84,8 @@ def unmerged(linear: nn.Conv2d, kernel: Tensor, head_name: str) -> Dict[str, Ten
     rows = kernel.flatten(2).transpose(1, 2).flatten(0, 1).double()
     if len(rows) > out_of:
         raise ValueError(
-            f'{head_name}: the {len(rows)} rows of a plain conv_seg need not lie in '
-            f'{out_of} directions; set max_channels to at least {min(into, len(rows))}'
+            f'{head_name}: a plain conv_seg of {len(rows)} outputs may need more than {out_of} '
+            f'channels; set max_channels to at least {min(into, len(rows))}'
         )
     fill = torch.randn(
         into,

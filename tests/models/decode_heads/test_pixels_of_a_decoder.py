@@ -263,7 +263,7 @@ def test_a_single_map_head_can_be_the_decoder_too():
 @pytest.mark.parametrize(('options', 'message'), [
     (dict(pixels='context'), "pixels must be 'backbone', or 'context' together with a context"),
     (dict(pixels='decoder'), "got 'decoder'"),
-    (dict(pixels='context', context=dict(type='OCRHead', ocr_channels=4)), 'no cascade head'),
+    (dict(pixels='context', context=dict(type='OCRHead', ocr_channels=4)), 'not a cascade head'),
     (dict(key_stride=0), 'key_stride must be an integer of at least 1, got 0'),
     (dict(loss_stride=0), 'loss_stride must be an integer of at least 1, got 0'),
     (dict(loss_stride=True), 'loss_stride must be an integer of at least 1, got True'),

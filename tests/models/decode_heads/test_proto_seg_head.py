@@ -298,7 +298,7 @@ def test_folded_head_predicts_the_same_and_can_not_be_trained():
     (dict(norm_axis='width'), "norm_axis must be 'channel' or 'released'"),
     (dict(num_classes=2, out_channels=1), 'needs a logit of its own'),
     (dict(bank=dict(type='FeatureBank')), 'bank must be the config of a DistributionBank'),
-    (dict(context=dict(type='OCRHead', ocr_channels=4)), 'Name a context that is no cascade head'),
+    (dict(context=dict(type='OCRHead', ocr_channels=4)), 'that is not a cascade head, such as'),
 ])  # fmt: skip
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

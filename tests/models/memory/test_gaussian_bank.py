@@ -132,7 +132,7 @@ def test_starts_from_a_file(tmp_path, channels):
 
 @pytest.mark.parametrize(('options', 'message'), [
     (dict(momentum=1.5), r'momentum .* in \[0, 1\], got 1\.5'),
-    (dict(channels=1), 'one channel has no deviation'),
+    (dict(channels=1), 'channels must be at least 2 for a standard deviation'),
     (dict(num_classes=0), 'num_classes must be an integer of at least 1'),
 ])  # fmt: skip
 def test_wrong_options_are_refused(options, message):
