@@ -4,19 +4,20 @@
     python tools/init_memory.py CONFIG memory.pth --strategy cluster               # k-means centres
     python tools/train.py CONFIG --cfg-options model.decode_head.bank.init=memory.pth
 
-One pass over the train set, forward only, with the config's own training pipeline: about the time
-of a short test, so there is nothing to resume. What is kept is bounded: `--strategy random` holds
-one pixel for each vector, `--strategy cluster` a random sample of at most `--samples` pixels a
-class (reservoir sampling), whatever the size of the data set.
+This is one pass over the train set, forward only, with the config's own training pipeline. It takes
+about the time of a test. Memory is bounded, whatever the size of the data set: `--strategy random`
+holds one pixel for each vector, `--strategy cluster` a random sample of at most `--samples` pixels
+per class (reservoir sampling).
 
 `random` (MCIBI, 3.2) takes pixels as they are. `cluster` (MCIBI, table 2) groups the sample of each
 class by cosine (spherical k-means) and takes, for each group, the mean direction at the mean
-length. DistributionBank takes directions only, so for it give N centres, FeatureBank wants one.
+length. A DistributionBank uses only the directions, and needs N centres per class; a FeatureBank
+needs one.
 
-The vectors live where the layers between backbone and memory put them. The file brings these
-layers along, and the head takes both. Without --checkpoint they, and a backbone that isn't
-pretrained, are as the config initialises them, and norms use the statistics of their batch, as
-in the first iterations of training.
+The vectors depend on the layers between backbone and memory. The file contains the weights of these
+layers too, and the head loads both. Without --checkpoint these layers, and a backbone that isn't
+pretrained, have the initial weights of the config, and norms use the statistics of their batch,
+as in the first iterations of training.
 """
 
 import argparse
@@ -243,7 +244,7 @@ def parse_args(argv=None):
         '--max-images',
         type=positive,
         metavar='N',
-        help='look at so many images only, drawn at random (default: all)',
+        help='use N images at most, drawn at random (default: all)',
     )
     parser.add_argument('--device', type=device, help='(default: a GPU where there is one)')
     parser.add_argument('--overwrite', action='store_true', help='replace the file if it exists')

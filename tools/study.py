@@ -65,23 +65,25 @@ def parse_args(argv=None):
         type=int,
         default=0,
         metavar='BATCHES',
-        help='take the statistics of batch norms anew from so many training batches before the '
-        'last validation, in all arms',
+        help='before the last validation of each job, compute the statistics of batch norms from '
+        'this many training batches',
     )
     parser.add_argument('--work-dir', type=Path, help='default: work_dirs/study_<config name>')
     parser.add_argument(
-        '--keep-checkpoints', action='store_true', help='of jobs that are done; they are removed'
+        '--keep-checkpoints', action='store_true', help='keep those of finished jobs, too'
     )
     other = parser.add_mutually_exclusive_group()
     other.add_argument('--dry-run', action='store_true', help='list the jobs and the time needed')
     other.add_argument(
-        '--print-commands', action='store_true', help='a line for each job that is not done'
+        '--print-commands',
+        action='store_true',
+        help='print a command for each job that is not done',
     )
     other.add_argument(
         '--report',
         type=Path,
         metavar='FOLDER',
-        help='only write the report of the study in that folder anew; needs no config',
+        help='only write the report of the study in that folder again; needs no config',
     )
     parser.add_argument(
         '--insert',

@@ -39,13 +39,13 @@ def parse_args(argv=None):
         '--wait-time', type=number(0), default=2, help='seconds that a window stays (default: 2)'
     )
     parser.add_argument(
-        '--tta', action='store_true', help='test-time augmentation as tta_pipeline has it'
+        '--tta', action='store_true', help="test-time augmentation by the config's tta_pipeline"
     )
     parser.add_argument(
         '--allow-missing',
         action='store_true',
-        help='test also where the checkpoint has nothing for a part of the model, which then is as '
-        'it was initialised',
+        help='test even if the checkpoint lacks weights of a part of the model, which then keeps '
+        'its initial weights',
     )
     launch.add_common_arguments(parser)
     args = parser.parse_args(argv)

@@ -48,7 +48,7 @@ def parser_of(
         parser.add_argument('config', help='config file')
         parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument(
-        '--out', type=Path, required=True, metavar='FOLDER', help='pictures and numbers go there'
+        '--out', type=Path, required=True, metavar='FOLDER', help='folder for pictures and numbers'
     )
     parser.add_argument(
         '--split', choices=SPLITS, default='val', help='data of the config (default: %(default)s)'
@@ -58,7 +58,7 @@ def parser_of(
             '--max-images',
             type=positive,
             metavar='N',
-            help='only so many images, spread evenly over the split (default: all)',
+            help='use N images at most, spread evenly over the split (default: all)',
         )
     if features:
         parser.add_argument(
@@ -72,7 +72,7 @@ def parser_of(
     parser.add_argument(
         '--device', type=device, default='cpu', help='cpu, cuda or cuda:1 (default: cpu)'
     )
-    parser.add_argument('--seed', type=seed, default=0, help='of whatever is drawn (default: 0)')
+    parser.add_argument('--seed', type=seed, default=0, help='of all random draws (default: 0)')
     add_overrides(parser, 'the configs')
     return parser
 

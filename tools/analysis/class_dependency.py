@@ -1,9 +1,9 @@
 r"""Class dependency map (CAR, fig. 4): how similar the centres of the classes are.
 
 Centres are means over all pixels of a class in the split. A cell is the cosine of two centres, or
-with --similarity softmax what CAR's loss between centres looks at (the softmax over classes of
-their products by sqrt(C)), or their bare product (dot). For cosines, features are brought to length
-1 first, as compactness.py does, and the mean over pairs is its cosine of centres; --raw leaves
+with --similarity softmax what CAR's loss between centres uses (the softmax over classes of their
+products by sqrt(C)), or their plain product (dot). For cosines, features are brought to length 1
+first, as compactness.py does, and the mean over pairs is its cosine of centres; --raw leaves
 their lengths. Two models also give their difference. Writes class_dependency.png and
 class_dependency.json.
 
@@ -35,7 +35,7 @@ def parse_args(argv=None):
         '--similarity',
         choices=SIMILARITIES,
         default='cosine',
-        help='what a cell is (default: %(default)s)',
+        help='measure of similarity (default: %(default)s)',
     )
     parser.add_argument(
         '--classes',

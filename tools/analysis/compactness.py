@@ -1,4 +1,4 @@
-r"""How compact classes are in the feature space, and how far apart: what the losses claim to move.
+r"""How compact classes are in the feature space, and how far apart: the aim of the losses.
 
 Over a split, for any number of models: variance inside each class (mean squared distance of its
 pixels to its centre), that variance over the variance of all pixels, cosines of class centres and

@@ -38,7 +38,7 @@ def parse_args(argv=None):
     )
     contexts = available_contexts()
     parser.add_argument(
-        '--out', type=Path, required=True, metavar='FOLDER', help='table and picture go there'
+        '--out', type=Path, required=True, metavar='FOLDER', help='folder for table and picture'
     )
     parser.add_argument(
         '--modules', nargs='+', metavar='NAME', help=f'any of: {", ".join(contexts)} (default: all)'
@@ -66,7 +66,7 @@ def parse_args(argv=None):
         '--seconds',
         type=number(0),
         default=2,
-        help='each is timed for so long; 0: not at all (default: %(default)s)',
+        help='time each module for this long; 0 measures no time (default: %(default)s)',
     )
     parser.add_argument('--device', type=device, default='cpu', help='cpu or cuda (default: cpu)')
     parser.add_argument('--threads', type=positive, help="CPU threads (default: PyTorch's choice)")

@@ -70,14 +70,14 @@ def parse_args(argv=None):
         '--assign-by',
         choices=['labels', 'predictions'],
         default='labels',
-        help='whose class a pixel has (default: %(default)s)',
+        help='take the class of a pixel from these (default: %(default)s)',
     )
     parser.add_argument(
         '--draw',
         type=not_negative,
         nargs='+',
         metavar='INDEX',
-        help='images in maps.png (default: 0 1 2 3, as far as there are so many)',
+        help='images in maps.png (default: the first four)',
     )
     parser.add_argument(
         '--patches',
@@ -105,14 +105,15 @@ def parse_args(argv=None):
         type=number(0),
         default=0.01,
         metavar='PART',
-        help='dead: fewer pixels than this part of an equal share (default: %(default)s)',
+        help='a distribution is dead below this fraction of an equal share of pixels '
+        '(default: %(default)s)',
     )
     parser.add_argument(
         '--duplicate-cosine',
         type=number(-1, 1),
         default=0.99,
         metavar='COSINE',
-        help='duplicates: from this cosine on (default: %(default)s)',
+        help='smallest cosine of two duplicates (default: %(default)s)',
     )
     return command_line.parse(parser, argv)
 

@@ -111,7 +111,9 @@ FIGURES = [
         'distribution_map',
         None,
         ['usage.png'],
-        "Share of the class's pixels for each distribution, dead and duplicate ones, entropy.",
+        "On the left the share of the class's pixels that each distribution has, with a cross for "
+        'a dead one. On the right how even these shares are, and for how many pixels the nearest '
+        'distribution is of the right class.',
         both=False,
         numbers=_usage,
     ),
@@ -129,7 +131,8 @@ FIGURES = [
         'compactness',
         '',
         ['compactness.png'],
-        'Of what enters the classifier, at length 1.',
+        'Variance inside the classes and distance of their centers, of what enters the '
+        'classifier, at length 1.',
         numbers=_of_models(
             'compactness',
             ('intra_class_variance', 'variance inside the class'),
@@ -158,7 +161,8 @@ FIGURES = [
         'channel_variance',
         '',
         ['channel_variance.png'],
-        'How many channels tell the classes apart how well (DGCW, fig. 3).',
+        'Number of channels by their class-wise variance: a large one separates the classes '
+        '(DGCW, fig. 3).',
         numbers=_of_models('channel_variance', ('mean', 'mean')),
     ),
     Figure(

@@ -46,7 +46,7 @@ def parse_args(argv=None):
         '--output',
         choices=['logits', 'probabilities', 'labels'],
         default='logits',
-        help='what the graph gives (default: %(default)s)',
+        help='output of the graph (default: %(default)s)',
     )
     parser.add_argument(
         '--normalize',
@@ -59,9 +59,11 @@ def parse_args(argv=None):
         type=positive,
         default=32,
         metavar='N',
-        help='height and width that will be fed are at least this (default: %(default)s)',
+        help='smallest height and width of input images (default: %(default)s)',
     )
-    parser.add_argument('--opset', type=positive, default=18, help='of ONNX (default: %(default)s)')
+    parser.add_argument(
+        '--opset', type=positive, default=18, help='operator set of ONNX (default: %(default)s)'
+    )
     parser.add_argument(
         '--allow',
         nargs='+',

@@ -2,12 +2,12 @@
 
     python tools/model_converters/cmdl.py CONFIG RELEASED.pth CONVERTED.pth
 
-CONFIG is the config of this package for the same model. Understood is what CMDL's repository
-trains: a ResNet with FCN alone, or with its context: pyramid pooling (PSPHead), criss-cross
-attention (CCHead with concat_input=False) or ASPP (ASPPHead). What decides the function and has no
-tensor (activations, dilations, classes) is taken from CONFIG, and printed. --out-config writes a
-config with the widths of the checkpoint. Every key must find its place and every parameter of the
-model its value; otherwise nothing is written and the first key that doesn't fit is named.
+CONFIG is the config of this package for the same model. The converter knows what CMDL's
+repository trains: a ResNet with FCN alone, or with a context, which is pyramid pooling (PSPHead),
+criss-cross attention (CCHead with concat_input=False) or ASPP (ASPPHead). Settings that change the
+predictions but have no tensor (activations, dilations, classes) are taken from CONFIG, and printed.
+--out-config writes a config with the channels of the checkpoint. If a key has no place, or a
+parameter of the model no value, nothing is written and the message names the first such key.
 """
 
 import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat

@@ -3,12 +3,12 @@
     python tools/model_converters/protoseg.py CONFIG RELEASED.pth CONVERTED.pth --out-config NEW.py
 
 CONFIG is the config of this package for the same network, protoseg_fcn_hr48 for the released one.
-A released model is known by the name of its file, or by --model; then what decides its function
-and has no tensor is checked too: its images stay BGR, its HRNet aligns corners, and an embedding is
-first normalised along the width of the map (norm_axis='released'), of which the shipped config has
-nothing. --out-config writes a config with all that, to be used with the converted file. Every key
-must find its place and every parameter of the model its value; otherwise nothing is written and the
-first key that doesn't fit is named.
+A released model is recognised by the name of its file, or by --model. Then the settings that change
+its predictions but have no tensor are checked too: its images stay BGR, its HRNet aligns corners,
+and an embedding is first normalised along the width of the map (norm_axis='released'). The shipped
+config has none of these. --out-config writes a config that has them; use it with the converted
+file. If a key has no place, or a parameter of the model no value, nothing is written and the
+message names the first such key.
 """
 
 import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
