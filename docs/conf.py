@@ -105,9 +105,8 @@ def replace_private_bases(app, name, obj, options, bases):
             return [base]
         return [above for parent in base.__bases__ for above in known(parent)]
 
-    bases[:] = dict.fromkeys(
-        found for base in bases for found in known(base) if found is not object
-    )
+    found = dict.fromkeys(above for base in bases for above in known(base))
+    bases[:] = [base for base in found if base is not object] or [object]
 
 
 def describe_fields(app, what, name, obj, options, lines):

@@ -48,8 +48,16 @@ def mark_tables_of_numbers(app, doctree):
             table.parent['classes'].append('numbers')
 
 
+def draw_dashes(app, doctree):
+    """Sphinx writes two hyphens between a parameter and its text."""
+    for text in list(doctree.findall(nodes.Text)):
+        if text == ' -- ':
+            text.parent.replace(text, nodes.Text(' – '))
+
+
 def setup(app):
     app.connect('doctree-read', mark_tables_of_numbers)
+    app.connect('doctree-read', draw_dashes)
     app.connect('source-read', read_repository_page)
     app.add_directive('tool-help', ToolHelp)
     app.add_directive('model-zoo', ModelZoo)

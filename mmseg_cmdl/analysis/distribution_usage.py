@@ -16,7 +16,7 @@ _CHUNK_ELEMENTS = 1 << 23
 
 
 class Assignment(NamedTuple):
-    """Of the pixels of one image; -1 and NaN where a pixel has no class."""
+    """The distribution of each pixel of one image; -1 and NaN where a pixel has no class."""
 
     distributions: Tensor  # int64 [h, w]: nearest distribution of the pixel's own class
     similarity: Tensor  # [h, w]: cosine to it

@@ -22,7 +22,8 @@ MIN_IMAGES = 10
 class Estimate(NamedTuple):
     """A mean over seeds and its interval; None where too few seeds don't give one."""
 
-    count: int  # type: ignore[assignment]  # a method of tuples, here a field
+    # a method of tuples, here a field
+    count: int  # type: ignore[assignment]  # number of values
     mean: Optional[float]
     std: Optional[float]  # of the values, n - 1
     low: Optional[float]

@@ -25,7 +25,8 @@ from .style import (
 class PredictedImage(NamedTuple):
     """An image, its labels and what the models say."""
 
-    index: int  # type: ignore[assignment]  # a method of tuples, here a field
+    # a method of tuples, here a field
+    index: int  # type: ignore[assignment]  # in the data set
     path: str
     image: np.ndarray  # RGB [H', W', 3]
     truth: np.ndarray  # [H, W], 255 for no label
