@@ -31,6 +31,7 @@ import mmseg_cmdl  # noqa: F401  before anything of mmseg
 from mmseg_cmdl import InputError, launch  # isort: skip
 from mmseg_cmdl.command_line import number, tool  # isort: skip
 from mmseg_cmdl.study import jobs, plan, report  # isort: skip
+from mmseg_cmdl.written_files import make_folder  # isort: skip
 
 TRAIN = Path(__file__).resolve().with_name('train.py')
 
@@ -204,6 +205,11 @@ def main(argv=None):
         todo = jobs.jobs_of(arms, args.seeds, args.work_dir)
         if args.dry_run:
             # refuses what the study would refuse, and leaves no arm that is never trained
+            folders = (args.work_dir, *args.work_dir.absolute().parents)
+            made = [folder for folder in folders if not folder.exists()]
+            make_folder(args.work_dir)
+            for folder in made:
+                folder.rmdir()
             plan.merge(args.work_dir, arms, args.precise_bn)
             show_plan(todo, arms[0], args.jobs)
             return
