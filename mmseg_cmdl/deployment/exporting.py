@@ -1,6 +1,7 @@
 """torch.export and ONNX with dynamic batch and size, and the checks that an export has to pass."""
 
 import logging
+import re
 from importlib.util import find_spec
 from typing import Any, Callable, Dict, Iterable, Sequence, Tuple
 
@@ -95,6 +96,13 @@ def export_program(
         with torch.no_grad():
             return torch.export.export(model, (images,), dynamic_shapes=shapes)
     except Exception as error:
+        # what torch.export suggests where sides are too small for the last of many strides
+        needed = max(map(int, re.findall(r"= Dim\('\w+', min=(\d+)", str(error))), default=0)
+        if needed > smallest_side:
+            raise ExportError(
+                f'this model can not be recorded for sides of {smallest_side} pixels, only for '
+                f'{needed} and more: set --smallest-side {needed}'
+            ) from error
         raise ExportError(
             f'torch.export cannot record this model with dynamic batch and size: {error}\nIf this '
             'says that a size is too small, raise --smallest-side; if it names a line of a head '

@@ -137,6 +137,43 @@ def test_other_heads_and_contexts(name, tool, tmp_path, onnx, capsys):
     assert capsys.readouterr().out.count('same as PyTorch on 6 shapes') == 1
 
 
+SEGFORMER = dict(
+    cases.MDRL, context=dict(type='SegformerHead'), in_channels=[4, 8, 16, 32],
+    in_index=[0, 1, 2, 3],
+)  # fmt: skip
+MIT = dict(
+    type='MixVisionTransformer', embed_dims=4, num_layers=[1] * 4, num_heads=[1, 2, 4, 8],
+    drop_path_rate=0.0,
+)  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.slow
+@pytest.mark.parametrize('strides', [{}, dict(key_stride=1, loss_stride=1)], ids=['default', '1'])
+def test_segformer_with_its_own_backbone(strides, tool, tmp_path, onnx):
+    """With MDRL, at both of its strides: in onnxruntime at sizes that 32 doesn't divide."""
+    import onnxruntime
+
+    options = dict(head={**SEGFORMER, **strides}, auxiliary=False, backbone=MIT)
+    config, checkpoint = job(tmp_path, None, **options)
+    path = str(tmp_path / 'model.onnx')
+    with pytest.raises(SystemExit, match=r'set --smallest-side 61$'):
+        tool.main([config, checkpoint, path])
+    tool.main([config, checkpoint, path, '--smallest-side', '61'])
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    model = cases.from_config(Config.fromfile(config).model)
+    assert model.decode_head.pixels == 'context'
+    assert model.decode_head.relation.key_stride == strides.get('key_stride', 8)
+    model.load_state_dict(torch.load(checkpoint)['state_dict'])
+    for batch, *size in ((1, 64, 64), (3, 65, 131), (2, 97, 61)):
+        images = torch.randn(batch, 3, *size)
+        with torch.no_grad():
+            expected = model.eval().encode_decode(images, [dict(img_shape=tuple(size))])
+        (got,) = session.run(None, {'images': images.numpy()})
+        assert expected.std() > 0.1
+        torch.testing.assert_close(torch.from_numpy(got), expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize('name', cases.CASES)
 def test_folded_model_predicts_the_same(name):
     """In double precision, where folding is exact; nothing that only training needs is left."""
@@ -277,6 +314,28 @@ def test_a_head_that_looks_at_values_is_refused():
 
     with pytest.raises(deployment.ExportError, match='dynamic batch and size'):
         deployment.export_program(Looks())
+
+
+@stack.needs_export
+def test_the_smallest_side_is_named():
+    """Where torch.export can't record one graph for small and for large images."""
+
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 1)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return x * 2 if x.shape[2] >= 41 and x.shape[3] >= 53 else x
+
+    with pytest.raises(deployment.ExportError) as error:
+        deployment.export_program(Branches())
+    assert str(error.value) == (
+        'this model can not be recorded for sides of 32 pixels, only for 53 and more: set '
+        '--smallest-side 53'
+    )
+    deployment.export_program(Branches(), 53)
 
 
 def test_an_old_pytorch_is_named(monkeypatch):

@@ -49,19 +49,18 @@ CASES = {
             bank=dict(BANK, assignment='gumbel', update_pixels='all'),
         )
     ),
-    # on a decoder of several maps, at its size; strides for images as small as these
+    # on a decoder of several maps, at its size, with the strides that it has by default there
     'mdrl_segformer': dict(
         head=dict(
             MDRL, context=dict(type='SegformerHead'), in_channels=[*CHANNELS],
-            in_index=[0, 1, 2, 3], key_stride=2, loss_stride=2,
-            bank=dict(BANK, update_pixels='all'),
+            in_index=[0, 1, 2, 3], bank=dict(BANK, update_pixels='all'),
         )
     ),
     'mcibi': dict(head=MCIBI),
     'mcibi_uper': dict(
         head=dict(
             MCIBI, context=dict(type='UPerHead', pool_scales=(2, 3)), in_channels=[*CHANNELS],
-            in_index=[0, 1, 2, 3], key_stride=2, loss_stride=1,
+            in_index=[0, 1, 2, 3],
         )
     ),
     'mcibi_psp': dict(head=dict(MCIBI, context=PSP, hard_aggregate=True)),
@@ -143,7 +142,8 @@ def norm_config(kind='BN'):
 
 def model_config(
     name=None, *, head=None, segmentor='EncoderDecoder', norm='BN', num_classes=NUM_CLASSES,
-    auxiliary=True, head_options={}, test_cfg=dict(mode='whole'), image_size=SIZE, **more,
+    auxiliary=True, head_options={}, test_cfg=dict(mode='whole'), image_size=SIZE,
+    backbone=None, **more,
 ):  # fmt: skip
     """Config of the segmentor of a case, or of the options of one."""
     if name is not None:
@@ -162,7 +162,7 @@ def model_config(
             type='SegDataPreProcessor', mean=[110.0] * 3, std=[60.0] * 3, bgr_to_rgb=True,
             pad_val=0, seg_pad_val=255, size=SIZE,
         ),
-        backbone=dict(type='GuaranteesBackbone', norm_cfg=norm_config(norm)),
+        backbone=backbone or dict(type='GuaranteesBackbone', norm_cfg=norm_config(norm)),
         decode_head={**common, 'channels': 8, **head, **head_options},
         train_cfg=dict(),
         test_cfg=test_cfg,

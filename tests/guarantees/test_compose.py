@@ -42,6 +42,14 @@ def everything(model):
 ALL = pytest.mark.parametrize('name', cases.CASES)
 
 
+def test_decoders_have_the_strides_of_a_shipped_config():
+    """What holds for these two cases holds for what a user gets."""
+    for name in ('mdrl_segformer', 'mcibi_uper'):
+        head = cases.build(name).decode_head
+        assert head.pixels == 'context'
+        assert (head.relation.key_stride, head.loss_stride) == (8, 4)
+
+
 @ALL
 def test_gradient_accumulation(name):
     """OptimWrapper with accumulative_counts=2: the mean of two gradients, one step, two updates."""

@@ -101,8 +101,11 @@ def test_training_under_amp_optim_wrapper(name, dtype, device, monkeypatch):
         return model, totals
 
     model, totals = train(half=True)
-    # CAR on prototypes: where rounding changes the nearest one, what follows differs
-    tolerance = TRAINING[dtype] * (3 if name == 'car_protoseg' else 1)
+    # CAR on prototypes: where rounding changes the nearest one, what follows differs. On a decoder
+    # the memory learns from 20 pixels of an image this small: of MCIBI, weights that differ by a
+    # thousandth move the losses by 4 % in float32, too
+    volatile = name in ('car_protoseg', 'mdrl_segformer', 'mcibi_uper')
+    tolerance = TRAINING[dtype] * (3 if volatile else 1)
     assert totals == pytest.approx(train(half=False)[1], rel=tolerance)
     assert totals[-1] < totals[1] - 0.05  # MCIBI has no memory to classify before the second step
     for key, value in model.state_dict().items():
@@ -118,7 +121,7 @@ def _spoil(kind, maps):
     if kind == 'all zero':
         return torch.zeros_like(maps)
     maps = maps.clone()
-    maps[0, :, 2, 2] = float(kind)  # with a `loss_stride` of 2, too
+    maps[0, :, 4, 4] = float(kind)  # one that a `loss_stride` of 4 takes
     return maps
 
 
