@@ -95,7 +95,7 @@ def build(cfg, checkpoint):
     return model.eval(), content.get('meta') or {}
 
 
-def owed_by_caller(model, args):
+def describe_input(model, args):
     """What a caller of the graph has to do to an image first, as a sentence."""
     preprocessor = model.data_preprocessor
     facts = description(model, {}, args)
@@ -223,7 +223,7 @@ def main(argv=None):
     )
     for path in args.out:
         write(program, path, model, meta, args)
-    print(f'what the caller owes: {owed_by_caller(model, args)}')
+    print(f'input: {describe_input(model, args)}')
     return 0
 
 
