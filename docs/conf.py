@@ -106,7 +106,8 @@ def replace_private_bases(app, name, obj, options, bases):
         return [above for parent in base.__bases__ for above in known(parent)]
 
     found = dict.fromkeys(above for base in bases for above in known(base))
-    bases[:] = [base for base in found if base is not object] or [object]
+    inherited = {above for base in found if isinstance(base, type) for above in base.__mro__[1:]}
+    bases[:] = [base for base in found if base not in inherited]
 
 
 def describe_fields(app, what, name, obj, options, lines):

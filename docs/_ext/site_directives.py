@@ -49,10 +49,10 @@ def mark_tables_of_numbers(app, doctree):
 
 
 def draw_dashes(app, doctree):
-    """Sphinx writes two hyphens between a parameter and its text."""
+    """Between a parameter and its text there are two hyphens."""
     for text in list(doctree.findall(nodes.Text)):
-        if text == ' -- ':
-            text.parent.replace(text, nodes.Text(' – '))
+        if text.startswith((' -- ', ') -- ')):
+            text.parent.replace(text, nodes.Text(text.replace(' -- ', ' – ', 1)))
 
 
 def setup(app):

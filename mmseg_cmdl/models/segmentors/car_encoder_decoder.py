@@ -165,12 +165,12 @@ class CAREncoderDecoder(_CAR, EncoderDecoder):
     more.
 
     Args:
-        **kwargs: Options of :class:`ClassAwareRegularization` (`losses`, `formulation`, `linear`,
-            `max_channels`, `pointwise`, `label_resize`, `position`, `pool_size`), which `model`
-            names beside its own, those of :class:`mmseg.models.segmentors.EncoderDecoder`.
+        **kwargs: Options of :class:`mmseg.models.segmentors.EncoderDecoder`, and those of
+            :class:`ClassAwareRegularization`: `losses`, `formulation`, `linear`, `max_channels`,
+            `pointwise`, `label_resize`, `position`, `pool_size`.
 
     Raises:
-        TypeError: The config of another segmentor, as of a cascade.
+        TypeError: The config is that of another segmentor, for instance of a cascade.
         ValueError: A head without `conv_seg`, options that don't fit, or a label out of range.
     """
 
