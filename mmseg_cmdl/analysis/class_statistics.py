@@ -189,7 +189,7 @@ def measure_statistics(
         features (str): See :meth:`ExaminedModel.examples`. Defaults to 'classifier', what enters
             `conv_seg`: with CAR what its losses work on, without it what they would.
         normalize (bool): See :class:`ClassStatistics`.
-        max_images (int, optional): Only so many images, spread evenly; all by default.
+        max_images (int, optional): Largest number of images, spread evenly; all by default.
         also (callable, optional): Called with each :class:`Example`.
 
     Raises:

@@ -70,7 +70,7 @@ def build_context(cfg: dict, in_channels: int, channels: int, num_classes: int) 
     Args:
         cfg (dict): Of the head; what it doesn't say is filled in from the rest. `maps=2`: it takes
             two, the first with half of `in_channels`.
-        in_channels (int): Of the feature map, or the last of them.
+        in_channels (int): Channels of the feature map, or the last of them.
         channels (int): Inside the head.
         num_classes (int): K, the number of classes.
     """
@@ -172,10 +172,10 @@ def measure_complexity(
 
     Args:
         head (nn.Module): Called with a list of feature maps.
-        shape (Sequence[int]): Of the last map (B, C, h, w).
+        shape (Sequence[int]): Shape of the last map (B, C, h, w).
         device (str): 'cpu' or a CUDA device.
         min_seconds (float, optional): Measure the time for at least this long; None measures none.
-        seed (int): Of the random map.
+        seed (int): Seed of the random map.
 
     Returns:
         dict: What :func:`count_operations` gives; `ms`, median time of a pass; `peak_mib`, memory

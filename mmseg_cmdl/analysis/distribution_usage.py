@@ -200,7 +200,7 @@ class NearestPatches:
             image (np.ndarray): RGB [H, W, 3].
             index (int): Which image.
             classes (Tensor): int64 [h, w].
-            assignment (Assignment): Of its pixels.
+            assignment (Assignment): The distributions of its pixels.
             stride (tuple[float, float]): Image pixels per feature.
         """
         chosen = assignment.distributions.flatten().numpy()

@@ -54,7 +54,7 @@ def labels_of_features(
 
     Args:
         truth (np.ndarray): Labels [H, W], of any size.
-        image_size (tuple[int, int]): Of the image as the model saw it.
+        image_size (tuple[int, int]): Size of the image as the model saw it.
         padded_size (tuple[int, int]): The same with padding at the lower and right border.
         feature_size (tuple[int, int]): (h, w), over the padded image.
         ignore_index (int): Label of the padding. Defaults to 255.

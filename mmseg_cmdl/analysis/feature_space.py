@@ -21,7 +21,7 @@ class PixelSample:
     Args:
         classes (Sequence[int]): Labels that are sampled.
         size (int): Pixels held of each class at most.
-        seed (int): Of the draws.
+        seed (int): Seed of the draws.
     """
 
     def __init__(self, classes: Sequence[int], size: int, seed: int = 0):
@@ -124,8 +124,9 @@ def reduce_to_plane(
     Args:
         features (np.ndarray): [M, Z].
         method (str): 'tsne', 'umap' or 'pca'.
-        seed (int): Of the method.
-        perplexity (float): Of t-SNE, or neighbours of UMAP; lowered where there are few points.
+        seed (int): Seed of the method.
+        perplexity (float): Perplexity of t-SNE, or neighbours of UMAP; lowered where points are
+            few.
         pca_channels (int): Channels that PCA leaves for the method.
 
     Returns:
@@ -188,8 +189,8 @@ def embed_sample(
         distributions (Tensor, optional): [K, N, Z], in the space of the features.
         normalize (bool): Bring features to length 1.
         method (str): See :func:`reduce_to_plane`, as the rest.
-        seed (int): Of the method.
-        perplexity (float): Of t-SNE.
+        seed (int): Seed of the method.
+        perplexity (float): Perplexity of t-SNE.
     """
     features, labels, places = sample.arrays()
     if normalize:

@@ -20,7 +20,7 @@ def feature_at(
     Args:
         position (tuple[int, int]): Row and column in the image.
         image_size (tuple[int, int]): Height and width of the image.
-        feature_size (tuple[int, int]): Of the feature map.
+        feature_size (tuple[int, int]): Size of the feature map.
         stride (tuple[float, float]): Image pixels per feature.
 
     Raises:

@@ -119,9 +119,10 @@ def main_distributions(
     is not among them belong to the nearest that is.
 
     Args:
-        whole (WholePicture): Of the picture.
+        whole (WholePicture): Logits and embeddings of the picture.
         distributions (Tensor): Unit vectors [K, N, Z].
-        brightness (np.ndarray): Of the picture [H, W]; distributions go from dark to light.
+        brightness (np.ndarray): Brightness of the picture [H, W], by which distributions are
+            sorted, the darkest first.
         least_share (float): Smallest share of the class's pixels of a distribution that is kept.
         most (int): Largest number of distributions that are kept.
 

@@ -32,7 +32,7 @@ def report(args: argparse.Namespace, done: Conversion, memory: str) -> None:
     """Prints what was written, what of the config was changed, and what can't be known.
 
     Args:
-        args (argparse.Namespace): Of :func:`converter_parser`.
+        args (argparse.Namespace): Arguments of :func:`converter_parser`.
         done (Conversion): What was done.
         memory (str): What the memory of the model is, for the first line.
     """

@@ -275,7 +275,7 @@ def check_fit(state: State, model: nn.Module) -> None:
 
     Args:
         state (dict[str, Tensor]): What :func:`convert_state` gives.
-        model (nn.Module): Of the config; its parameters may be without memory.
+        model (nn.Module): Model of the config; its parameters may be without memory.
 
     Raises:
         ConversionError: Names the first key that is too much, of another shape, or missing.

@@ -42,7 +42,7 @@ class CamVidDataset(BaseSegDataset):
         check_annotations (bool): Whether to look at every annotation when the
             dataset is built. Defaults to ``True``.
         reduce_zero_label (bool): Must stay ``False``: id 0 is the sky.
-        **kwargs: Of :class:`mmseg.datasets.BaseSegDataset`. Fewer ``classes``
+        **kwargs: Options of :class:`mmseg.datasets.BaseSegDataset`. Fewer ``classes``
             in ``metainfo`` are fine: the others are ignored like void.
 
     Raises:

@@ -17,7 +17,7 @@ class CIHPDataset(LIPDataset):
     ``images/{train,val}`` and ``annotations/{train,val}``, with 28280 and 5000 images.
 
     Args:
-        **kwargs: Of :class:`mmseg.datasets.BaseSegDataset`.
+        **kwargs: Options of :class:`mmseg.datasets.BaseSegDataset`.
     """
 
     METAINFO = dict(

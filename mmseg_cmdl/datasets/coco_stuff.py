@@ -38,7 +38,7 @@ class COCOStuff182Dataset(COCOStuffDataset):
     the other; they are renumbered when loaded.
 
     Args:
-        **kwargs: Of :class:`mmseg.datasets.COCOStuffDataset`.
+        **kwargs: Options of :class:`mmseg.datasets.COCOStuffDataset`.
     """
 
     METAINFO = dict(

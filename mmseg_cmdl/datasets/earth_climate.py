@@ -20,7 +20,7 @@ class EarthClimateDataset(BaseSegDataset):
     ``annotations/{train,val}``, 14 and 15 images of 15 km a pixel. Every pixel has a class.
 
     Args:
-        **kwargs: Of :class:`mmseg.datasets.BaseSegDataset`.
+        **kwargs: Options of :class:`mmseg.datasets.BaseSegDataset`.
     """
 
     # colours that colour-blind readers can tell apart (Okabe and Ito, 2008)

@@ -102,7 +102,7 @@ class SyntheticScenesDataset(BaseSegDataset):
         seed (int): Another seed gives other scenes. Defaults to 0.
         border (int): Width in pixels of the ignored (255) line between
             classes. Defaults to 1.
-        **kwargs: Of :class:`mmseg.datasets.BaseSegDataset`, its paths aside.
+        **kwargs: Options of :class:`mmseg.datasets.BaseSegDataset`, its paths aside.
 
     Raises:
         ValueError: An argument is out of range.
@@ -195,7 +195,7 @@ class LoadSceneAppearance(BaseTransform):
         """Add the map.
 
         Args:
-            results (dict): Of the dataset.
+            results (dict): What the dataset gives for an image.
 
         Returns:
             dict: The same, with ``gt_appearance``.

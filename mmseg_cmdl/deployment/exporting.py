@@ -241,7 +241,7 @@ def compare(
         shapes (Iterable[tuple[int]]): (B, H, W).
         tolerance (float): Largest difference allowed.
         raw (bool): Images of 0..255 instead of normalised ones.
-        channels (int): Of the images. Defaults to 3.
+        channels (int): Channels of the images. Defaults to 3.
 
     Raises:
         ExportError: Another shape, something not finite, or a larger difference.

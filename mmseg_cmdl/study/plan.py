@@ -236,7 +236,7 @@ def resolve(
         config (str | Path): The baseline's.
         methods (Sequence[str]): See :func:`apply_method`.
         arms (Sequence[str]): See :func:`parse_arm`.
-        options (dict, optional): Of all arms.
+        options (dict, optional): Settings of all arms.
         iters (int, optional): Iterations of all arms; None for those of the config.
         results (str | Path): Folder of the result files.
         precise_bn (int): See :class:`~mmseg_cmdl.study.recorder.StudyRecorder`.
@@ -306,7 +306,7 @@ def as_control(cfg: Config, kind: str) -> Config:
     """The same config with a memory head's modules, and without its memory.
 
     Args:
-        cfg (Config): Of the arm.
+        cfg (Config): Config of the arm.
         kind (str): 'pixels': the relation attends to the pixels themselves; 'learned': class
             vectors learned by gradient, of the bank's shape, stand in the place of the memory.
     """

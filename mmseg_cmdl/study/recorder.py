@@ -132,7 +132,7 @@ class StudyRecorder(Hook):
     Args:
         arm (str): Name of the arm.
         results (str): Folder of the result files.
-        fingerprint (str): Of the arm's config, see :mod:`~mmseg_cmdl.study.plan`.
+        fingerprint (str): Fingerprint of the arm's config, see :mod:`~mmseg_cmdl.study.plan`.
         precise_bn (int): Before the last validation, the statistics of all batch norms are taken
             anew from so many batches of the training set. The result also has the scores without
             that. 0 leaves them as trained. Defaults to 0.

@@ -90,9 +90,9 @@ def bootstrap_images(
     Args:
         first, second (Sequence[np.ndarray]): Areas [images, 3, K] of each seed's run, of the
             baseline and of the other arm.
-        resamples (int): Draws.
-        confidence (float): Of the interval.
-        seed (int): Of the draws.
+        resamples (int): Number of draws.
+        confidence (float): Confidence of the interval.
+        seed (int): Seed of the draws.
 
     Returns:
         tuple[float, float]: Percentile interval; None for fewer than :data:`MIN_IMAGES` images.
@@ -151,7 +151,7 @@ def verdict(
     seeds excludes 0, otherwise 'open'.
 
     Args:
-        found (Estimate): Of the differences over seeds, points of mIoU.
+        found (Estimate): Estimate of the differences over seeds, points of mIoU.
         adjusted_p (float, optional): Its p by :func:`holm` over all arms.
         images (tuple, optional): Bootstrap interval over images.
         baseline (str): Name of what it is compared with.

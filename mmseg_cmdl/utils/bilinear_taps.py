@@ -13,7 +13,7 @@ class BilinearTaps:
         size (int): n, length after resizing.
         cells (int): m, length before.
         align_corners (bool): As for `torch.nn.functional.interpolate`.
-        like (Tensor): Whose type and device the weights have.
+        like (Tensor): Gives the weights their type and device.
 
     Attributes:
         first, second (Tensor): Indices [n] of the two; equal beyond the last cell's centre.

@@ -31,7 +31,7 @@ def check_finite(owner: object, **options: Optional[float]) -> None:
     """Refuses options that aren't finite numbers; NaN passes any comparison such as `x <= 0`.
 
     Args:
-        owner (object): Whose options they are.
+        owner (object): Object that has the options; messages name its class.
         **options: Name and value; None for one that is left to its default.
 
     Raises:
@@ -49,7 +49,7 @@ def check_counts(owner: object, **options: int) -> None:
     """Refuses options that aren't integers of at least 1.
 
     Args:
-        owner (object): Whose options they are.
+        owner (object): Object that has the options; messages name its class.
         **options: Name and value.
 
     Raises:
@@ -66,7 +66,7 @@ def warn_without_effect(owner: object, remedy: str, **options: Any) -> None:
     """Warns of options that older configs set and that no longer do anything.
 
     Args:
-        owner (object): Whose options they are.
+        owner (object): Object that has the options; messages name its class.
         remedy (str): A sentence on what has taken their place.
         **options: Name and value; None for what the config doesn't set.
     """

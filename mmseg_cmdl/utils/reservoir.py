@@ -14,7 +14,7 @@ class Reservoir:
         num_classes (int): K.
         size (int): Vectors kept of each class.
         channels (int): C.
-        seed (int): Of the numbers.
+        seed (int): Seed of the numbers.
         dtype (torch.dtype): Of what is kept. Defaults to float32.
 
     Attributes:

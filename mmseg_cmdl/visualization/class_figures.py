@@ -20,7 +20,7 @@ def draw_class_bars(
 
     Args:
         panels (dict): Title of the panel to {name of the model: values [K]}; NaN draws no bar.
-        names (Sequence[str]): Of the classes.
+        names (Sequence[str]): Names of the classes.
         higher_is_better (Sequence[bool]): For each panel; written below it.
     """
     models = list(dict.fromkeys(name for panel in panels.values() for name in panel))
@@ -70,7 +70,7 @@ def draw_class_dependency(
 
     Args:
         matrices (dict): Name of the model to [K, K]; NaN for absent classes.
-        names (Sequence[str]): Of the classes, on the axes.
+        names (Sequence[str]): Names of the classes, on the axes.
         title (str): What a cell is.
         notes (Sequence[str], optional): A line for each model under its name.
     """

@@ -160,7 +160,7 @@ def draw_climate_poster(
         earth (EarthMap): What an MDRL bank makes of it.
         strips (Sequence[tuple]): First column and the one after the last of what was held out.
         palette (Sequence): RGB of the classes; the first is the sea.
-        names (Sequence[str]): Of the classes.
+        names (Sequence[str]): Names of the classes.
         note (str): A line under the title: how the models were trained.
 
     Returns:

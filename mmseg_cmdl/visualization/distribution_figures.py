@@ -36,7 +36,7 @@ def draw_distribution_maps(
         images (Sequence[MappedImage]): Rows.
         num_distributions (int): N, the number of distributions of each class.
         palette (Sequence): RGB of the classes.
-        names (Sequence[str]): Of the classes.
+        names (Sequence[str]): Names of the classes.
     """
     figure = new_figure(9, 2.4 * len(images) + 0.7)
     axes = figure.subplots(len(images), 4, squeeze=False)
@@ -89,7 +89,7 @@ def draw_class(
     for each distribution with its share of the class's pixels and its nearest real pixels.
 
     Args:
-        name (str): Of the class.
+        name (str): Name of the class.
         k (int): Its index.
         images (Sequence[MappedImage]): With pixels of the class.
         shares (np.ndarray): [N].
@@ -185,7 +185,7 @@ def draw_usage(
             own class [K].
         dead (np.ndarray): Bool [K, N]; marked by a cross.
         duplicates (list[list]): For each class its pairs (n, m, cosine).
-        names (Sequence[str]): Of the classes.
+        names (Sequence[str]): Names of the classes.
     """
     num_classes, count = shares.shape
     wide = 0.62 * count + 1

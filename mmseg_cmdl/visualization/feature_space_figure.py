@@ -21,7 +21,7 @@ def draw_feature_space(panels: Dict[str, Any], names: Sequence[str], method: str
 
     Args:
         panels (dict): Name of the model to what :func:`mmseg_cmdl.analysis.embed_sample` gives.
-        names (Sequence[str]): Of all classes.
+        names (Sequence[str]): Names of all classes.
         method (str): For the title.
     """
     figure = new_figure(5.2 * len(panels), 5.9)

@@ -20,7 +20,7 @@ def draw_pixel_relation(
             {name of the model: (heat [h, w], (rows, columns) of the image it covers, prediction
             [H, W])}.
         palette (Sequence): RGB of the classes.
-        names (Sequence[str]): Of the classes.
+        names (Sequence[str]): Names of the classes.
         kind (str): What the heat is, for the colour bar.
     """
     models = list(rows[0][2])

@@ -130,7 +130,7 @@ def prediction_page(
     Args:
         examples (Sequence[PredictedImage]): In the order in which they are shown first.
         palette (Sequence): RGB of the classes.
-        names (Sequence[str]): Of the classes.
+        names (Sequence[str]): Names of the classes.
         totals (dict): Name of the model to its `mIoU` and `aAcc` over the split.
         title (str): Heading.
         note (str): A sentence on what is shown.

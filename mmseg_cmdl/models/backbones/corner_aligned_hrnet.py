@@ -17,7 +17,8 @@ class CornerAlignedHRNet(HRNet):
     once more, as HRNet does.
 
     Args:
-        **kwargs: Of :class:`mmseg.models.backbones.HRNet`, whose keys in a checkpoint these are.
+        **kwargs: Options of :class:`mmseg.models.backbones.HRNet`. The keys in a checkpoint are the
+            same.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):

@@ -16,7 +16,8 @@ class LinearStemHRNet(HRNet):
     anything else use HRNet, whose stem has a ReLU after each norm.
 
     Args:
-        **kwargs: Of :class:`mmseg.models.backbones.HRNet`, whose keys in a checkpoint these are.
+        **kwargs: Options of :class:`mmseg.models.backbones.HRNet`. The keys in a checkpoint are the
+            same.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -53,9 +53,9 @@ class MCIBIPlusPlusHead(DatasetContextHead):
             :class:`FeaturePyramid`. Defaults to None.
         loss_context (dict | list[dict], optional): Loss of the logits of the context's map; None
             for none. Defaults to cross entropy with weight 1.
-        final_kernel_size (int): Of the conv before the classifier, an odd number; likewise
-            `coarse_kernel_size` and `context_kernel_size` of those before the coarse classifier
-            and the context's. Default to 1.
+        final_kernel_size (int): Kernel size, an odd number, of the conv before the classifier;
+            `coarse_kernel_size` and `context_kernel_size` are those of the convs before the coarse
+            classifier and the classifier of the context. All default to 1.
         **kwargs: Options of :class:`DatasetContextHead`: `context`, `fusion`, `hard_aggregate`, ...
 
     :meth:`loss` also logs `stat_left_out_pixels`, the number of labelled pixels of all ranks whose

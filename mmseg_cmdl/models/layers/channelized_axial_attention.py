@@ -52,7 +52,7 @@ class ChannelizedAxialAttention(BaseModule):
             0.25.
         num_hidden (int): Number of these layers. Defaults to 5.
         channelize (bool): False is plain axial attention. Defaults to True.
-        conv_cfg, norm_cfg, act_cfg (dict, optional): Of the 1x1 convs.
+        conv_cfg, norm_cfg, act_cfg (dict, optional): Configs of the 1x1 convs.
         init_cfg (dict, optional): Initialization config.
     """
 

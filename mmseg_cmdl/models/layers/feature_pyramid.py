@@ -21,8 +21,8 @@ class FeaturePyramid(nn.Module):
         in_channels (Sequence[int]): Channels of the finer maps, the finest first.
         top_channels (int): Channels of the top.
         out_channels (int): Channels of what each finer map becomes.
-        align_corners (bool): Of the resizing. Defaults to False.
-        conv_cfg, norm_cfg, act_cfg (dict, optional): Of the convs.
+        align_corners (bool): Whether the resizing aligns corners. Defaults to False.
+        conv_cfg, norm_cfg, act_cfg (dict, optional): Configs of the convs.
 
     Attributes:
         channels (int): Channels of the result.

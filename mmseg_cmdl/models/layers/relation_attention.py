@@ -29,10 +29,11 @@ class RelationAttention(SelfAttentionBlock):
         key_query_norm (bool): Norm and activation in g_a and g_b; plain convs if False.
         value_out_norm (bool): The same for g_f and g_c.
         matmul_norm (bool): Divide the products by sqrt(transform_channels). Defaults to True.
-        with_out_project (bool): Have g_c; without it g_f gives `out_channels`. Defaults to True.
+        with_out_project (bool): Whether there is g_c; without it g_f gives `out_channels`.
+            Defaults to True.
         key_stride (int): Keys and values are averaged over squares of so many pixels first. Ours,
             for maps of many pixels; the papers have none. Defaults to 1.
-        conv_cfg, norm_cfg, act_cfg (dict, optional): Of the ConvModules.
+        conv_cfg, norm_cfg, act_cfg (dict, optional): Configs of the ConvModules.
     """
 
     def __init__(

@@ -64,8 +64,7 @@ def class_sums(
         ignore_index (int): Label of pixels without a class. So is any label outside 0..K-1.
         memory (Tensor, optional): [K, C], of the type of `features`, for the weighted sums; None
             for none.
-        align_corners (bool): Of the resizing, as for `torch.nn.functional.interpolate`. Defaults to
-            False.
+        align_corners (bool): Whether the resizing aligns corners. Defaults to False.
 
     Returns:
         ClassSums: In the type of `features`.

@@ -96,7 +96,7 @@ class FeatureBank(MemoryBank):
             labels (Tensor): [P]; or [B, H, W].
             momentum (float | Tensor): m in MCIBI eq. 6, the weight of the new value, in [0, 1].
             ignore_index (int): Label of pixels without a class. So is any label outside 0..K-1.
-            align_corners (bool): Of the resizing. Defaults to False.
+            align_corners (bool): Whether the resizing aligns corners. Defaults to False.
 
         Returns:
             FeatureUpdate | None: Counts; None while autograd recomputes a checkpointed forward

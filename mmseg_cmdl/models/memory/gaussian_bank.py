@@ -145,7 +145,7 @@ class GaussianBank(MemoryBank):
                 label maps without ever forming them so large.
             labels (Tensor): [P]; or [B, H, W].
             ignore_index (int): Label of pixels without a class. So is any label outside 0..K-1.
-            align_corners (bool): Of the resizing. Defaults to False.
+            align_corners (bool): Whether the resizing aligns corners. Defaults to False.
 
         Returns:
             FeatureUpdate | None: Counts; None while autograd recomputes a checkpointed forward

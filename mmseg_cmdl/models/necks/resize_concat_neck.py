@@ -23,10 +23,10 @@ class ResizeConcatNeck(BaseModule):
         in_channels (Sequence[int]): Channels of the maps.
         stride (int): More than 1 adds a 3x3 ConvModule of this stride, from the sum of
             `in_channels` to as many channels. Defaults to 1.
-        align_corners (bool): Of the bilinear resizing. Defaults to False.
-        conv_cfg (dict, optional): Of the ConvModule. Defaults to None.
-        norm_cfg (dict, optional): Likewise. Defaults to None.
-        act_cfg (dict): Likewise. Defaults to ReLU.
+        align_corners (bool): Whether the bilinear resizing aligns corners. Defaults to False.
+        conv_cfg (dict, optional): Config of the conv in the ConvModule. Defaults to None.
+        norm_cfg (dict, optional): Config of its norm. Defaults to None.
+        act_cfg (dict): Config of its activation. Defaults to ReLU.
         init_cfg (dict, optional): As in the base class. Defaults to None.
     """
 

@@ -113,7 +113,7 @@ class ClassAwareRegularization(BaseModule):
             InterClassCenterToPixelLoss (0.25), each of weight 1.
         formulation (str): 'paper' or 'released', of the losses that don't say theirs.
             Defaults to 'paper'.
-        linear (bool): Put a linear conv before `conv_seg`. Defaults to True.
+        linear (bool): Whether to put a linear conv before `conv_seg`. Defaults to True.
         max_channels (int): Most channels that leave the linear conv; up to so many it starts as
             the identity. Defaults to 512.
         pointwise (Sequence[str]): Sub-modules of the head whose 3x3 convs become 1x1 at build ("A"

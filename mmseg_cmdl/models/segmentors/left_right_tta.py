@@ -17,7 +17,7 @@ class LeftRightTTAModel(SegTTAModel):
 
     Args:
         swap_seg_labels (Sequence[tuple[int, int]]): Pairs of classes, as `RandomFlip` takes them.
-        **kwargs: Of :class:`mmseg.models.SegTTAModel`.
+        **kwargs: Options of :class:`mmseg.models.SegTTAModel`.
     """
 
     def __init__(self, *args: Any, swap_seg_labels: Sequence[Tuple[int, int]], **kwargs: Any):
