@@ -520,7 +520,8 @@ def insert_tables(text: str, studies: Dict[str, dict]) -> str:
         study = studies.get(name)
         if study is None:
             return found.group()
-        header, body = HEADER, rows(study)
+        header: Sequence[str] = HEADER
+        body = rows(study)
         if arms:
             of_arm = {line[0]: line for line in body}
             missing = [arm for arm in arms.split() if arm not in of_arm]
