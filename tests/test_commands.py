@@ -101,7 +101,7 @@ def checkout(tmp_path):
     return folder
 
 
-def run_ci(checkout, *, demo=0, test=0, **variables):
+def run_ci(checkout, *, demo=0, docs=0, lint=0, test=0, **variables):
     """.ci/run with a `make` that tells what it was asked for, and leaves what a demo leaves."""
     programs = checkout.parent / 'programs'
     programs.mkdir(exist_ok=True)
@@ -117,7 +117,8 @@ def run_ci(checkout, *, demo=0, test=0, **variables):
         'chmod +x .venv/bin/python\n'
         'cp scores.json demo.png work_dirs/demo; cat table.txt\n'
         f'exit {demo}; fi\n'
-        'if [ "$1" = docs ]; then exit 0; fi\n'
+        f'if [ "$1" = docs ]; then exit {docs}; fi\n'
+        f'if [ "$1" = lint ]; then exit {lint}; fi\n'
         'echo "===== 1 failed, 3 passed in 0.10s ====="; echo "make: *** Error 1"\n'
         f'exit {test}\n'
     )
@@ -137,11 +138,11 @@ def test_all_commands_run_in_an_empty_home_and_a_clean_copy(checkout):
     done = run_ci(checkout, PIP_FIND_LINKS='/wheels', DEMO_ARGS='--iters 3', **noise)
     assert done.returncode == 0, done.stdout
     assert lines(done, 'told') == [
-        'demo DEMO_ARGS=--iters 3', 'docs', 'test PYTEST_ARGS=--color=no',
+        'demo DEMO_ARGS=--iters 3', 'docs', 'lint', 'test PYTEST_ARGS=--color=no',
     ]  # fmt: skip
-    assert lines(done, 'home') == ['0', '1', '1']
-    assert lines(done, 'set') == ['', '', '']
-    assert lines(done, 'wheels') == ['/wheels'] * 3
+    assert lines(done, 'home') == ['0', '1', '1', '1']
+    assert lines(done, 'set') == [''] * 4
+    assert lines(done, 'wheels') == ['/wheels'] * 4
     first = lines(done, 'files')[0].split(',')
     assert {'.ci', 'not yet added', 'table.txt'} <= set(first)
     assert 'data' not in first
@@ -159,6 +160,14 @@ def test_a_failed_demo_ends_in_its_status_without_tests(checkout):
     assert done.returncode == 3
     assert 'make demo: exit status 3' in done.stdout
     assert len(lines(done, 'told')) == 1
+
+
+@pytest.mark.parametrize('command', ['docs', 'lint'])
+def test_pages_that_do_not_build_and_types_that_are_wrong_fail(checkout, command):
+    done = run_ci(checkout, **{command: 2})
+    assert done.returncode == 1
+    assert f'make {command} failed' in done.stderr
+    assert lines(done, 'told')[-1] == command
 
 
 @pytest.mark.parametrize(('change', 'message'), [
