@@ -8,7 +8,7 @@ from mmseg.models.utils import SelfAttentionBlock
 from torch import Tensor
 
 from ...registry import MODELS
-from ...utils import check_counts
+from ...utils import at_least_float32, check_counts
 
 
 @MODELS.register_module()
@@ -89,17 +89,29 @@ class RelationAttention(SelfAttentionBlock):
 
         Returns:
             Tensor: [B, out_channels, h, w].
+
+        Raises:
+            ValueError: A single key is left, and norms that need more, as all do in training.
         """
-        if self.key_stride > 1:
-            key_feats = self._averaged(key_feats)
-        query, key, value = (
-            x.flatten(2).transpose(1, 2).unsqueeze(1)  # [B, 1, hw, channels]
-            for x in (
+        keys = self._averaged(key_feats) if self.key_stride > 1 else key_feats
+        try:
+            projected = (
                 self.query_project(query_feats),
-                self.key_project(key_feats),
-                self.value_project(key_feats),
+                self.key_project(keys),
+                self.value_project(keys),
             )
-        )
+        except ValueError as error:
+            if keys[:, 0].numel() > 1 or key_feats[0, 0].numel() == 1:
+                raise
+            # PyTorch doesn't say that the map isn't what is too small
+            height, width = key_feats.shape[2:]
+            raise ValueError(
+                f'{type(self).__name__}: key_stride={self.key_stride} leaves a single key of a map '
+                f'of {height}x{width} and a batch of one image, and the norms need more. Set a '
+                'smaller key_stride, or take larger images or batches'
+            ) from error
+        # [B, 1, hw, channels]
+        query, key, value = (x.flatten(2).transpose(1, 2).unsqueeze(1) for x in projected)
         scale = self.channels**-0.5 if self.matmul_norm else 1.0
         related = F.scaled_dot_product_attention(query, key, value, scale=scale)
         related = related.squeeze(1).transpose(1, 2)
@@ -111,9 +123,10 @@ class RelationAttention(SelfAttentionBlock):
 
         By padding, not by `ceil_mode`, whose condition on sizes torch.export can't keep open.
         """
-        side = self.key_stride
-        sums, counts = (
-            F.avg_pool2d(F.pad(x, (0, side - 1, 0, side - 1)), side, divisor_override=1)
-            for x in (feats, torch.ones_like(feats[:1, :1]))
+        side, place = self.key_stride, (0, self.key_stride - 1, 0, self.key_stride - 1)
+        # means, since sums of many pixels leave the range of float16
+        means, inside = (
+            F.avg_pool2d(F.pad(x, place), side)
+            for x in (feats, at_least_float32(torch.ones_like(feats[:1, :1])))
         )
-        return sums / counts
+        return (means / inside).to(feats.dtype)

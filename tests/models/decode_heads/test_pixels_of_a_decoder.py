@@ -159,6 +159,35 @@ def test_keys_are_averaged_over_squares():
     torch.testing.assert_close(strided(query, memory), plain(query, small), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(('dtype', 'rtol'), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
+def test_means_of_large_squares_stay_in_range(dtype, rtol):
+    """In half precision, too, where the sum over a square has no number."""
+    attention = RelationAttention(1, 1, 1, key_stride=32)
+    memory = (100 + torch.arange(64 * 70.0).reshape(1, 1, 64, 70) / 100).to(dtype)
+    got = attention._averaged(memory)
+    assert got.dtype == dtype
+    assert got.shape == (1, 1, 2, 3)
+    for y in range(2):
+        for x in range(3):
+            square = memory[0, 0, 32 * y : 32 * y + 32, 32 * x : 32 * x + 32].double()
+            torch.testing.assert_close(got[0, 0, y, x].double(), square.mean(), rtol=rtol, atol=0)
+
+
+@pytest.mark.parametrize('norm', ['BN', 'GN'])
+def test_a_single_key_is_named(norm):
+    """Norms have nothing to train on, though the map has many pixels."""
+    norm_cfg = dict(type='GN', num_groups=2) if norm == 'GN' else dict(type='BN')
+    attention = RelationAttention(4, 4, 2, key_stride=8, norm_cfg=norm_cfg)
+    with pytest.raises(ValueError, match='key_stride=8 leaves a single key of a map of 8x7 and a'):
+        attention(*torch.randn(2, 1, 4, 8, 7))
+    assert attention(*torch.randn(2, 1, 4, 8, 9)).shape == (1, 4, 8, 9)
+    # where a smaller stride is no way out PyTorch's own words stay
+    with pytest.raises(ValueError, match=r'^Expected more than 1 value per channel'):
+        attention(*torch.randn(2, 1, 4, 1, 1))
+    if norm == 'BN':
+        assert attention.eval()(*torch.randn(2, 1, 4, 8, 7)).isfinite().all()
+
+
 def test_default_strides_are_those_of_a_large_map_on_a_decoder_and_one_otherwise():
     head = uper()
     assert (head.relation.key_stride, head.loss_stride) == (8, 4)
