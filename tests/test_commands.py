@@ -166,7 +166,7 @@ def test_a_failed_demo_ends_in_its_status_without_tests(checkout):
 def test_pages_that_do_not_build_and_types_that_are_wrong_fail(checkout, command):
     done = run_ci(checkout, **{command: 2})
     assert done.returncode == 1
-    assert f'make {command} failed' in done.stderr
+    assert f'make {command} failed' in done.stdout
     assert lines(done, 'told')[-1] == command
 
 
