@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zlib
+from itertools import chain, repeat
 from pathlib import Path
 from statistics import median
 from typing import Any, Dict, Iterator, List, Optional, Sequence
@@ -261,8 +262,14 @@ class StudyRecorder(Hook):
         """Batch norm statistics as plain means over training batches, all with the same weights."""
         model = unwrapped(runner.model)
 
+        # loops that count in iterations have an iterator; a second one over the same loader would
+        # end mmengine's InfiniteSampler, where workers are persistent
+        loop = runner.train_loop
+        batches = getattr(loop, 'dataloader_iterator', None)
+        if batches is None:
+            batches = chain.from_iterable(repeat(loop.dataloader))
+
         def inputs() -> Iterator[Tensor]:
-            batches = iter(runner.train_dataloader)
             for _ in range(self.precise_bn):
                 yield model.data_preprocessor(next(batches), True)['inputs']
 

@@ -1,8 +1,13 @@
-"""The recorder ends jobs that must not go on, as an error that callers can catch."""
+"""The recorder: jobs that must not go on, and batch norm statistics taken anew."""
 
 from types import SimpleNamespace
 
 import pytest
+import torch
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.runner.loops import _InfiniteDataloaderIterator
+from torch import nn
+from torch.utils.data import DataLoader
 
 from mmseg_cmdl.errors import InputError
 from mmseg_cmdl.study import recorder
@@ -24,3 +29,40 @@ def test_a_job_that_nobody_waits_for(tmp_path, monkeypatch):
     recording.before_train_iter(None, 0)
     with pytest.raises(InputError, match='the study that started this job is gone'):
         recording.after_train_iter(SimpleNamespace(iter=0), 0)
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+        self.seen = []
+
+    def data_preprocessor(self, batch, training):
+        assert training
+        return dict(inputs=batch)
+
+    def forward(self, inputs):
+        self.seen.append(inputs)
+        return self.norm(inputs)
+
+
+@pytest.mark.parametrize(('workers', 'by_epoch'), [(0, False), (1, False), (0, True), (1, True)])
+def test_statistics_are_taken_anew_from_batches_of_any_loop(workers, by_epoch):
+    """With persistent workers a second iterator ends InfiniteSampler: there was no batch."""
+    data = [torch.randn(2) for _ in range(12)]
+    loader = DataLoader(
+        data, 4, num_workers=workers, persistent_workers=workers > 0,
+        sampler=DefaultSampler(data) if by_epoch else InfiniteSampler(data),
+    )  # fmt: skip
+    loop = SimpleNamespace(dataloader=loader)
+    if by_epoch:
+        list(loader)
+    else:
+        loop.dataloader_iterator = _InfiniteDataloaderIterator(loader)
+        next(loop.dataloader_iterator)
+    model = Normed()
+    recording = recorder.StudyRecorder('fcn', '.', '0', precise_bn=5)  # an epoch has 3 batches
+    recording._take_statistics_anew(SimpleNamespace(model=model, train_loop=loop))
+    assert len(model.seen) == 5
+    expected = torch.stack([batch.mean(dim=0) for batch in model.seen]).mean(dim=0)
+    torch.testing.assert_close(model.norm.running_mean, expected)
