@@ -13,6 +13,8 @@ from mmseg.registry import DATASETS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..compat import swaps_channels
+
 RELU = dict(type='ReLU')
 # in the heads of the ResNets for LIP; the backbone has ReLU everywhere
 LEAKY_RELU = dict(type='LeakyReLU', negative_slope=0.01)
@@ -270,7 +272,7 @@ def read_fact(model: BaseModule, key: str) -> Any:
     if key.startswith('eps of '):
         return _epsilons(model, _BatchNorm if key == 'eps of batch norm' else nn.LayerNorm)
     if key == 'data_preprocessor.bgr_to_rgb':
-        return model.data_preprocessor.channel_conversion
+        return swaps_channels(model.data_preprocessor)
     if key == 'backbone.num_heads' and hasattr(model.backbone, 'layers'):
         return model.backbone.layers[0].attn.num_heads
     if key in ('backbone.num_heads', 'backbone.window_size'):  # of a Swin transformer

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mmseg_cmdl.analysis.examined_model import as_picture
 from mmseg_cmdl.data_guard import guard_data
+from mmseg_cmdl.environment import is_fork
 from tests import tiny
 from tests.guarantees import jobs
 from tests.paths import TOOLS
@@ -36,6 +37,8 @@ def quick_runner(monkeypatch):
 def job(kind, folder):
     """Config of an MDRL job on such images; the tiny data set with bands of another kind."""
     channels, dtype, suffix = KINDS[kind]
+    if channels == 4 and is_fork():
+        pytest.skip("the fork's data preprocessor takes means of one or three channels only")
     top = np.iinfo(dtype).max
     root = tiny.write_dataset(folder / 'data')
     for path in (root / 'images').rglob('*.png'):

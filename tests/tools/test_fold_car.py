@@ -142,4 +142,4 @@ def test_mistakes_are_named(job, tmp_path, capsys):
         )
     with pytest.raises(SystemExit):
         fold.main([str(config), 'plain.pth', 'plain.pth'])
-    assert 'which is read; name another' in capsys.readouterr().err
+    assert 'which is also the input; name another' in capsys.readouterr().err
