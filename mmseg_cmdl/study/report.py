@@ -414,7 +414,6 @@ def as_markdown(study: dict) -> str:
     header, body = class_rows(study)
     parts = [
         f'# Study: {study["name"]}',
-        *(f'```shell\n{command}\n```' for command in study['commands']),
         markdown_table(HEADER, rows(study)),
         '\n'.join(f'- {sentence}' for sentence in conclusions(study)),
         '![Differences to the baseline](study.png)',
@@ -433,7 +432,8 @@ def as_markdown(study: dict) -> str:
         parts.append('![Learning curves](curves.png)')
     else:
         parts.append('Validated once, at the end, so there is no learning curve.')
-    parts += ['## Arms', markdown_table(('arm', 'changes'), _changes(study))]
+    parts += ['## Arms', markdown_table(('arm', 'changes'), _changes(study)), '## Commands']
+    parts += [f'```shell\n{command}\n```' for command in study['commands']]
     return '\n\n'.join(part for part in parts if part) + '\n'
 
 
@@ -470,7 +470,7 @@ def as_html(study: dict, pictures: Sequence[Path]) -> str:
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width,initial-scale=1"><style>{_STYLE}</style></head>
-<body><h1>{title}</h1>{commands}
+<body><h1>{title}</h1>
 <h2>What can be said</h2>{items(conclusions(study))}
 {table(HEADER, rows(study))}
 {images}
@@ -478,6 +478,7 @@ def as_html(study: dict, pictures: Sequence[Path]) -> str:
 <h2>Classes</h2><p>Difference of the IoU with its 95 % t interval; * where p, after Holm over the
 classes, is below 0.05.</p>{table(header, body)}
 <h2>Arms</h2>{table(('arm', 'changes'), _changes(study))}
+<h2>Commands</h2>{commands}
 </body></html>
 """
 
