@@ -11,11 +11,11 @@ class Reservoir:
     vectors of a class have the same chance. The same seed gives the same sample.
 
     Args:
-        num_classes (int): K.
+        num_classes (int): K, the number of classes.
         size (int): Vectors kept of each class.
-        channels (int): C.
+        channels (int): C, the length of a vector.
         seed (int): Seed of the numbers.
-        dtype (torch.dtype): Of what is kept. Defaults to float32.
+        dtype (torch.dtype): Type of the vectors that are kept. Defaults to float32.
 
     Attributes:
         counts (Tensor): int64 [K], vectors that were seen of each class.

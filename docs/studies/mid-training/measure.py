@@ -26,6 +26,8 @@ from mmengine.hooks import Hook  # isort: skip
 from mmengine.model import ExponentialMovingAverage  # isort: skip
 from mmengine.runner import Runner  # isort: skip
 from mmseg_cmdl.models.memory import DistributionBank, MemoryBank  # isort: skip
+from mmseg_cmdl.study.plan import write_json  # isort: skip
+from mmseg_cmdl.study.report import markdown_table  # isort: skip
 from mmseg_cmdl.study.statistics import estimate  # isort: skip
 
 CONFIGS = Path(__file__).resolve().parents[3] / 'configs'
@@ -148,7 +150,7 @@ def table(results):
     """Means over the seeds, and the paired differences of each form to the model as trained."""
     spread = [f'{FORMS[form]} (SD)' for form in ('statistics', 'ema_buffers')]
     head = ['method', 'iteration', 'seeds', 'as trained (SD)', *FORMS.values(), *spread]
-    lines = [head, ['---'] * len(head)]
+    lines = []
     for method in METHODS:
         runs = results.get(method, {})
         for at in map(str, AT):
@@ -167,16 +169,12 @@ def table(results):
                 found = estimate([s[at][form] - s[at]['trained'] for s in runs.values()])
                 row.append(f'{found.mean:+.2f} [{found.low:.2f}, {found.high:.2f}]')
             lines.append([*row, spread_of('statistics'), spread_of('ema_buffers')])
-    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+    return markdown_table(head, lines) + '\n'
 
 
 def write(results, folder):
     """The results, and the page with the table in it."""
-    lines = []
-    for method, runs in results.items():
-        inside = ',\n'.join(f'  {json.dumps(s)}: {json.dumps(runs[s])}' for s in runs)
-        lines.append(f'{json.dumps(method)}: {{\n{inside}\n}}')
-    (folder / 'results.json').write_text('{\n' + ',\n'.join(lines) + '\n}\n', encoding='utf-8')
+    write_json(folder / 'results.json', results)
     page = folder / 'index.md'
     if page.exists():
         text = page.read_text(encoding='utf-8')
