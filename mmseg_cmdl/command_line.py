@@ -1,6 +1,6 @@
 """How tools end: one line and exit code 2 for a mistake, a traceback for a bug.
 
-And the kinds of values that their options take, for `type=` of argparse.
+And the kinds of values that their options take, for `type=` of argparse, and their progress bar.
 """
 
 import argparse
@@ -8,9 +8,11 @@ import functools
 import math
 import os
 import sys
+from multiprocessing import Pool
 from typing import Any, Callable, Optional, Sequence
 
 import torch
+from mmengine.utils import track_progress
 
 from .errors import InputError
 
@@ -45,6 +47,16 @@ def tool(main: Callable) -> Callable:
         raise end
 
     return run
+
+
+def with_progress(task: Callable, items: Sequence, nproc: int = 1) -> list:
+    """The results of `task` for each item, in `nproc` processes, with a progress bar on stderr."""
+    if nproc == 1:
+        return track_progress(task, items, file=sys.stderr)
+    # mmengine's parallel one would leave its workers writing after an error
+    with Pool(nproc) as pool:
+        results = pool.imap(task, items, chunksize=16)
+        return track_progress(lambda result: result, (results, len(items)), file=sys.stderr)
 
 
 def whole_number(minimum: int, maximum: float = math.inf) -> Callable:

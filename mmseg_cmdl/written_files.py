@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from typing import Iterable, Iterator, Optional, Sequence, Union
 
@@ -96,8 +97,24 @@ def refuse_inside(paths: Iterable, out_dir: Union[str, Path], names: Sequence[st
                 )
 
 
+def refuse_existing(out_dir: Union[str, Path], names: Sequence[str]) -> None:
+    """Refuses to replace the sub-folders `names` of `out_dir`.
+
+    Raises:
+        InputError: Names those that are there.
+    """
+    existing = [str(Path(out_dir, name)) for name in names if Path(out_dir, name).exists()]
+    if existing:
+        raise InputError(
+            f'{" and ".join(existing)} exist; pass --overwrite to replace them, or another '
+            '--out-dir'
+        )
+
+
 @contextmanager
-def replaced_folders(out_dir: Union[str, Path], names: Sequence[str]) -> Iterator[Path]:
+def replaced_folders(
+    out_dir: Union[str, Path], names: Sequence[str], splits: Sequence[str] = ()
+) -> Iterator[Path]:
     """Gives a hidden folder to fill `names` in, and moves these into `out_dir` at the end.
 
     After an error, or an interruption, what was there before is there again; a folder `out_dir`
@@ -106,12 +123,15 @@ def replaced_folders(out_dir: Union[str, Path], names: Sequence[str]) -> Iterato
     Args:
         out_dir (str | Path): Gets the folders `names`; those that it has are replaced.
         names (Sequence[str]): Sub-folders.
+        splits (Sequence[str]): Folders that are made in each of these.
     """
     out_dir = Path(out_dir)
     created = not out_dir.exists()
     make_folder(out_dir)
     staging = Path(tempfile.mkdtemp(prefix='.converting_', dir=out_dir))
     try:
+        for name, split in product(names, splits):
+            (staging / name / split).mkdir(parents=True)
         yield staging
         _install(staging, out_dir, names)
     finally:

@@ -33,6 +33,7 @@ from PIL import Image  # isort: skip
 from prettytable import PrettyTable  # isort: skip
 
 from mmseg_cmdl.command_line import tool  # isort: skip
+from mmseg_cmdl.errors import InputError  # isort: skip
 from mmseg_cmdl.launch import latest_checkpoint, prepare_home  # isort: skip
 
 # from the quickest to train to the slowest; the last one is drawn as distributions
@@ -214,7 +215,7 @@ def prepare_data(converter, folder=DATA):
         print(f'{folder} is {"incomplete or damaged: made again" if files else "made"}')
         converter.convert(folder, overwrite=True)
         print(file=sys.stderr)
-    except (converter.ConversionError, OSError) as error:
+    except (InputError, OSError) as error:
         sys.exit(f'error: {error}')
     return picture, classes
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from mmseg_cmdl.datasets import CamVidDataset
+from mmseg_cmdl.errors import InputError
 from tests.conftest import ROOT
 from tests.paths import child_environment
 
@@ -259,7 +260,7 @@ def test_dry_run_reads_everything_and_writes_nothing(original, small, tmp_path, 
     assert 'nothing written' in capsys.readouterr().out
     assert snapshot(tmp_path) == before
     Image.fromarray(np.full((4, 6, 3), 9, np.uint8)).save(label_of(small))
-    with pytest.raises(camvid.ConversionError, match='24 pixels'):
+    with pytest.raises(InputError, match='24 pixels'):
         camvid.convert(small, out, dry_run=True, allow_partial=True)
     assert not out.exists()
 
@@ -269,7 +270,7 @@ def test_unknown_color_names_file_color_and_pixel(small, tmp_path):
     colors[2, 5] = (26, 27, 28)
     colors[3, 0] = (26, 27, 28)
     Image.fromarray(colors).save(label_of(small))
-    with pytest.raises(camvid.ConversionError) as caught:
+    with pytest.raises(InputError) as caught:
         camvid.convert(small, tmp_path / 'out', allow_partial=True)
     message = str(caught.value)
     assert str(label_of(small)) in message
@@ -303,18 +304,18 @@ def test_the_known_bad_label_is_let_through(small, tmp_path, stray, fine):
         ids = read(tmp_path / 'out' / 'annotations' / 'test' / f'{name}.png').ravel()
         assert ids.tolist() == [255] * 175 + [0] * 25
     else:
-        with pytest.raises(camvid.ConversionError, match='176 pixels'):
+        with pytest.raises(InputError, match='176 pixels'):
             camvid.convert(small, tmp_path / 'out', allow_partial=True)
 
 
 def test_missing_files_are_named(small, tmp_path):
-    with pytest.raises(camvid.ConversionError, match=r'1398 files are missing.*0001TP_006690\.png'):
+    with pytest.raises(InputError, match=r'1398 files are missing.*0001TP_006690\.png'):
         camvid.convert(small, tmp_path / 'out')
     counts, _, _ = camvid.convert(small, tmp_path / 'out', allow_partial=True)
     assert counts == {'train': 1, 'val': 0, 'test': 1}
     label_of(small).unlink()
     label_of(small, 'Seq05VD_f02610').unlink()
-    with pytest.raises(camvid.ConversionError, match='not one frame'):
+    with pytest.raises(InputError, match='not one frame'):
         camvid.convert(small, tmp_path / 'out2', allow_partial=True)
 
 
@@ -322,7 +323,7 @@ def test_wrong_kinds_of_files(small, segnet, tmp_path):
     out = tmp_path / 'out'
 
     def fails(source, words):
-        with pytest.raises(camvid.ConversionError, match=words):
+        with pytest.raises(InputError, match=words):
             camvid.convert(source, out, allow_partial=True)
         assert not out.exists()
 
@@ -349,23 +350,23 @@ def test_wrong_lists(segnet, tmp_path):
     listing = segnet / 'CamVid' / 'val.txt'
     lines = listing.read_text().splitlines()
     listing.write_text('\n'.join(lines[:-1]))
-    with pytest.raises(camvid.ConversionError, match="'val': 100"):
+    with pytest.raises(InputError, match="'val': 100"):
         camvid.convert(segnet, tmp_path / 'out', dry_run=True)
     listing.write_text('\n'.join([*lines[:-1], lines[0]]))
-    with pytest.raises(camvid.ConversionError, match=r'1 frames are listed twice.*0016E5_07959'):
+    with pytest.raises(InputError, match=r'1 frames are listed twice.*0016E5_07959'):
         camvid.convert(segnet, tmp_path / 'out', dry_run=True)
     listing.write_text('one two three')
-    with pytest.raises(camvid.ConversionError, match=r'val\.txt.* 3 words'):
+    with pytest.raises(InputError, match=r'val\.txt.* 3 words'):
         camvid.convert(segnet, tmp_path / 'out', dry_run=True)
 
 
 def test_unknown_layout(tmp_path, small):
     with pytest.raises(
-        camvid.ConversionError,
+        InputError,
         match='701_StillsRaw_full, LabeledApproved_full or train, trainannot',
     ):
         camvid.convert(tmp_path, tmp_path / 'out')
-    with pytest.raises(camvid.ConversionError, match='does not hold the folders train, trainannot'):
+    with pytest.raises(InputError, match='does not hold the folders train, trainannot'):
         camvid.convert(small, tmp_path / 'out', layout='segnet')
 
 
@@ -383,14 +384,14 @@ def test_what_is_there_is_kept(small, tmp_path, monkeypatch):
             camvid.convert(small, out, allow_partial=True, **options)
         assert snapshot(out) == before
 
-    fails(camvid.ConversionError)  # not told to overwrite
+    fails(InputError)  # not told to overwrite
 
     # a bad last label: everything else has been written by then
     path = label_of(small, 'Seq05VD_f02610')
     good = path.read_bytes()
     path.write_bytes(b'')
-    fails(camvid.ConversionError, overwrite=True)
-    fails(camvid.ConversionError, overwrite=True, nproc=2)
+    fails(InputError, overwrite=True)
+    fails(InputError, overwrite=True, nproc=2)
     path.write_bytes(good)
 
     # an interruption between the moves into place

