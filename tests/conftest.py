@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 
 import mmseg_cmdl  # noqa: F401  registers everything and must come before mmseg.models
 from mmseg_cmdl import launch
@@ -33,8 +34,8 @@ def _offer_tests_package():
 def pytest_configure(config):
     launch.prepare_home()
     config.tests_folder = _offer_tests_package()
-    # More threads than cores (other workers, spawned ranks) only get in each other's way.
-    torch.set_num_threads(1 if hasattr(config, 'workerinput') else min(2, os.cpu_count() or 1))
+    # modules this small take several times longer where threads share them
+    torch.set_num_threads(1)
 
 
 def pytest_unconfigure(config):
@@ -48,6 +49,21 @@ def seeds():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def quick_runner(monkeypatch):
+    """A Runner without what takes seconds: compilers' versions, a config laid out by yapf."""
+    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
+    monkeypatch.setattr(Config, 'pretty_text', property(str))
+
+
+@pytest.fixture
+def no_launcher(monkeypatch):
+    """No variable of a launcher is set, and those that a test or a tool sets are taken back."""
+    for name in ('LOCAL_RANK', 'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.setenv(name, '')
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope='session')

@@ -1,7 +1,10 @@
 """Where things are, for tests that start other processes."""
 
+import importlib.util
+import itertools
 import os
 import socket
+import sys
 from pathlib import Path
 
 import mmseg_cmdl
@@ -10,6 +13,21 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(mmseg_cmdl.__file__).resolve().parent
 # The tools that belong to the package under test: the installed ones if there are any.
 TOOLS = PACKAGE / '.mim' / 'tools' if (PACKAGE / '.mim').is_dir() else ROOT / 'tools'
+
+
+_number = itertools.count()
+
+
+def load_script(path):
+    """A tool, or any Python file of no package, as a module of a name of its own.
+
+    Under that name worker processes find its functions.
+    """
+    spec = importlib.util.spec_from_file_location(f'script{next(_number)}_{path.stem}', path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def child_environment(*first_on_path):

@@ -14,7 +14,6 @@ from mmseg.registry import DATASETS, MODELS
 
 from mmseg_cmdl.models.segmentors.class_aware_regularization import CAR_OPTIONS
 from tests import car_figures, timm_stand_in
-from tests.models.conftest import one_thread  # noqa: F401
 from tests.test_configs import CONFIGS, MMSEG_CONFIGS, tiny_batch, tiny_model, train_step
 
 # for a CPU and no row of the paper

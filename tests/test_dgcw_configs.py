@@ -37,15 +37,6 @@ ABLATIONS = {
 PLAIN = dict(fcn='75.65', pspnet='77.88', deeplabv3='78.61')
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small take many times longer where threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def options_of(text):
     """'a.b=1 a.c=x' as `--cfg-options` reads it."""
     pairs = (option.split('=') for option in text.split())

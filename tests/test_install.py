@@ -1,6 +1,5 @@
 """requirements/install.py: pip's settings told to uv, and what is made anew when."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -8,14 +7,12 @@ import sys
 
 import pytest
 
-from tests.paths import ROOT
+from tests.paths import ROOT, load_script
 
 SCRIPT = ROOT / 'requirements' / 'install.py'
 if not SCRIPT.is_file():
     pytest.skip('no source tree around the tests', allow_module_level=True)
-spec = importlib.util.spec_from_file_location('install', SCRIPT)
-install = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(install)
+install = load_script(SCRIPT)
 
 AS_PIP = '--index-strategy=unsafe-best-match'
 

@@ -1,6 +1,5 @@
 """Two small models on synthetic scenes, saved as a user has them: config and checkpoint."""
 
-import importlib.util
 from types import SimpleNamespace
 
 import pytest
@@ -11,17 +10,14 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 
 from mmseg_cmdl.launch import configs_folder
-from tests.paths import TOOLS
+from tests.paths import TOOLS, load_script
 
 NUM_CLASSES, NUM_DISTRIBUTIONS, IMAGES = 8, 3, 4
 
 
 def tool(name):
     """A module of tools/analysis."""
-    spec = importlib.util.spec_from_file_location(f'{name}_tool', TOOLS / 'analysis' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(TOOLS / 'analysis' / f'{name}.py')
 
 
 def small_config(path, seed=0):

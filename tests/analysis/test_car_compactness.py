@@ -13,7 +13,6 @@ from mmseg_cmdl.analysis import ExaminedModel, measure_statistics
 from mmseg_cmdl.launch import configs_folder
 from tests import tiny
 from tests.analysis.conftest import tool
-from tests.models.conftest import one_thread  # noqa: F401
 from tests.tools.test_train_test import own_folder, run, train  # noqa: F401
 
 SIZE = 64

@@ -15,8 +15,7 @@ from mmseg_cmdl.data_guard import guard_data
 from mmseg_cmdl.environment import is_fork
 from tests import tiny
 from tests.guarantees import jobs
-from tests.paths import TOOLS
-from tests.tools import mistakes
+from tests.paths import TOOLS, load_script
 
 pytestmark = pytest.mark.usefixtures('quick_runner')
 KINDS = {
@@ -25,13 +24,6 @@ KINDS = {
     'grey': (1, np.uint8, '.png'),
     'grey of 16 bits': (1, np.uint16, '.tif'),
 }
-
-
-@pytest.fixture
-def quick_runner(monkeypatch):
-    """A Runner without what takes seconds: compilers' versions, a config laid out by yapf."""
-    monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)
-    monkeypatch.setattr(Config, 'pretty_text', property(str))
 
 
 def job(kind, folder):
@@ -102,7 +94,7 @@ def test_tools(kind, tmp_path):
         ('analysis/distribution_map.py', [config, trained, '--out', f'{out}/map']),
         ('analysis/compare_predictions.py', [config, trained, '--out', f'{out}/cases']),
     ):  # fmt: skip
-        mistakes.load(TOOLS / tool).main(arguments)
+        load_script(TOOLS / tool).main(arguments)
     figure = np.array(Image.open(out / 'cases' / 'predictions.png').convert('L'))
     assert figure.std() > 20
 

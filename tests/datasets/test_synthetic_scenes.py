@@ -350,16 +350,7 @@ def test_base_config():
     assert val[0]['inputs'].shape == (3, 128, 128)
 
 
-@pytest.fixture
-def one_thread():
-    """Tensors this small only wait for each other on two threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def test_trains_scores_draws_and_infers(tmp_path, one_thread):
+def test_trains_scores_draws_and_infers(tmp_path):
     """The base config through Runner: IoUMetric, drawn results, TTA; and MMSegInferencer."""
     cfg = Config.fromfile(CONFIG)
     norm = dict(type='BN')

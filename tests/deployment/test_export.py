@@ -1,6 +1,5 @@
 """Every head exports with dynamic batch and size, and the file is the model."""
 
-import importlib.util
 import json
 
 import pytest
@@ -18,7 +17,7 @@ from mmseg_cmdl.deployment.exportable_layers import (
 )
 from tests import stack
 from tests.guarantees import cases
-from tests.paths import TOOLS
+from tests.paths import TOOLS, load_script
 
 EXPORTED = [
     *(name for name in cases.CASES if name.endswith(('psp', 'aspp', 'cc'))),
@@ -54,10 +53,7 @@ OTHERS = {
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('export', TOOLS / 'deployment' / 'export.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(TOOLS / 'deployment' / 'export.py')
 
 
 @pytest.fixture
@@ -67,14 +63,6 @@ def onnx():
     for name in ('onnxscript', 'onnxruntime'):
         pytest.importorskip(name, reason=f'{name} is not installed (requirements/dev.txt has it)')
     return pytest.importorskip('onnx', reason='onnx is not installed')
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def trained(name, **options):

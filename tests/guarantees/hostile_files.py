@@ -136,15 +136,10 @@ def load(path):
 
 
 def tool_main(name, argv):
-    import importlib.util
+    from tests.paths import TOOLS, load_script
 
-    from tests.paths import TOOLS
-
-    spec = importlib.util.spec_from_file_location(f'{Path(name).stem}_tool', TOOLS / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     try:
-        module.main([str(word) for word in argv])
+        load_script(TOOLS / f'{name}.py').main([str(word) for word in argv])
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     return 0

@@ -4,7 +4,6 @@ One interpreter imports everything once and forks a process for each job of FOLD
 after the other. Each ends as FOLDER/<name>.status, with its output in FOLDER/<name>.log.
 """
 
-import importlib.util
 import json
 import os
 import signal
@@ -21,7 +20,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from tests.guarantees import cases
-from tests.paths import ROOT, TOOLS, child_environment  # noqa: F401
+from tests.paths import ROOT, TOOLS, child_environment, load_script  # noqa: F401
 
 
 @HOOKS.register_module(force=True)
@@ -95,14 +94,6 @@ def write_config(
     return dump(cfg, path)
 
 
-def run_tool(arguments):
-    """tools/train.py with these arguments."""
-    spec = importlib.util.spec_from_file_location('train_tool', TOOLS / 'train.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main(arguments)
-
-
 def train(config, work_dir, resume, checkpoint=None):
     """What tools/train.py does."""
     from mmengine.runner import Runner
@@ -135,7 +126,7 @@ def _in_child(folder, job):
     np.random.seed()
     try:
         if 'arguments' in job:
-            run_tool(job['arguments'])
+            load_script(TOOLS / 'train.py').main(job['arguments'])
             return 0
         train(job['config'], job['work_dir'], job['resume'], job.get('checkpoint'))
     except SystemExit as end:

@@ -1,6 +1,5 @@
 """Mistakes in labels and data end before training damage, in a message that can be acted upon."""
 
-import importlib.util
 import logging
 from types import SimpleNamespace
 
@@ -21,7 +20,7 @@ from mmseg_cmdl.engine import DataGuardHook
 from mmseg_cmdl.sample_guard import DataError, SampleCheck, missing_annotation
 from tests import tiny
 from tests.guarantees import cases, jobs
-from tests.paths import TOOLS
+from tests.paths import TOOLS, load_script
 
 pytestmark = pytest.mark.usefixtures('quick_runner')
 
@@ -408,11 +407,8 @@ def test_transform_that_fails(data, tmp_path):
 @pytest.fixture
 def train(monkeypatch):
     """tools/train.py."""
-    spec = importlib.util.spec_from_file_location('train_tool', TOOLS / 'train.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     monkeypatch.setenv('LOCAL_RANK', '0')
-    return module.main
+    return load_script(TOOLS / 'train.py').main
 
 
 @pytest.mark.parametrize('serialize', [True, False])

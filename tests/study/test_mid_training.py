@@ -1,18 +1,15 @@
 """The committed table of models evaluated in mid-training."""
 
-import importlib.util
 import json
 
 import numpy as np
 
-from tests.paths import ROOT
+from tests.paths import ROOT, load_script
 
 
 def test_the_table_of_mid_training_follows_from_its_results():
     folder = ROOT / 'docs' / 'studies' / 'mid-training'
-    spec = importlib.util.spec_from_file_location('measure', folder / 'measure.py')
-    measure = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(measure)
+    measure = load_script(folder / 'measure.py')
     results = json.loads((folder / 'results.json').read_text(encoding='utf-8'))
     assert {len(runs) for runs in results.values()} == {6}
     assert measure.table(results) in (folder / 'index.md').read_text(encoding='utf-8')

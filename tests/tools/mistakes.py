@@ -9,7 +9,6 @@ line in `VALID`.
 
 import argparse
 import contextlib
-import importlib.util
 import io
 import os
 import random
@@ -23,7 +22,7 @@ import torch
 from mmengine.config import Config, DictAction
 
 from tests import tiny
-from tests.paths import TOOLS
+from tests.paths import TOOLS, load_script
 
 
 class Case(NamedTuple):
@@ -195,13 +194,6 @@ HEAD_ONLY = {'complexity'}
 def tools_in(folder):
     return sorted(path for path in Path(folder).rglob('*.py') if 'argparse' in path.read_text()
                   or 'parser_of' in path.read_text())  # fmt: skip
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(f'mistaken_{path.stem}', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class _Caught(BaseException):
@@ -408,7 +400,7 @@ def all_cases(tools, files, only=''):
     for path in tools_in(tools):
         if only not in str(path.relative_to(tools)):
             continue
-        module = load(path)
+        module = load_script(path)
         for case in command_lines(path, parser_of(path, module), files):
             yield case, module
 

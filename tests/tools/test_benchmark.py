@@ -1,21 +1,17 @@
 """tools/benchmark.py: every section runs, and the numbers that don't depend on the machine."""
 
-import importlib.util
 import json
 import sys
 
 import pytest
 import torch
 
-from tests.paths import TOOLS
+from tests.paths import TOOLS, load_script
 
 
 @pytest.fixture(scope='module')
 def benchmark():
-    spec = importlib.util.spec_from_file_location('benchmark_tool', TOOLS / 'benchmark.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(TOOLS / 'benchmark.py')
 
 
 def run(benchmark, monkeypatch, tmp_path, *arguments):

@@ -1,6 +1,5 @@
 """tools/dataset_converters/camvid.py on downloads in miniature, and on the real 480x360 CamVid."""
 
-import importlib.util
 import random
 import re
 import subprocess
@@ -14,7 +13,7 @@ from PIL import Image
 from mmseg_cmdl.datasets import CamVidDataset
 from mmseg_cmdl.errors import InputError
 from tests.conftest import ROOT
-from tests.paths import child_environment
+from tests.paths import child_environment, load_script
 
 SCRIPT = ROOT / 'tools' / 'dataset_converters' / 'camvid.py'
 SPLITS = {'train': 367, 'val': 101, 'test': 233}
@@ -76,15 +75,7 @@ for _row in TABLE.split('\n')[1:-1]:
 PALETTE = np.array(list(ID_OF_COLOR), np.uint8)
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location('camvid_converter', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules['camvid_converter'] = module  # worker processes find its functions by this name
-    spec.loader.exec_module(module)
-    return module
-
-
-camvid = load_script()
+camvid = load_script(SCRIPT)
 
 
 def naive_ids(colors):

@@ -1,6 +1,5 @@
 """tools/demo.py: its commands, its data, its picture, and all of it in a few iterations."""
 
-import importlib.util
 import json
 import os
 import re
@@ -17,17 +16,14 @@ import torch
 from PIL import Image
 
 from mmseg_cmdl.errors import InputError
-from tests.paths import PACKAGE, TOOLS, child_environment
+from tests.paths import PACKAGE, TOOLS, child_environment, load_script
 
 INSTALLED = (PACKAGE / '.mim').is_dir()
 
 
 @pytest.fixture(scope='module')
 def demo():
-    spec = importlib.util.spec_from_file_location('demo_tool', TOOLS / 'demo.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(TOOLS / 'demo.py')
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [

@@ -1,6 +1,5 @@
 """tools/dataset_converters/earth_climate.py: sizes, classes, shares, errors, same bytes twice."""
 
-import importlib.util
 import shutil
 from importlib import metadata
 from types import SimpleNamespace
@@ -13,18 +12,14 @@ from PIL import Image
 
 from mmseg_cmdl.datasets import EarthClimateDataset
 from mmseg_cmdl.errors import InputError
-from tests.paths import TOOLS
+from tests.paths import TOOLS, load_script
 
 CLASSES = EarthClimateDataset.METAINFO['classes']
 
 
 @pytest.fixture(scope='module')
 def converter():
-    path = TOOLS / 'dataset_converters' / 'earth_climate.py'
-    spec = importlib.util.spec_from_file_location('earth_climate_converter', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(TOOLS / 'dataset_converters' / 'earth_climate.py')
 
 
 @pytest.fixture(scope='module')

@@ -8,10 +8,10 @@ import torch
 from mmengine.config import Config
 
 from tests import tiny
-from tests.models.conftest import one_thread  # noqa: F401
-from tests.tools.test_train_test import metrics, own_folder, run, tool  # noqa: F401
+from tests.paths import TOOLS, load_script
+from tests.tools.test_train_test import metrics, own_folder, run, test, train  # noqa: F401
 
-train, test, fold = tool('train'), tool('test'), tool('fold_car')
+fold = load_script(TOOLS / 'fold_car.py')
 
 
 def write_car_config(path, base, options=''):

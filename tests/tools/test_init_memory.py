@@ -1,6 +1,5 @@
 """tools/init_memory.py: sampling, k-means, and whole runs whose file a head starts from."""
 
-import importlib.util
 from collections import Counter
 
 import pytest
@@ -14,7 +13,7 @@ from mmseg.registry import DATASETS, MODELS
 from mmseg_cmdl.models.memory import InitialMemory
 from mmseg_cmdl.utils import Reservoir
 from tests import tiny
-from tests.paths import TOOLS
+from tests.paths import TOOLS, load_script
 from tests.reference import mdrl
 
 SCRIPT = TOOLS / 'init_memory.py'
@@ -26,10 +25,7 @@ BANKS = {
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('init_memory_tool', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 # ---- sampling ----

@@ -170,12 +170,9 @@ def test_two_ranks_on_cpus(tiny_config, tmp_path):
 
 
 @pytest.fixture
-def on_cpus(monkeypatch):
+def on_cpus(monkeypatch, no_launcher):
     """As on a machine without GPU, with no launcher's variables set."""
     monkeypatch.setattr(launch, 'get_device', lambda: 'cpu')
-    for name in ('LOCAL_RANK', 'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
-        monkeypatch.setenv(name, '')
-        monkeypatch.delenv(name)
     started = []
     monkeypatch.setattr(
         torch.distributed, 'init_process_group', lambda **options: started.append(options)

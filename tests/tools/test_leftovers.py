@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tests.paths import TOOLS
+from tests.paths import TOOLS, load_script
 from tests.tools import mistakes
 
 needs_proc = pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='Linux tells it')
@@ -47,7 +47,7 @@ def test_no_file_and_no_thread(tmp_path, monkeypatch, capfd):
             ('analysis/distribution_map.py', [job, trained, '--out', f'{out}/map']),
             ('analysis/compare_predictions.py', [job, trained, '--out', f'{out}/cases']),
         ):
-            module = mistakes.load(TOOLS / tool)
+            module = load_script(TOOLS / tool)
             module.main([*arguments, '--cfg-options', 'visualizer.name=' + out]
                         if tool in ('train.py', 'test.py') else arguments)  # fmt: skip
         if round_ == 0:  # what is loaded once and kept, as fonts are, is no leak

@@ -1,8 +1,5 @@
 """tools/dataset_converters/lip.py on downloads in miniature, read back by the datasets."""
 
-import importlib.util
-import sys
-
 import numpy as np
 import pytest
 from mmseg.datasets import LIPDataset
@@ -10,9 +7,8 @@ from mmseg.registry import DATASETS
 from PIL import Image
 
 from mmseg_cmdl.datasets import CIHPDataset
-from tests.paths import TOOLS
+from tests.paths import TOOLS, load_script
 
-SCRIPT = TOOLS / 'dataset_converters' / 'lip.py'
 FOLDERS = {
     'lip': {
         'train': (
@@ -34,10 +30,7 @@ COUNTS = {'train': 3, 'val': 2}
 
 @pytest.fixture
 def converter(monkeypatch):
-    spec = importlib.util.spec_from_file_location('lip_converter', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # for its worker processes
-    spec.loader.exec_module(module)
+    module = load_script(TOOLS / 'dataset_converters' / 'lip.py')
     monkeypatch.setattr(module, 'SIZES', {'lip': COUNTS, 'cihp': COUNTS})
     return module
 

@@ -3,7 +3,6 @@
 The released networks themselves: tests/conversion/test_released_models.py.
 """
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
 
 from mmseg_cmdl import conversion
-from tests.paths import TOOLS, child_environment
+from tests.paths import TOOLS, child_environment, load_script
 from tests.reference import golden
 
 SCRIPT = TOOLS / 'model_converters' / 'sssegmentation.py'
@@ -30,10 +29,7 @@ C, IN, AUX = 12, 64, 5  # channels of the head, of its input, of the auxiliary
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('sssegmentation_converter', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def _model(context, num_classes, transform_channels, act_cfg=None):

@@ -1,6 +1,5 @@
 """tools/study.py: real jobs once, and the order, stops and failures of jobs with a stand-in."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -12,7 +11,7 @@ import pytest
 
 from mmseg_cmdl.study import jobs, plan
 from mmseg_cmdl.study.recorder import is_locked, read_result, unpack_areas
-from tests.paths import TOOLS, child_environment
+from tests.paths import TOOLS, child_environment, load_script
 
 SCRIPT = TOOLS / 'study.py'
 # Takes the arguments of tools/train.py and leaves a result at once, but for the arm `bad`; an arm
@@ -50,9 +49,7 @@ path.write_text(json.dumps(found))
 
 @pytest.fixture
 def tool(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location('study_tool', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(SCRIPT)
     stand_in = tmp_path / 'stand_in.py'
     stand_in.write_text(STAND_IN)
     monkeypatch.setattr(module, 'TRAIN', stand_in)

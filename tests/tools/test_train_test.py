@@ -1,6 +1,5 @@
 """tools/train.py and tools/test.py on a stock config, through their own command lines."""
 
-import importlib.util
 import json
 import os
 import re
@@ -14,27 +13,15 @@ from PIL import Image
 from mmseg_cmdl import environment, launch
 from mmseg_cmdl.errors import InputError
 from tests import tiny
-from tests.paths import TOOLS
+from tests.paths import TOOLS, load_script
 
-
-def tool(name):
-    spec = importlib.util.spec_from_file_location(f'{name}_tool', TOOLS / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-train, test = tool('train'), tool('test')
+train, test = load_script(TOOLS / 'train.py'), load_script(TOOLS / 'test.py')
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
+def own_folder(tmp_path, monkeypatch, no_launcher):
     """Each test in a folder and with launcher variables of its own."""
     monkeypatch.chdir(tmp_path)
-    for name in ('LOCAL_RANK', 'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
-        # Set before it is deleted, so that what a tool sets is taken back as well.
-        monkeypatch.setenv(name, '')
-        monkeypatch.delenv(name)
 
 
 def run(main, *arguments):

@@ -3,7 +3,6 @@
 Two means for each class: of the pixels of even and of odd rows.
 """
 
-import importlib.util
 import json
 
 import pytest
@@ -18,7 +17,7 @@ from mmseg_cmdl.models.memory import MemoryBank
 from mmseg_cmdl.utils import all_reduce_sum_, labels_at_feature_size
 from tests.analysis.conftest import IMAGES, NUM_CLASSES, trained  # noqa: F401
 from tests.models.decode_heads import tiny_head
-from tests.paths import TOOLS
+from tests.paths import TOOLS, load_script
 
 
 @MODELS.register_module()
@@ -95,13 +94,6 @@ class TestMeansHead(DatasetContextHead):
         return {} if moved is None else dict(stat_pixels=moved)
 
 
-def _tool(path):
-    spec = importlib.util.spec_from_file_location(f'{path.stem}_of_own', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_what_a_bank_must_say():
     for missing in ('update_', '_set_initial'):
         parts = {name: vars(TestMeans)[name] for name in ('update_', '_set_initial')}
@@ -159,7 +151,7 @@ def job(trained, tmp_path_factory):  # noqa: F811
     path = folder / 'config.py'
     cfg.dump(path)
     memory = folder / 'memory.pth'
-    _tool(TOOLS / 'init_memory.py').main([str(path), str(memory), '--device', 'cpu'])
+    load_script(TOOLS / 'init_memory.py').main([str(path), str(memory), '--device', 'cpu'])
     cfg.model.decode_head.bank.init = str(memory)
     runner = Runner.from_cfg(cfg)
     runner.model.init_weights()
@@ -191,7 +183,7 @@ def test_analysis_tools_look_at_it(job, tmp_path, capsys):
         ('compactness', []),
     ):
         out = tmp_path / name
-        _tool(tools / f'{name}.py').main([config, checkpoint, '--out', str(out), *options])
+        load_script(tools / f'{name}.py').main([config, checkpoint, '--out', str(out), *options])
         assert list(out.glob('*.png')), name
     usage = json.loads(next((tmp_path / 'distribution_map').glob('*.json')).read_text())
     assert usage['num_distributions'] == 2
