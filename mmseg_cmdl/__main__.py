@@ -149,18 +149,13 @@ def write_or_list(name: Optional[str], out: Optional[str]) -> int:
 
     try:
         mmseg_cmdl.register()  # MMSegmentation can't be imported before it, see compat
-    except ImportError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+        from . import shipped_configs
 
-    from . import shipped_configs
-
-    if name is None:
-        print('\n'.join(shipped_configs.config_names()))
-        return 0
-    try:
+        if name is None:
+            print('\n'.join(shipped_configs.config_names()))
+            return 0
         written = shipped_configs.write_config(name, out or f'{Path(name).stem}.py')
-    except InputError as error:
+    except (ImportError, InputError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     print(f"wrote {written}; build on it with _base_ = './{written.name}'")

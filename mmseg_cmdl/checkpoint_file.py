@@ -49,11 +49,11 @@ def read_checkpoint(path: str) -> dict:
         raise InputError(f'{path} is a folder, not a checkpoint file')
     if os.path.isfile(path) and not os.path.getsize(path):
         raise InputError(f'the checkpoint {path} is empty (0 bytes); copy or download it again')
-    options = {'weights_only': True} if CHECKED else {}
     try:
         with open(path, 'rb') as file:
             is_zip = file.read(4) == b'PK\x03\x04'
-        content = torch.load(path, map_location='cpu', **options, **_mapped(is_zip))
+        options = {'weights_only': True, 'mmap': is_zip} if CHECKED else {}
+        content = torch.load(path, map_location='cpu', **options)
     except OSError as error:
         raise InputError(
             f'the checkpoint {path} can not be read: {error.strerror or error}'
@@ -107,10 +107,6 @@ def load_state(model: nn.Module, path: str, remedy: str) -> dict:
     refuse_untrained(model, state, path, remedy)
     model.load_state_dict(state, strict=False)
     return content
-
-
-def _mapped(is_zip: bool) -> dict:
-    return {'mmap': True} if CHECKED and is_zip else {}
 
 
 def _first_line(error: Exception) -> str:

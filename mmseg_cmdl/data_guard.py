@@ -33,8 +33,9 @@ from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import DATASETS, TRANSFORMS
 from torch import nn
 
+from .checkpoint_file import is_local
 from .models.decode_heads.label_check import num_labels
-from .sample_guard import DataError, FileNamingCompose, SampleCheck, is_local, missing_annotation
+from .sample_guard import DataError, FileNamingCompose, SampleCheck, missing_annotation
 from .utils import unwrapped
 
 # Annotations that are looked through, where the first ones leave a doubt.
@@ -64,7 +65,7 @@ def guard_data(runner: Runner, *splits: str) -> None:
         if not isinstance(loader, dict) or not isinstance(loader.get('dataset'), dict):
             continue
         loader['dataset'] = dataset = _built(loader['dataset'], split)
-        for leaf in _leaves(dataset):
+        for leaf in leaves(dataset):
             _refuse_if_empty(leaf, split)
             if type(getattr(leaf, 'pipeline', None)) is Compose:
                 leaf.pipeline = FileNamingCompose(leaf.pipeline)
@@ -183,7 +184,7 @@ def check_dataset(runner: Runner, dataset: Any, split: str) -> None:
         DataError: As :func:`guard_data` says.
     """
     heads = class_heads(segmentor(runner.model))
-    for leaf in _leaves(dataset):
+    for leaf in leaves(dataset):
         if not isinstance(leaf, BaseSegDataset):
             continue
         infos = [leaf.get_data_info(index) for index in range(len(leaf))]
@@ -376,32 +377,24 @@ def _built(config: dict, split: str) -> Any:
     try:
         return DATASETS.build(config)
     except ValueError:  # NumPy's, from packing an empty list, or one that has more to say
-        for part in _leaf_configs(config):
+        for part in leaves(config):
             dataset = DATASETS.build({**part, 'serialize_data': False})
             _refuse_if_empty(dataset, split)
         raise
 
 
-def _leaf_configs(config: dict) -> Iterator[dict]:
-    """Configs of the datasets that read files, without their wrappers."""
-    if 'datasets' in config:
-        for part in config['datasets']:
-            yield from _leaf_configs(part)
-    elif 'dataset' in config:
-        yield from _leaf_configs(config['dataset'])
-    else:
-        yield config
+def leaves(dataset: Any) -> Iterator:
+    """Datasets that read files, or the configs of such, without their wrappers."""
 
+    def part(name: str) -> Any:
+        return dataset.get(name) if isinstance(dataset, dict) else getattr(dataset, name, None)
 
-def _leaves(dataset: Any) -> Iterator:
-    """Datasets that read files, without their wrappers."""
-    if hasattr(dataset, 'datasets'):
-        for part in dataset.datasets:
-            yield from _leaves(part)
-    elif hasattr(dataset, 'dataset'):
-        yield from _leaves(dataset.dataset)
-    else:
+    parts = part('datasets') or [part('dataset')]
+    if parts == [None]:
         yield dataset
+        return
+    for inner in parts:
+        yield from leaves(inner)
 
 
 def _refuse_if_empty(dataset: Any, split: str) -> None:

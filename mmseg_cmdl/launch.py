@@ -17,7 +17,7 @@ import tempfile
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, List, Optional
+from typing import Any, Iterable, Iterator, List, Optional
 from urllib.error import URLError
 
 import torch
@@ -39,6 +39,11 @@ def configs_folder() -> Path:
     """Folder of the shipped configs: in the wheel, or beside the package in a checkout."""
     inside = PACKAGE / '.mim' / 'configs'
     return inside if inside.is_dir() else PACKAGE.parent / 'configs'
+
+
+def config_files() -> List[Path]:
+    """Files of all shipped configs, without the bases that they are made of."""
+    return sorted(configs_folder().glob('[!_]*/*.py'))
 
 
 class Overrides(DictAction):
@@ -96,22 +101,21 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def close_matches(path: str) -> list[str]:
-    """Config files with a name similar to that of `path`, in its folder and among the shipped ones.
+def close_matches(path: str, files: Iterable[Path]) -> List[Path]:
+    """Those of `files` with a name similar to that of `path`, at most five, the likest first.
 
-    Names are similar that are spelt alike or made of the same words: config names are long, and one
+    Names are similar that are spelt alike or hold the same words: config names are long, and one
     that is typed from memory is mostly too short.
     """
-    wanted = Path(path)
-    words = set(re.split('[_-]', wanted.stem))
+    wanted = Path(path).stem
+    words = re.findall('[^_-]+', wanted)
 
     def likeness(file: Path) -> float:
-        spelling = difflib.SequenceMatcher(None, wanted.stem, file.stem).ratio()
-        return max(spelling, len(words & set(re.split('[_-]', file.stem))) / len(words))
+        spelling = difflib.SequenceMatcher(None, wanted, file.stem).ratio()
+        return max(spelling, sum(word in file.stem for word in words) / max(len(words), 1))
 
-    found = {*wanted.parent.glob('*.py'), *configs_folder().glob('[!_]*/*.py')}
-    ranked = sorted(found, key=lambda file: (-likeness(file), str(file)))
-    return [str(file) for file in ranked if likeness(file) >= 0.6][:5]
+    ranked = sorted(files, key=lambda file: (-likeness(file), str(file)))
+    return [file for file in ranked if likeness(file) >= 0.6][:5]
 
 
 def load_config(
@@ -133,8 +137,8 @@ def load_config(
     if os.path.isdir(path):
         raise InputError(f'the config {path!r} is a folder; name a file in it')
     if not os.path.isfile(path):
-        matches = close_matches(path)
-        hint = '; did you mean one of these?\n  ' + '\n  '.join(matches) if matches else ''
+        matches = close_matches(path, {*Path(path).parent.glob('*.py'), *config_files()})
+        hint = '\n  '.join(['; did you mean one of these?', *map(str, matches)]) if matches else ''
         raise InputError(f'there is no config file {path!r}{hint}')
     if Path(path).suffix not in ('.py', '.json', '.yaml', '.yml'):
         raise InputError(f'{path} is no config: its name must end in .py (or .json, .yaml, .yml)')

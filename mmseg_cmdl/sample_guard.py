@@ -6,11 +6,12 @@ nor value. Here it is one sentence that names both, before the batch leaves the 
 
 import os
 import os.path as osp
-from typing import Any, Callable, Iterator, List, Optional, Sequence
+from typing import Any, Callable, List, Optional, Sequence
 
 from mmengine.dataset import Compose
 from mmseg.structures import SegDataSample
 
+from .checkpoint_file import is_local
 from .errors import InputError
 from .models.decode_heads.label_check import batch_labels
 
@@ -137,11 +138,6 @@ class SampleCheck:
             raise DataError(str(error)) from error
 
 
-def is_local(path: str) -> bool:
-    """Whether it is a path of this machine, not a URL."""
-    return '://' not in path
-
-
 def is_missing(path: str) -> bool:
     """Whether it is a local file that is not there."""
     return is_local(path) and not osp.exists(path)
@@ -155,13 +151,14 @@ def missing_annotation(image: Optional[str], annotation: str) -> str:
         return f'{said}: there is no folder {folder}. Set data_root or data_prefix.seg_map_path'
     stem = _stem(image, annotation)
     suffix = name[len(stem) :]
-    others = sorted(_endings(folder, stem))
+    files = sorted(os.listdir(folder))
+    endings = [file[len(stem) :] for file in files if stem and file.startswith(stem)]
+    others = [ending for ending in endings if ending and not ending[0].isalnum()]
     if others:
         return (
             f"{said}; that folder has {stem + others[0]}. If that is it, set the dataset's "
             f'seg_map_suffix to {others[0]!r} (it is {suffix!r})'
         )
-    files = sorted(os.listdir(folder))
     kinds = f'such as {files[0]}' if files else 'none'
     return (
         f'{said}; that folder holds {len(files)} files, {kinds}. Set seg_map_suffix (it is '
@@ -177,11 +174,3 @@ def _stem(image: Optional[str], annotation: str) -> str:
     while not name.startswith(stem):
         stem = stem[:-1]
     return stem.rstrip('._-')
-
-
-def _endings(folder: str, stem: str) -> Iterator[str]:
-    """What follows `stem` in the names of the files of a folder."""
-    for name in os.listdir(folder):
-        rest = name[len(stem) :]
-        if stem and name.startswith(stem) and rest and not rest[0].isalnum():
-            yield rest

@@ -5,19 +5,18 @@ config with all of its bases merged in is one file that needs no other, for a re
 or a cluster that has only the installed package.
 """
 
-import difflib
 from pathlib import Path
 from typing import List
 
 from mmengine.config import Config
 
 from .errors import InputError
-from .launch import configs_folder
+from .launch import close_matches, config_files
 
 
 def config_names() -> List[str]:
     """Names of all shipped configs, without folder and suffix, sorted."""
-    return sorted(path.stem for path in configs_folder().glob('[!_]*/*.py'))
+    return sorted(path.stem for path in config_files())
 
 
 def config_path(name: str) -> Path:
@@ -29,14 +28,12 @@ def config_path(name: str) -> Path:
     Raises:
         InputError: There is none of that name; names those like it.
     """
-    stem = Path(name).name[:-3] if name.endswith('.py') else Path(name).name
-    found = sorted(configs_folder().glob(f'[!_]*/{stem}.py'))
-    if found:
-        return found[0]
-    words = stem.split('_')
-    near = [known for known in config_names() if all(word in known for word in words)]
-    near = near or difflib.get_close_matches(stem, config_names(), n=5)
-    hint = f'; there are {", ".join(near[:5])}' if near else ''
+    file = Path(name).name.removesuffix('.py') + '.py'
+    for path in config_files():
+        if path.name == file:
+            return path
+    near = close_matches(file, config_files())
+    hint = f'; there are {", ".join(path.stem for path in near)}' if near else ''
     raise InputError(
         f'no shipped config is called {name!r}{hint}. `python -m mmseg_cmdl config` lists all'
     )

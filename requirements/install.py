@@ -40,16 +40,12 @@ FAMILIES = {
 KINDS = {'demo': ['demo'], 'dev': ['dev'], 'docs': ['dev', 'docs']}
 INCLUDED = {'demo': ['demo'], 'dev': ['demo', 'dev'], 'docs': ['demo', 'dev', 'docs']}
 
-# Options of pip that uv has too, by uv's name.
-LISTS = {
-    'extra-index-url': 'extra-index-url',
-    'find-links': 'find-links',
-    'constraint': 'constraint',
-    'trusted-host': 'allow-insecure-host',
-    'no-binary': 'no-binary',
-    'only-binary': 'only-binary',
-}
-VALUES = {'index-url': 'index-url', 'cert': 'cert'}
+# Options of pip that uv has too, all but one under the same name.
+LISTS = (
+    'extra-index-url', 'find-links', 'constraint', 'trusted-host', 'no-binary', 'only-binary',
+)  # fmt: skip
+VALUES = ('index-url', 'cert')
+OF_UV = {'trusted-host': 'allow-insecure-host'}
 SWITCHES = {
     'no-index': ['--no-index'],
     'pre': ['--prerelease=allow'],
@@ -117,15 +113,15 @@ def for_uv(settings, pip_args):
     # pip takes the best file of all places, uv by default those of the first place only
     options = ['--index-strategy=unsafe-best-match']
     environment = {}
-    for name, theirs in LISTS.items():
+    for name in LISTS:
         values = settings.get(name, '').split() + (getattr(given, name) or [])
         if name.endswith('binary'):
             values = [value for some in values for value in some.split(',')]
-        options += [f'--{theirs}={value}' for value in values]
-    for name, theirs in VALUES.items():
+        options += [f'--{OF_UV.get(name, name)}={value}' for value in values]
+    for name in VALUES:
         value = getattr(given, name) or settings.get(name)
         if value:
-            options.append(f'--{theirs}={value}')
+            options.append(f'--{name}={value}')
     for name, words in SWITCHES.items():
         value = str(settings.get(name, '')).lower()
         if getattr(given, name) or value in ('1', 'true', 'yes', 'on', 't', 'y'):

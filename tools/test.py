@@ -14,7 +14,7 @@ from mmseg.registry import RUNNERS  # isort: skip
 from mmseg_cmdl import InputError, launch  # isort: skip
 from mmseg_cmdl.checkpoint_file import TrainedPartsHook  # isort: skip
 from mmseg_cmdl.command_line import number, tool  # isort: skip
-from mmseg_cmdl.data_guard import guard_data  # isort: skip
+from mmseg_cmdl.data_guard import guard_data, leaves  # isort: skip
 from mmseg_cmdl.written_files import make_folder, refuse_same  # isort: skip
 
 
@@ -75,13 +75,11 @@ def draw_predictions(cfg, show, show_dir, wait_time):
 
 def data_folders(dataset):
     """Folders that a data set's config names, those of data sets inside it included."""
-    for inner in [dataset.get('dataset'), *dataset.get('datasets', [])]:
-        if inner is not None:
-            yield from data_folders(inner)
-    root = dataset.get('data_root') or ''
-    yield root or None
-    for folder in (dataset.get('data_prefix') or {}).values():
-        yield os.path.join(root, folder)
+    for leaf in leaves(dataset):
+        root = leaf.get('data_root') or ''
+        yield root or None
+        for folder in (leaf.get('data_prefix') or {}).values():
+            yield os.path.join(root, folder)
 
 
 def write_predictions(cfg, folder):

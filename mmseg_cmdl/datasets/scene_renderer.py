@@ -80,6 +80,16 @@ def _box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
 
 
+def _trapezoid(
+    top: float, bottom: float, above: Tuple[float, float], below: Tuple[float, float]
+) -> np.ndarray:
+    """Between two heights; `above` and `below` are middle and half width of its level edges."""
+    (x0, half0), (x1, half1) = above, below
+    return np.array(
+        [(x0 - half0, top), (x0 + half0, top), (x1 + half1, bottom), (x1 - half1, bottom)]
+    )
+
+
 def _disc(
     x: float, y: float, radius_x: float, radius_y: Optional[float] = None, corners: int = 16
 ) -> np.ndarray:
@@ -92,36 +102,15 @@ def _draw_road(canvas: _Canvas, look: int, horizon: float) -> None:
     if rng.random() < 0.5:  # along the view
         top, bottom = rng.uniform(0.2, 0.8, 2) * width
         near, far = rng.uniform(0.25, 0.5) * width, rng.uniform(0.03, 0.12) * width
-        canvas.paint(
-            'road',
-            look,
-            [
-                np.array(
-                    [
-                        (top - far, horizon),
-                        (top + far, horizon),
-                        (bottom + near, height),
-                        (bottom - near, height),
-                    ]
-                )
-            ],
-        )
+        road = _trapezoid(horizon, height, (top, far), (bottom, near))
+        canvas.paint('road', look, [road])
         dashes = [(start, min(start + 0.12, 1)) for start in (0.1, 0.35, 0.65)]
         lines = []
         for start, end in dashes:
             near_y, far_y = (horizon + (height - horizon) * t for t in (end, start))
             near_x, far_x = (top + (bottom - top) * t for t in (end, start))
             wide = 0.03 * near
-            lines.append(
-                np.array(
-                    [
-                        (far_x - wide * start, far_y),
-                        (far_x + wide * start, far_y),
-                        (near_x + wide * end, near_y),
-                        (near_x - wide * end, near_y),
-                    ]
-                )
-            )
+            lines.append(_trapezoid(far_y, near_y, (far_x, wide * start), (near_x, wide * end)))
     else:  # across it
         top = horizon + rng.uniform(0.1, 0.45) * (height - horizon)
         bottom = top + rng.uniform(0.3, 0.6) * (height - horizon)
@@ -141,15 +130,8 @@ def _draw_building(canvas: _Canvas, look: int, horizon: float) -> None:
     wide, high = rng.uniform(16, 42) * unit, rng.uniform(12, 42) * unit
     shape = [_box(left, horizon - high, left + wide, horizon + unit)]
     if rng.random() < 0.4:
-        shape.append(
-            np.array(
-                [
-                    (left, horizon - high),
-                    (left + wide, horizon - high),
-                    (left + wide / 2, horizon - high - wide / 3),
-                ]
-            )
-        )
+        roof = [(left, horizon - high), (left + wide, horizon - high)]
+        shape.append(np.array([*roof, (left + wide / 2, horizon - high - wide / 3)]))
     canvas.paint('building', look, shape)
 
 
