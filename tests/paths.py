@@ -4,7 +4,9 @@ import importlib.util
 import itertools
 import os
 import socket
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import mmseg_cmdl
@@ -34,6 +36,19 @@ def child_environment(*first_on_path):
     """Environment for a child process that imports the same mmseg_cmdl as the tests do."""
     path = [*map(str, first_on_path), str(PACKAGE.parent)]
     return {**os.environ, 'PYTHONPATH': os.pathsep.join(path), 'OMP_NUM_THREADS': '1'}
+
+
+def python(*words, cwd=None, first_on_path=(), **variables):
+    """Run Python in a process that imports the same mmseg_cmdl as the tests do."""
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        # Python puts the working folder first on the path, and here that is the checkout.
+        cwd=cwd or tempfile.gettempdir(),
+        env={**child_environment(*first_on_path), **variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def free_port():

@@ -6,7 +6,6 @@ import inspect
 import io
 import pickle
 import re
-import subprocess
 import sys
 import types
 import zipfile
@@ -21,12 +20,12 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 
 from mmseg_cmdl import compat, environment
-from tests.paths import PACKAGE, child_environment
+from tests.paths import PACKAGE, python
+from tests.stack import OLD_TORCH
 
 STANDS_IN = isinstance(sys.modules.get('mmcv._ext'), compat._ExtStandIn)
 needs_stand_in = pytest.mark.skipif(not STANDS_IN, reason='mmcv has its compiled ops here')
-CHECKED = torch.__version__ >= torch.torch_version.TorchVersion('2.6')
-needs_check = pytest.mark.skipif(not CHECKED, reason='torch.load checks nothing before 2.6')
+needs_check = pytest.mark.skipif(OLD_TORCH, reason='torch.load checks nothing before 2.6')
 
 
 # ------------------------------------------------------------------------- mmcv without ops
@@ -126,14 +125,7 @@ def test_mmcv_with_ops(tmp_path, body, expected):
         'sys.modules["mmseg_cmdl"] = package; from mmseg_cmdl import compat; '
         'done = compat.stand_in_for_mmcv_ext(); import mmcv._ext; print(done, mmcv._ext.nms)'
     )
-    done = subprocess.run(
-        [sys.executable, '-c', code],
-        env=child_environment(tmp_path),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = python('-c', code, cwd=tmp_path, first_on_path=[tmp_path])
     last = (done.stdout + done.stderr).strip().splitlines()[-1]
     assert last == expected, done.stderr
 

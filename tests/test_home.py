@@ -2,14 +2,12 @@
 
 import importlib.util
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from mmseg_cmdl import launch
-from tests.paths import child_environment
+from tests.paths import python
 
 
 def test_the_folder_that_mim_wants_is_there_before_mim_starts(tmp_path, monkeypatch):
@@ -31,14 +29,7 @@ def test_without_a_home_mim_gets_one_until_the_process_ends(tmp_path):
         'print(os.environ["HOME"], flush=True); '
         f'subprocess.run([sys.executable, "-c", {cache!r}], check=True)'
     )
-    done = subprocess.run(
-        [sys.executable, '-c', code],
-        cwd=tmp_path,
-        env={**child_environment(), 'HOME': str(tmp_path / 'file' / 'home')},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = python('-c', code, cwd=tmp_path, HOME=str(tmp_path / 'file' / 'home'))
     assert done.returncode == 0, done.stderr
     # the maintained fork's packages may print that a module isn't there
     home, cache = (Path(line) for line in done.stdout.splitlines() if line.startswith('/'))

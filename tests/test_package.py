@@ -3,9 +3,6 @@
 import ast
 import os
 import shutil
-import subprocess
-import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,22 +12,11 @@ import pytest
 import mmseg_cmdl
 from mmseg_cmdl import __main__ as report
 from mmseg_cmdl import environment
-from tests.paths import ROOT, child_environment
+from tests.doors import through_mim
+from tests.paths import ROOT, python
 
 PACKAGE = Path(mmseg_cmdl.__file__).resolve().parent
 INSTALLED = (PACKAGE / '.mim').is_dir()
-
-
-def python(*arguments, first_on_path=(), cwd=None):
-    return subprocess.run(
-        [sys.executable, *arguments],
-        # Python puts the working folder first on the path, and here that is the checkout.
-        cwd=cwd or tempfile.gettempdir(),
-        env=child_environment(*first_on_path),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def test_the_installed_package_is_under_test():
@@ -164,35 +150,10 @@ def test_mim_trains_and_tests_in_an_empty_folder(tiny_config, tmp_path):
     pytest.importorskip('mim')
     folder = tmp_path / 'empty'
     folder.mkdir()
-    train = python(
-        '-m',
-        'mim',
-        'train',
-        'mmseg_cmdl',
-        str(tiny_config),
-        '--gpus',
-        '0',
-        '--work-dir',
-        'job',
-        cwd=folder,
-    )
-    assert train.returncode == 0, train.stderr
+    through_mim('train', tiny_config, '--work-dir', 'job', folder=folder)
     assert (folder / 'job' / 'iter_4.pth').is_file()
-    test = python(
-        '-m',
-        'mim',
-        'test',
-        'mmseg_cmdl',
-        str(tiny_config),
-        '--gpus',
-        '0',
-        '--checkpoint',
-        'job/iter_4.pth',
-        '--work-dir',
-        'test',
-        cwd=folder,
-    )
-    assert test.returncode == 0, test.stderr
+    words = ['--checkpoint', 'job/iter_4.pth', '--work-dir', 'test']
+    through_mim('test', tiny_config, *words, folder=folder)
     assert len(list(folder.glob('test/*/*.json'))) == 1
 
 
@@ -344,53 +305,24 @@ def import_error(folder, hidden=()):
 
 
 @pytest.mark.parametrize(
-    ('versions', 'sentence'),
+    ('versions', 'wanted', 'install'),
     [
-        (
-            {'mmseg': '1.2.0'},
-            'mmseg_cmdl needs mmseg >=1.2.1,<2.0.0, but 1.2.0 is installed; '
-            "run: pip install 'mmsegmentation>=1.2.1,<2.0.0'",
-        ),
-        (
-            {'mmseg': '0.30.0'},
-            'mmseg_cmdl needs mmseg >=1.2.1,<2.0.0, but 0.30.0 is installed; '
-            "run: pip install 'mmsegmentation>=1.2.1,<2.0.0'",
-        ),
-        (
-            {'mmcv': '1.7.2'},
-            'mmseg_cmdl needs mmcv >=2.0.0rc4,<2.2.0, but 1.7.2 is installed; '
-            "run: pip install 'mmcv-lite>=2.0.0rc4,<2.2.0'",
-        ),
-        (
-            {'mmcv': '2.2.0'},
-            'mmseg_cmdl needs mmcv >=2.0.0rc4,<2.2.0, but 2.2.0 is installed; '
-            "run: pip install 'mmcv-lite>=2.0.0rc4,<2.2.0'",
-        ),
-        (
-            {'mmengine': '0.7.4'},
-            'mmseg_cmdl needs mmengine >=0.10.0,<1.0.0, but 0.7.4 is installed; '
-            "run: pip install 'mmengine>=0.10.0,<1.0.0'",
-        ),
-        (
-            {'mmengine': '1.0.0'},
-            'mmseg_cmdl needs mmengine >=0.10.0,<1.0.0, but 1.0.0 is installed; '
-            "run: pip install 'mmengine>=0.10.0,<1.0.0'",
-        ),
-        (
-            {'mmseg': '1.4.2', 'mmcv': '3.0.0'},
-            'mmseg_cmdl needs mmcv >=2.0.0rc4,<3.0.0, but 3.0.0 is installed; '
-            "run: pip install --no-deps 'mmcv-lite>=2.0.0rc4,<3.0.0'",
-        ),
-        (
-            {'mmseg': '1.4.2', 'mmengine': '0.9.0'},
-            'mmseg_cmdl needs mmengine >=0.10.0,<1.0.0, but 0.9.0 is installed; '
-            "run: pip install 'onedl-mmengine>=0.10.0,<1.0.0'",
-        ),
+        ({'mmseg': '1.2.0'}, '>=1.2.1,<2.0.0', "'mmsegmentation"),
+        ({'mmseg': '0.30.0'}, '>=1.2.1,<2.0.0', "'mmsegmentation"),
+        ({'mmcv': '1.7.2'}, '>=2.0.0rc4,<2.2.0', "'mmcv-lite"),
+        ({'mmcv': '2.2.0'}, '>=2.0.0rc4,<2.2.0', "'mmcv-lite"),
+        ({'mmengine': '0.7.4'}, '>=0.10.0,<1.0.0', "'mmengine"),
+        ({'mmengine': '1.0.0'}, '>=0.10.0,<1.0.0', "'mmengine"),
+        ({'mmseg': '1.4.2', 'mmcv': '3.0.0'}, '>=2.0.0rc4,<3.0.0', "--no-deps 'mmcv-lite"),
+        ({'mmseg': '1.4.2', 'mmengine': '0.9.0'}, '>=0.10.0,<1.0.0', "'onedl-mmengine"),
     ],
 )
-def test_unsupported_version(tmp_path, versions, sentence):
-    folder = fake_packages(tmp_path, {**GOOD, **versions})
-    assert import_error(folder) == sentence
+def test_unsupported_version(tmp_path, versions, wanted, install):
+    module, found = list(versions.items())[-1]
+    assert import_error(fake_packages(tmp_path, {**GOOD, **versions})) == (
+        f'mmseg_cmdl needs {module} {wanted}, but {found} is installed; '
+        f"run: pip install {install}{wanted}'"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,11 @@
 """Shipped configs as files of one's own: `python -m mmseg_cmdl config`."""
 
-import subprocess
-import sys
-
 import pytest
 from mmengine.config import Config
 
 from mmseg_cmdl import __main__, shipped_configs
 from mmseg_cmdl.errors import InputError
+from tests.paths import python
 
 NAME = 'mdrl_fcn_r50-d8_4xb2-20k_camvid-720x960'
 
@@ -30,8 +28,7 @@ def test_a_config_becomes_one_file_that_is_the_same(tmp_path, monkeypatch, capsy
 
 def test_the_command_is_the_first_to_import_the_package(tmp_path):
     """Here the tests have registered everything; in a process of its own nothing has."""
-    words = [sys.executable, '-m', 'mmseg_cmdl', 'config', NAME, '--out', 'base.py']
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    done = python('-m', 'mmseg_cmdl', 'config', NAME, '--out', 'base.py', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / 'base.py').is_file()
 

@@ -11,18 +11,9 @@ from mmseg_cmdl.datasets import CamVidDataset
 from tests.conftest import ROOT
 
 NAMES = [
-    'Sky',
-    'Building',
-    'Pole',
-    'Road',
-    'Pavement',
-    'Tree',
-    'SignSymbol',
-    'Fence',
-    'Car',
-    'Pedestrian',
-    'Bicyclist',
-]
+    'Sky', 'Building', 'Pole', 'Road', 'Pavement', 'Tree', 'SignSymbol', 'Fence', 'Car',
+    'Pedestrian', 'Bicyclist',
+]  # fmt: skip
 LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
 DATASETS = ROOT / 'configs' / '_base_' / 'datasets'
 
@@ -214,66 +205,15 @@ def test_reduce_zero_label_is_refused(tmp_path):
         build(tmp_path, reduce_zero_label=True)
 
 
-@pytest.mark.parametrize(
-    ('split', 'frames', 'shares'),
-    [
-        # shares of ids 0 to 10 and void, counted from the PNG files
-        (
-            'train',
-            367,
-            [
-                0.1685,
-                0.2326,
-                0.0098,
-                0.3166,
-                0.0449,
-                0.0972,
-                0.0117,
-                0.0113,
-                0.0587,
-                0.0064,
-                0.0029,
-                0.0395,
-            ],
-        ),
-        (
-            'val',
-            101,
-            [
-                0.0918,
-                0.2596,
-                0.0056,
-                0.2895,
-                0.0872,
-                0.1634,
-                0.0089,
-                0.0308,
-                0.0175,
-                0.0065,
-                0.0222,
-                0.0170,
-            ],
-        ),
-        (
-            'test',
-            233,
-            [
-                0.1707,
-                0.2461,
-                0.0118,
-                0.2581,
-                0.0927,
-                0.1125,
-                0.0101,
-                0.0118,
-                0.0397,
-                0.0063,
-                0.0019,
-                0.0383,
-            ],
-        ),
-    ],
-)
+# shares of ids 0 to 10 and void, counted from the PNG files
+@pytest.mark.parametrize(('split', 'frames', 'shares'), [
+    ('train', 367, [0.1685, 0.2326, 0.0098, 0.3166, 0.0449, 0.0972,
+        0.0117, 0.0113, 0.0587, 0.0064, 0.0029, 0.0395]),
+    ('val', 101, [0.0918, 0.2596, 0.0056, 0.2895, 0.0872, 0.1634,
+        0.0089, 0.0308, 0.0175, 0.0065, 0.0222, 0.0170]),
+    ('test', 233, [0.1707, 0.2461, 0.0118, 0.2581, 0.0927, 0.1125,
+        0.0101, 0.0118, 0.0397, 0.0063, 0.0019, 0.0383]),
+])  # fmt: skip
 def test_real_camvid(camvid_root, split, frames, shares):
     dataset = build(camvid_root, split, pipeline=LOAD[1:])
     assert len(dataset) == frames

@@ -2,8 +2,6 @@
 
 import hashlib
 import itertools
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -20,6 +18,7 @@ from mmseg_cmdl import environment
 from mmseg_cmdl.datasets import SyntheticScenesDataset, synthetic_scenes
 from mmseg_cmdl.visualization.style import IGNORED, RIGHT, WRONG
 from tests.conftest import ROOT
+from tests.paths import python
 
 CLASSES = ('sky', 'ground', 'road', 'building', 'tree', 'car', 'sign', 'person')
 LOAD = [
@@ -214,9 +213,7 @@ def test_another_process_draws_the_same(tmp_path):
         'planes = [plane for index in range(3) for plane in dataset.render(index)]\n'
         'print(hashlib.sha256(b"".join(p.tobytes() for p in planes)).hexdigest())'
     )
-    done = subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, text=True, timeout=120, cwd=tmp_path
-    )
+    done = python('-c', code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     dataset = SyntheticScenesDataset(length=3, seed=5)
     assert done.stdout.split()[-1] == fingerprint([dataset.render(index) for index in range(3)])

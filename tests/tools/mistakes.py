@@ -3,17 +3,13 @@
 The list is made from the parsers of the tools, so a new tool is in it by itself: what an argument
 takes is known from its name, type and choices. A name that isn't known fails the test, and gets a
 line in `VALID`.
-
-    python -m tests.tools.mistakes [FOLDER OF TOOLS]      # counts tracebacks and false successes
 """
 
 import argparse
 import contextlib
 import io
 import os
-import random
 import sys
-import tempfile
 import traceback
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -22,7 +18,6 @@ import torch
 from mmengine.config import Config, DictAction
 
 from tests import tiny
-from tests.paths import TOOLS, load_script
 
 
 class Case(NamedTuple):
@@ -393,43 +388,3 @@ def run(case, module, folder):
     if kind == 'error' and 'Traceback (most recent call last)' in text:
         kind = 'traceback'
     return Outcome(kind, text)
-
-
-def all_cases(tools, files, only=''):
-    """(case, module) of every tool in a folder, or of those with `only` in their names."""
-    for path in tools_in(tools):
-        if only not in str(path.relative_to(tools)):
-            continue
-        module = load_script(path)
-        for case in command_lines(path, parser_of(path, module), files):
-            yield case, module
-
-
-def main(folder=TOOLS, only=''):
-    import mmseg_cmdl  # noqa: F401
-
-    random.seed(0)
-    torch.set_num_threads(1)
-    counts, slow = dict(error=0, traceback=0, success=0), []
-    with tempfile.TemporaryDirectory() as place:
-        files = make_files(Path(place))
-        work = Path(place) / 'work'
-        for case, module in all_cases(folder, files, only):
-            import time
-
-            start = time.perf_counter()
-            work.mkdir()
-            outcome = run(case, module, work)
-            __import__('shutil').rmtree(work)
-            counts[outcome.kind] += 1
-            slow.append((time.perf_counter() - start, case.id))
-            if outcome.kind != 'error':
-                print(outcome.kind, case.id, '|', outcome.text.strip().splitlines()[-1:])
-            elif case.named and case.named not in outcome.text:
-                print('unnamed', case.id, '|', outcome.text.strip().splitlines()[-1:])
-    print(f'{sum(counts.values())} command lines: {counts}')
-    print('slowest', sorted(slow)[-12:], 'sum', sum(s for s, _ in slow))
-
-
-if __name__ == '__main__':
-    main(*sys.argv[1:])

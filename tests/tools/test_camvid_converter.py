@@ -2,8 +2,6 @@
 
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +11,12 @@ from PIL import Image
 from mmseg_cmdl.datasets import CamVidDataset
 from mmseg_cmdl.errors import InputError
 from tests.conftest import ROOT
-from tests.paths import child_environment, load_script
+from tests.datasets.test_camvid import NAMES
+from tests.paths import load_script, python
 
 SCRIPT = ROOT / 'tools' / 'dataset_converters' / 'camvid.py'
 SPLITS = {'train': 367, 'val': 101, 'test': 233}
-CLASSES = (
-    'Sky',
-    'Building',
-    'Pole',
-    'Road',
-    'Pavement',
-    'Tree',
-    'SignSymbol',
-    'Fence',
-    'Car',
-    'Pedestrian',
-    'Bicyclist',
-)
+CLASSES = tuple(NAMES)
 
 # label_colors.txt of the data set, and SegNet's merging, written down apart from the converter
 TABLE = """
@@ -410,25 +397,15 @@ def test_what_is_there_is_kept(small, tmp_path, monkeypatch):
 
 
 def test_command_line(small, tmp_path):
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, str(SCRIPT), *arguments],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=child_environment(),
-            timeout=120,
-        )
-
-    shown = run('--help')
+    shown = python(SCRIPT, '--help', cwd=tmp_path)
     assert shown.returncode == 0
     for option in ('--layout', '--dry-run', '--overwrite', '--nproc', 'LabeledApproved_full'):
         assert option in shown.stdout
-    failed = run(str(small))
+    failed = python(SCRIPT, small, cwd=tmp_path)
     assert failed.returncode == 2
     assert 'error: 1398 files are missing' in failed.stderr
     assert 'Traceback' not in failed.stderr
-    done = run(str(small), '--allow-partial')
+    done = python(SCRIPT, small, '--allow-partial', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / 'data' / 'camvid').rglob('*.png'))) == 4  # the default folder
 

@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from mmseg_cmdl import launch
 from mmseg_cmdl.errors import InputError
-from tests.paths import PACKAGE, TOOLS, child_environment, free_port
+from tests.paths import PACKAGE, TOOLS, child_environment, free_port, python
 
 pytestmark = pytest.mark.skipif(sys.platform == 'win32', reason='bash scripts')
 
@@ -148,15 +148,8 @@ def test_two_ranks_on_cpus(tiny_config, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     # Each rank predicted one of the two images.
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['0.png', '1.png']
-    single = [str(TOOLS / 'test.py'), tiny_config.name, 'job/iter_4.pth', '--work-dir', 'one']
-    alone = subprocess.run(
-        [sys.executable, *single],
-        cwd=tiny_config.parent,
-        env=child_environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    single = [TOOLS / 'test.py', tiny_config.name, 'job/iter_4.pth', '--work-dir', 'one']
+    alone = python(*single, cwd=tiny_config.parent)
     assert alone.returncode == 0, alone.stderr[-3000:]
     two, one = (
         json.loads(next((tmp_path / name).glob('*/*.json')).read_text()) for name in ('two', 'one')
