@@ -1,4 +1,3 @@
-from .bilinear_taps import BilinearTaps
 from .class_labels import class_rows, has_class, labels_at_feature_size, of_own_class, row_sums
 from .configs import (
     add_loss,
@@ -15,7 +14,6 @@ from .reservoir import Reservoir
 from .segmentors import last_head, unwrapped
 
 __all__ = [
-    'BilinearTaps',
     'Reservoir',
     'add_loss',
     'all_reduce_sum_',

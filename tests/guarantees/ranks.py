@@ -83,7 +83,7 @@ def train(name, rank, world, dtype=torch.float64, broadcast_buffers=False, steps
     bank = getattr(model.decode_head, 'bank', None)
     if hasattr(bank, '_assign'):
         assign = bank._assign
-        bank._assign = lambda *args: chosen.append(assign(*args)) or chosen[-1]
+        bank._assign = lambda *args, **kw: chosen.append(assign(*args, **kw)) or chosen[-1]
     wrapped = model
     if dist.is_initialized():
         wrapped = MMDistributedDataParallel(

@@ -4,7 +4,7 @@ The data pipeline checks each annotation on the CPU and names its file
 (:mod:`mmseg_cmdl.data_guard`). This is for labels that come another way.
 """
 
-from typing import List, Optional, Tuple
+from typing import Optional
 
 import torch
 from mmseg.structures import SegDataSample
@@ -98,22 +98,6 @@ def _name(meta: dict) -> str:
     return meta.get('seg_map_path') or f'the annotation of {meta.get("img_path", "an image")}'
 
 
-def _image_sizes(meta: dict) -> List[Tuple[int, int]]:
-    """Heights and widths that the image of a sample may have; none where its meta data say none.
-
-    The data preprocessor pads image and annotation by the same amounts, and then calls the shape of
-    the annotation `pad_shape`. Without it `pad_shape` may stem from before a crop.
-    """
-    if 'img_shape' not in meta:
-        return []
-    size = tuple(meta['img_shape'][:2])
-    padding = meta.get('padding_size')
-    if padding is not None:
-        left, right, top, bottom = padding
-        return [(size[0] + top + bottom, size[1] + left + right)]
-    return [size, *([tuple(meta['pad_shape'][:2])] if meta.get('pad_shape') else [])]
-
-
 def _check_size(sample: SegDataSample) -> None:
     label, meta = sample.gt_sem_seg.data, sample.metainfo
     if label.dim() != 3 or label.shape[0] != 1:
@@ -123,9 +107,19 @@ def _check_size(sample: SegDataSample) -> None:
             'channel that holds class indices. If it is painted in colours, map the colours to '
             'indices first and save it as a greyscale or palette PNG'
         )
-    sizes = _image_sizes(meta)
-    if sizes and tuple(label.shape[1:]) not in sizes:
-        size = sizes[0]
+    if 'img_shape' not in meta:
+        return
+    size = tuple(meta['img_shape'][:2])
+    may_be = [size]
+    if meta.get('padding_size') is not None:
+        # the data preprocessor pads image and annotation by the same amounts, and then calls the
+        # shape of the annotation `pad_shape`; without it `pad_shape` may stem from before a crop
+        left, right, top, bottom = meta['padding_size']
+        size = (size[0] + top + bottom, size[1] + left + right)
+        may_be = [size]
+    elif meta.get('pad_shape'):
+        may_be.append(tuple(meta['pad_shape'][:2]))
+    if tuple(label.shape[1:]) not in may_be:
         raise ValueError(
             f'{_name(meta)} is {label.shape[1]}x{label.shape[2]} where its image '
             f'({meta.get("img_path", "unknown")}) is {size[0]}x{size[1]} (height x width, after '

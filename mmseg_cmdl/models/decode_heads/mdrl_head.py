@@ -43,14 +43,8 @@ class PixelProjection(nn.Module):
         """[B, C, h, w] to unit vectors [B, h, w, Z], at least float32 whatever autocast says."""
         embeddings = self.convs(pixels).permute(0, 2, 3, 1)
         with torch.autocast(embeddings.device.type, enabled=False):
-            embeddings = _unit_vectors(embeddings)
+            embeddings = F.normalize(at_least_float32(embeddings), dim=-1)
             return F.normalize(layer_norm(embeddings, self.norm), dim=-1)
-
-
-def _unit_vectors(pixels: Tensor) -> Tensor:
-    """l2-normalised along the last dimension, in float32 or better."""
-    with torch.autocast(pixels.device.type, enabled=False):
-        return F.normalize(at_least_float32(pixels), dim=-1)
 
 
 @MODELS.register_module()
@@ -179,7 +173,8 @@ class MDRLHead(DatasetContextHead):
         """R [B, C, h, w] to unit vectors [B, h, w, Z]."""
         if self.projection is not None:
             return self.projection(pixels)
-        return _unit_vectors(pixels.permute(0, 2, 3, 1))
+        with torch.autocast(pixels.device.type, enabled=False):
+            return F.normalize(at_least_float32(pixels.permute(0, 2, 3, 1)), dim=-1)
 
     def memory_losses(self, pixels: Tensor, labels: Tensor) -> Dict[str, Tensor]:
         """See the base class: the class consistency losses on the similarity (3.5)."""
@@ -190,18 +185,6 @@ class MDRLHead(DatasetContextHead):
             return self.consistency(batch, similarity, labels, ignore_index=self.ignore_index)
 
     @torch.no_grad()
-    def _correct(self, similarity: Tensor, labels: Tensor) -> Optional[Tensor]:
-        """Bool [P], whether a pixel's class is right after the loss's LayerNorm; None without one.
-
-        Args:
-            similarity (Tensor): [B, h, w, K, N].
-            labels (Tensor): [B, h, w].
-        """
-        for loss in self.consistency.losses:
-            if isinstance(loss, ClassLocalConsistencyLoss) and loss.norm is not None:
-                return (loss.class_scores(similarity).argmax(dim=-1) == labels).flatten()
-        return None
-
     def update_bank(
         self, embeddings: Tensor, similarity: Tensor, labels: Tensor
     ) -> Dict[str, Tensor]:
@@ -216,11 +199,15 @@ class MDRLHead(DatasetContextHead):
             dict[str, Tensor]: `acc_distribution` and `stat_left_out_pixels`; see the class.
         """
         labels = labels_at_feature_size(labels, embeddings.shape[1:3])
+        correct = None  # by the cosine, which the bank compares itself
+        for loss in self.consistency.losses:
+            if isinstance(loss, ClassLocalConsistencyLoss) and loss.norm is not None:
+                correct = (loss.class_scores(similarity).argmax(dim=-1) == labels).flatten()
         counted = self.bank.update_(
             embeddings.flatten(0, 2),
             labels.flatten(),
             ignore_index=self.ignore_index,
-            correct=self._correct(similarity, labels),
+            correct=correct,
             similarity=similarity.flatten(0, 2),
         )
         if counted is None:

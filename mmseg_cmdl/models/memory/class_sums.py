@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...utils import BilinearTaps, has_class
+from ...utils import has_class
 
 # A cosine between vectors of no length is 0.
 _SHORTEST = 1e-12
@@ -110,22 +110,45 @@ def _distance(products: Tensor, lengths: Tensor) -> Tensor:
     return (1 - products / lengths.clamp(min=_SHORTEST)).clamp_(min=0, max=2)
 
 
-class _Axis(BilinearTaps):
-    """:class:`BilinearTaps`, and what the square of an interpolated value is made of.
+class _Axis:
+    """Bilinear resizing along one axis: the two cells that each resized value lies between.
+
+    Same values as `F.interpolate(mode='bilinear')`, with positions in float64.
+
+    Args:
+        size (int): n, length after resizing.
+        cells (int): m, length before.
+        align_corners (bool): As for `F.interpolate`.
+        like (Tensor): Gives the weights their type and device.
 
     Attributes:
+        first, second (Tensor): Indices [n] of the two; equal beyond the last cell's centre.
+        weights (tuple[Tensor]): [n] of each.
+        matrix (Tensor): [n, m], what the resizing multiplies with.
         squares (Tensor): [n, m + 1] and `crossed` [n, m], factors of the squares of the cells and
             of the products of neighbours in the square of the interpolated value.
     """
 
     def __init__(self, size: int, cells: int, align_corners: bool, like: Tensor):
-        super().__init__(size, cells, align_corners, like)
-        one = self.one_hot[0]
-        self.squares = (
-            F.pad(one, (0, 1)) * self.weights[0].square()[:, None]
-            + F.pad(one, (1, 0)) * self.weights[1].square()[:, None]
+        position = torch.arange(size, dtype=torch.float64, device=like.device)
+        if align_corners:
+            position = position * ((cells - 1) / max(size - 1, 1))
+        else:
+            position = ((position + 0.5) * (cells / size) - 0.5).clamp_(min=0)
+        first = position.floor().clamp_(max=cells - 1)
+        fraction = (position - first).to(like.dtype)
+        self.first = first.long()
+        self.second = (self.first + 1).clamp(max=cells - 1)
+        self.weights = (1 - fraction, fraction)
+        every = torch.arange(cells, device=like.device)  # F.one_hot would wait for the device
+        here, beside = (
+            (every == cell[:, None]).to(like.dtype) for cell in (self.first, self.second)
         )
-        self.crossed = one * (2 * self.weights[0] * self.weights[1])[:, None]
+        here_weight, beside_weight = (weight[:, None] for weight in self.weights)
+        self.matrix = here * here_weight + beside * beside_weight
+        self.squares = F.pad(here, (0, 1)) * here_weight.square()
+        self.squares += F.pad(here, (1, 0)) * beside_weight.square()
+        self.crossed = here * (2 * here_weight * beside_weight)
 
 
 def _add_image(

@@ -14,6 +14,7 @@ from ...registry import MODELS
 from ...utils import (
     all_reduce_sum_,
     all_reduce_together,
+    at_least_float32,
     check_finite,
     class_rows,
     entropy_of_counts,
@@ -21,7 +22,7 @@ from ...utils import (
     row_sums,
 )
 from .initial_memory import InitialMemory
-from .memory_bank import MemoryBank, float32_island
+from .memory_bank import MemoryBank
 from .seeded_noise import gumbel_noise
 from .sinkhorn import balance, sinkhorn
 
@@ -171,8 +172,8 @@ class DistributionBank(MemoryBank):
         self._check_pixels(embeddings, labels, self.channels, maps=False, **others)
         if not self.begin_update():
             return None
-        with float32_island(embeddings.device.type):
-            embeddings = embeddings.detach().to(self._update_dtype)
+        with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
+            embeddings = embeddings.detach().to(at_least_float32(self.distributions).dtype)
             if similarity is None:
                 similarity = self.similarity(embeddings)
             classes = class_rows(labels, self.num_classes, ignore_index)
@@ -189,7 +190,7 @@ class DistributionBank(MemoryBank):
             self._count(classes, own_scores, correct, left_out)
 
             if assigned is None or self.assignment == 'gumbel':
-                assigned = self._assign(own_scores, classes)
+                assigned = self._assign(own_scores, classes, self.assignment == 'gumbel')
             rows = assigned.add(classes, alpha=self.num_distributions)
             moving = correct if self.update_pixels == 'correct' else labelled
             num_rows = self.num_classes * self.num_distributions
@@ -214,29 +215,20 @@ class DistributionBank(MemoryBank):
         Returns:
             Tensor: int64 [P] in 0..N-1; what pixels without a class have means nothing.
         """
-        with float32_island(similarity.device.type):
-            own_scores = of_own_class(similarity.detach(), classes)
-            return self._balance(own_scores, classes).argmax(dim=0)
+        with torch.no_grad(), torch.autocast(similarity.device.type, enabled=False):
+            return self._assign(of_own_class(similarity, classes), classes, draw=False)
 
-    def _balance(self, own_scores: Tensor, classes: Tensor) -> Tensor:
-        """Balanced assignment over all ranks, but for the last scaling of pixels, [N, P]."""
+    def _assign(self, own_scores: Tensor, classes: Tensor, draw: bool) -> Tensor:
+        """Distribution [P] of its class that each pixel is given to, or that is drawn for it."""
         # one process takes the path of many, so that both do the same arithmetic
-        return balance(
-            own_scores, classes, self.num_classes, self.epsilon, self.iterations, all_reduce_sum_
-        )
-
-    def _assign(self, own_scores: Tensor, classes: Tensor) -> Tensor:
-        """Distribution [P] of its class that each pixel is given to."""
-        if self.assignment == 'argmax':
+        options = self.num_classes, self.epsilon, self.iterations, all_reduce_sum_
+        if not draw:
             # a pixel's own factor doesn't change which entry is the largest
-            balanced = self._balance(own_scores, classes)
-        else:
-            positions = torch.arange(len(classes), device=classes.device)
-            positions += _pixels_of_lower_ranks(classes)
-            noise = gumbel_noise(positions, self.num_distributions, self.seed, self.num_updates)
-            options = self.num_classes, self.epsilon, self.iterations, all_reduce_sum_
-            balanced = (sinkhorn(own_scores, classes, *options) + noise).t()
-        return balanced.argmax(dim=0)
+            return balance(own_scores, classes, *options).argmax(dim=0)
+        positions = torch.arange(len(classes), device=classes.device)
+        positions += _pixels_of_lower_ranks(classes)
+        noise = gumbel_noise(positions, self.num_distributions, self.seed, self.num_updates)
+        return (sinkhorn(own_scores, classes, *options) + noise).argmax(dim=1)
 
     def _move_(self, sums: Tensor, counts: Tensor) -> None:
         """MDRL eq. 8 from summed embeddings [K * N, Z], overwritten here, and counts [K * N]."""

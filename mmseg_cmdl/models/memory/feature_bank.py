@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ...registry import MODELS
-from ...utils import all_reduce_sum_
+from ...utils import all_reduce_sum_, at_least_float32
 from .class_sums import ClassSums, class_sums
 from .initial_memory import InitialMemory
-from .memory_bank import MemoryBank, float32_island
+from .memory_bank import MemoryBank
 
 
 class FeatureUpdate(NamedTuple):
@@ -108,8 +108,8 @@ class FeatureBank(MemoryBank):
         self._check_pixels(features, labels, self.channels, maps=True)
         if not self.begin_update():
             return None
-        with float32_island(features.device.type):
-            memory = self.features.to(self._update_dtype)
+        with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+            memory = at_least_float32(self.features)
             features = features.detach().to(memory.dtype)
             near = memory if self.strategy == 'cosine' else None
             sums = class_sums(features, labels, self.num_classes, ignore_index, near, align_corners)

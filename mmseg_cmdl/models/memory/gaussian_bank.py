@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ...registry import MODELS
-from ...utils import all_reduce_sum_, check_finite
+from ...utils import all_reduce_sum_, at_least_float32, check_finite
 from .class_sums import class_sums
 from .feature_bank import FeatureUpdate
 from .initial_memory import InitialMemory
-from .memory_bank import MemoryBank, float32_island
+from .memory_bank import MemoryBank
 
 
 def class_noise(num_classes: int, channels: int) -> Tensor:
@@ -157,8 +157,8 @@ class GaussianBank(MemoryBank):
         self._check_pixels(features, labels, self.channels, maps=True)
         if not self.begin_update():
             return None
-        with float32_island(features.device.type):
-            statistics = self.statistics.to(self._update_dtype)
+        with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+            statistics = at_least_float32(self.statistics)
             features = features.detach().to(statistics.dtype)
             sums = class_sums(
                 features, labels, self.num_classes, ignore_index, align_corners=align_corners

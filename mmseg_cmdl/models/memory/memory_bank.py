@@ -2,9 +2,8 @@
 
 import logging
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
 from numbers import Integral
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import mmengine.dist as dist
 import torch
@@ -20,13 +19,6 @@ from .initial_memory import InitialMemory
 def in_backward() -> bool:
     """Whether autograd is running a backward pass, as when activation checkpointing recomputes."""
     return torch._C._current_graph_task_id() != -1
-
-
-@contextmanager
-def float32_island(device_type: str) -> Iterator[None]:
-    """Turns autocast off and gradients too: banks are updated in full precision."""
-    with torch.no_grad(), torch.autocast(device_type, enabled=False):
-        yield
 
 
 class MemoryBank(nn.Module, ABC):
@@ -243,11 +235,6 @@ class MemoryBank(nn.Module, ABC):
                 f'{list(weights.shape)}'
             )
         return F.conv2d(weights, stacked.t()[:, :, None, None])
-
-    @property
-    def _update_dtype(self) -> torch.dtype:
-        """float32 even where the bank is stored in half precision."""
-        return torch.promote_types(getattr(self, self.memory_name).dtype, torch.float32)
 
     def begin_update(self) -> bool:
         """Keeps the memory that this iteration's forward pass has read.

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 
 from mmseg_cmdl.models.losses import ClassGlobalConsistencyLoss, ClassLocalConsistencyLoss
-from mmseg_cmdl.utils import BilinearTaps
 from tests.reference import golden, mdrl
 from tests.reference.dispatch import CountOps
 
@@ -140,12 +139,10 @@ def test_golden_released_scores_on_the_way(name, dtype, monkeypatch):
         return normalised[0].permute(0, 2, 3, 1)
 
     def by_bands(scores, classes, align_corners):
-        # no map of scores at label size is ever there: what its two matrices make of these
-        height, width = (
-            BilinearTaps(to, cells, align_corners, scores).matrix
-            for to, cells in zip(classes.shape[1:], scores.shape[2:])
+        # no map of scores at label size is ever there: what the bands would make together
+        resized.append(
+            F.interpolate(scores, classes.shape[1:], mode='bilinear', align_corners=align_corners)
         )
-        resized.append(height @ scores @ width.t())
         return banded(scores, classes, align_corners=align_corners)
 
     module = importlib.import_module('mmseg_cmdl.models.losses.class_consistency_loss')
