@@ -60,6 +60,19 @@ def make_folder(path: Union[str, Path]) -> Path:
     return path
 
 
+def check_folder(path: Union[str, Path]) -> None:
+    """Asks whether :func:`make_folder` could make it, and leaves nothing.
+
+    Raises:
+        InputError: As :func:`make_folder`.
+    """
+    path = Path(path)
+    new = [folder for folder in (path, *path.absolute().parents) if not folder.exists()]
+    make_folder(path)
+    for folder in new:
+        folder.rmdir()
+
+
 def refuse_same(
     out: Union[str, Path], inputs: Iterable[Optional[str]], option: str = 'OUT'
 ) -> None:

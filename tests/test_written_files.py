@@ -6,6 +6,7 @@ import pytest
 
 from mmseg_cmdl import InputError
 from mmseg_cmdl.written_files import (
+    check_folder,
     make_folder,
     refuse_inside,
     refuse_same,
@@ -91,12 +92,20 @@ def test_inputs_are_not_written_to(tmp_path):
     refuse_inside([tmp_path / 'images_raw' / 'a.png'], tmp_path, ('images',))
 
 
+def test_a_folder_that_could_be_made_is_not_left(tmp_path):
+    check_folder(tmp_path / 'new' / 'deep')
+    check_folder(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
 def test_places_that_can_not_be_written_to_are_named(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(InputError, match='file is a file, not a folder'):
         make_folder(tmp_path / 'file')
     with pytest.raises(InputError, match=r'the folder .*file/below can not be made'):
         make_folder(tmp_path / 'file' / 'below')
+    with pytest.raises(InputError, match=r'the folder .*file/below can not be made'):
+        check_folder(tmp_path / 'file' / 'below')
 
     def write(path):
         with written_beside(path):

@@ -29,9 +29,9 @@ from pathlib import Path
 import mmseg_cmdl  # noqa: F401  before anything of mmseg
 
 from mmseg_cmdl import InputError, launch  # isort: skip
-from mmseg_cmdl.command_line import number, tool  # isort: skip
+from mmseg_cmdl.command_line import not_negative, number, positive, seed, tool  # isort: skip
 from mmseg_cmdl.study import jobs, plan, report  # isort: skip
-from mmseg_cmdl.written_files import make_folder  # isort: skip
+from mmseg_cmdl.written_files import check_folder  # isort: skip
 
 TRAIN = Path(__file__).resolve().with_name('train.py')
 
@@ -54,16 +54,18 @@ def parse_args(argv=None):
         'pixels themselves, in ARM~learned to class vectors learned by gradient',
     )
     parser.add_argument(
-        '--seeds', nargs='+', type=int, default=[0, 1, 2], metavar='SEED', help='(default: 0 1 2)'
+        '--seeds', nargs='+', type=seed, default=[0, 1, 2], metavar='SEED', help='(default: 0 1 2)'
     )
-    parser.add_argument('--jobs', type=int, default=1, help='at a time (default: %(default)s)')
+    parser.add_argument('--jobs', type=positive, default=1, help='at a time (default: %(default)s)')
     parser.add_argument(
-        '--iters', type=int, help='length of all trainings, schedule included (default: as it is)'
+        '--iters',
+        type=positive,
+        help='length of all trainings, schedule included (default: as it is)',
     )
     launch.add_overrides(parser, 'all arms (of a schedule, as they are after --iters)')
     parser.add_argument(
         '--precise-bn',
-        type=int,
+        type=not_negative,
         default=0,
         metavar='BATCHES',
         help='before the last validation of each job, compute the statistics of batch norms from '
@@ -109,12 +111,8 @@ def parse_args(argv=None):
         '--slurm-args', default='', help='further options of sbatch, as one word: "--gres=gpu:1"'
     )
     args = parser.parse_args(argv)
-    for name, least in (('jobs', 1), ('iters', 1), ('precise_bn', 0)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            parser.error(f'--{name.replace("_", "-")} must be at least {least}')
-    if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
-        parser.error('--seeds must differ and not be negative')
+    if len(set(args.seeds)) < len(args.seeds):
+        parser.error('--seeds must differ')
     if args.report:
         args.work_dir = args.report
         return args
@@ -205,11 +203,7 @@ def main(argv=None):
         todo = jobs.jobs_of(arms, args.seeds, args.work_dir)
         if args.dry_run:
             # refuses what the study would refuse, and leaves no arm that is never trained
-            folders = (args.work_dir, *args.work_dir.absolute().parents)
-            made = [folder for folder in folders if not folder.exists()]
-            make_folder(args.work_dir)
-            for folder in made:
-                folder.rmdir()
+            check_folder(args.work_dir)
             plan.merge(args.work_dir, arms, args.precise_bn)
             show_plan(todo, arms[0], args.jobs)
             return

@@ -11,11 +11,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, TextIO
+from statistics import mean
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 from .plan import Arm, StudyError, write_json
 from .recorder import PARENT, is_locked, read_result, result_path
 
+# a terminal's line, from its beginning
+_ERASE = '\r\x1b[K'
 _ITERATION = re.compile(rb'Iter\(train\)\s*\[\s*(\d+)/(\d+)\]|Epoch\(train\)\s*\[(\d+)\]')
 
 
@@ -108,9 +111,9 @@ def expected_seconds(jobs: Sequence[Job]) -> Dict[str, Optional[float]]:
             found = read_result(job.result)
             if found['state'] != 'failed':
                 took.setdefault(job.arm, []).append(found['seconds'])
-    mean = {arm: sum(values) / len(values) for arm, values in took.items()}
-    overall = sum(mean.values()) / len(mean) if mean else None
-    return {job.arm: mean.get(job.arm, overall) for job in jobs}
+    of_arm = {arm: mean(values) for arm, values in took.items()}
+    overall = mean(of_arm.values()) if of_arm else None
+    return {job.arm: of_arm.get(job.arm, overall) for job in jobs}
 
 
 def measure(arm: Arm, train: Path, iterations: int = 4) -> float:
@@ -155,22 +158,15 @@ class Runner:
         train (Path): tools/train.py.
         slots (int): Jobs at a time.
         keep_checkpoints (bool): Whether the checkpoints of finished jobs stay. Defaults to False.
-        out: Where progress goes. Defaults to stdout.
     """
 
     def __init__(
-        self,
-        jobs: Sequence[Job],
-        train: Path,
-        slots: int,
-        keep_checkpoints: bool = False,
-        out: Optional[TextIO] = None,
+        self, jobs: Sequence[Job], train: Path, slots: int, keep_checkpoints: bool = False
     ):
         self.jobs, self.train, self.slots = list(jobs), train, slots
         self.keep_checkpoints = keep_checkpoints
-        self.out = out or sys.stdout
         self._running: Dict[int, tuple] = {}  # slot: (job, process, start, part done at the start)
-        self._width, self._said = 0, 0.0
+        self._shown = 0.0
 
     def run(self) -> List[Job]:
         """Runs what isn't done.
@@ -228,7 +224,8 @@ class Runner:
         if job.result.is_file() and job.state() == 'done':
             found = read_result(job.result)
             if not self.keep_checkpoints:
-                clean(job.folder)
+                for path in [*job.folder.glob('*.pth'), job.folder / 'last_checkpoint']:
+                    path.unlink(missing_ok=True)
             miou = 'not finite' if found['mIoU'] is None else f'mIoU {found["mIoU"]:.2f}'
             self._say(f'{job.name}: {miou}, {describe(found["seconds"])}')
             return True
@@ -259,30 +256,24 @@ class Runner:
 
     def _left(self, waiting: Sequence[Job]) -> Optional[float]:
         """Seconds until all is done, if that can be told."""
-        whole = expected_seconds(self.jobs)
-        now, seconds = time.time(), 0.0
+        parts = [(job, 1.0) for job in waiting]
         guesses = []
         for job, _, start, before in self._running.values():
             done = job.progress()
+            parts.append((job, 1 - done))
             if done - before > 0.02:
-                guesses.append((now - start) / (done - before))
-            expected = whole[job.arm] or (guesses[-1] if guesses else None)
-            if expected is None:
-                return None
-            seconds += (1 - done) * expected
-        usual = sum(guesses) / len(guesses) if guesses else None
-        for job in waiting:
-            expected = whole[job.arm] or usual
-            if expected is None:
-                return None
-            seconds += expected
-        return seconds / self.slots
+                guesses.append((time.time() - start) / (done - before))
+        usual = mean(guesses) if guesses else None
+        whole = {arm: found or usual for arm, found in expected_seconds(self.jobs).items()}
+        if None in whole.values():
+            return None
+        return sum(part * whole[job.arm] for job, part in parts) / self.slots
 
     def _show(self, waiting: Sequence[Job], failed: Sequence[Job]) -> None:
-        terminal = self.out.isatty()
-        if time.time() - self._said < (2 if terminal else 120):
+        terminal = sys.stdout.isatty()
+        if time.time() - self._shown < (2 if terminal else 120):
             return
-        self._said = time.time()
+        self._shown = time.time()
         done = len(self.jobs) - len(waiting) - len(self._running) - len(failed)
         left = self._left(waiting)
         parts = [f'{done}/{len(self.jobs)} done']
@@ -291,19 +282,14 @@ class Runner:
         parts += ['unknown time left' if left is None else f'about {describe(left)} left']
         line = '; '.join(parts)
         if terminal:
-            width = shutil.get_terminal_size().columns - 1
-            self.out.write(f'\r{line[:width]:{min(self._width, width)}}')
-            self._width = len(line)
-            self.out.flush()
+            line = line[: shutil.get_terminal_size().columns - 1]
+            print(f'{_ERASE}{line}', end='', flush=True)
         else:
             self._say(line)
 
-    def _say(self, text: str) -> None:
-        if self._width:
-            self.out.write(f'\r{"":{min(self._width, shutil.get_terminal_size().columns - 1)}}\r')
-            self._width = 0
-        self.out.write(text + '\n')
-        self.out.flush()
+    @staticmethod
+    def _say(text: str) -> None:
+        print(f'{_ERASE * sys.stdout.isatty()}{text}', flush=True)
 
 
 def environment(slot: int, slots: int) -> Dict[str, str]:
@@ -319,12 +305,6 @@ def environment(slot: int, slots: int) -> Dict[str, str]:
         names = named.split(',') if named else [str(i) for i in range(gpus)]
         out['CUDA_VISIBLE_DEVICES'] = names[slot % gpus]
     return out
-
-
-def clean(folder: Path) -> None:
-    """Removes a finished job's checkpoints."""
-    for path in [*folder.glob('*.pth'), folder / 'last_checkpoint']:
-        path.unlink(missing_ok=True)
 
 
 def command_lines(jobs: Sequence[Job], train: Path, python: str = 'python') -> List[str]:

@@ -4,7 +4,6 @@ import copy
 import hashlib
 import inspect
 import json
-import os
 import re
 import shlex
 from argparse import ArgumentParser
@@ -19,6 +18,9 @@ from mmseg.registry import MODELS
 from ..models.decode_heads.dataset_context_head import DatasetContextHead
 from ..models.decode_heads.mcibi_head import MCIBIHead
 from ..models.decode_heads.mdrl_head import MDRLHead
+from ..utils import as_list
+from ..version import __version__
+from ..written_files import written_beside
 from . import controls as _controls  # noqa: F401  registers them
 
 #: What the method 'car' makes of a segmentor.
@@ -169,8 +171,7 @@ def shorten(cfg: Config, iters: int) -> None:
 
     cfg.train_cfg.max_iters = iters
     cfg.train_cfg.val_interval = scaled(cfg.train_cfg.get('val_interval', 1000))
-    schedules = cfg.get('param_scheduler') or []
-    for schedule in schedules if isinstance(schedules, (list, tuple)) else [schedules]:
+    for schedule in as_list(cfg.get('param_scheduler')):
         if schedule.get('by_epoch', True) is False:
             for key in _COUNTS:
                 if schedule.get(key) is not None:
@@ -328,27 +329,27 @@ def as_control(cfg: Config, kind: str) -> Config:
         head.type = 'LearnedControlHead'
         head.vectors = tuple(built.bank.class_vectors().shape[1:])
         head.fuse = hasattr(built, 'fuse_memory')
-    imports = (cfg.get('custom_imports') or {}).get('imports') or []
-    imports = [imports] if isinstance(imports, str) else list(imports)
-    cfg.custom_imports = dict(
-        imports=[*imports, 'mmseg_cmdl', CONTROLS], allow_failed_imports=False
-    )
+    _add_imports(cfg, 'mmseg_cmdl', CONTROLS)
     return cfg
+
+
+def _add_imports(cfg: Config, *modules: str) -> None:
+    """Adds modules to `custom_imports` that aren't there."""
+    imports = cfg.get('custom_imports') or {}
+    names = imports.get('imports') or []
+    names = [names] if isinstance(names, str) else names
+    cfg.custom_imports = dict(
+        imports=list(dict.fromkeys([*names, *modules])),
+        allow_failed_imports=imports.get('allow_failed_imports', False),
+    )
 
 
 def add_recorder(
     cfg: Config, arm: str, results: Union[str, Path], fingerprint: str, precise_bn: int = 0
 ) -> None:
     """What the study adds to a job: it records, keeps one checkpoint, and repeats after a stop."""
-    imports = cfg.get('custom_imports') or {}
-    names = imports.get('imports') or []
-    names = [names] if isinstance(names, str) else list(names)
-    cfg.custom_imports = dict(
-        imports=[*names, *(name for name in ('mmseg_cmdl', RECORDER) if name not in names)],
-        allow_failed_imports=imports.get('allow_failed_imports', False),
-    )
-    evaluators = cfg.val_evaluator
-    evaluators = list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
+    _add_imports(cfg, 'mmseg_cmdl', RECORDER)
+    evaluators = as_list(cfg.val_evaluator)
     ignored = next(
         (e['ignore_index'] for e in evaluators if e.get('ignore_index') is not None), 255
     )
@@ -422,23 +423,26 @@ def differences(old: dict, new: dict) -> Dict[str, list]:
 
 def _settings(arms: Sequence[Arm], precise_bn: int) -> dict:
     """What plan.json holds."""
-    base = comparable(arms[0].config)
-    for part in (base.get('custom_hooks', []), base['val_evaluator']):
-        part[:] = [item for item in part if item.get('type') not in _OURS]
-    out: Dict[str, Any] = dict(
-        format=1, mmseg_cmdl=_version(), precise_bn=precise_bn, baseline=arms[0].name, arms={}
+    configs = [comparable(arm.config) for arm in arms]
+    for cfg in configs:
+        for key in ('custom_hooks', 'val_evaluator'):
+            cfg[key] = [item for item in cfg[key] if item.get('type') not in _OURS]
+    base = configs[0]
+    return dict(
+        format=1,
+        mmseg_cmdl=__version__,
+        precise_bn=precise_bn,
+        baseline=arms[0].name,
+        arms={
+            arm.name: dict(
+                fingerprint=arm.fingerprint,
+                control_of=arm.control_of,
+                changes={key: new for key, (_, new) in differences(base, cfg).items()},
+            )
+            for arm, cfg in zip(arms, configs)
+        },
+        config=base,
     )
-    for arm in arms:
-        mine = comparable(arm.config)
-        for part in (mine.get('custom_hooks', []), mine['val_evaluator']):
-            part[:] = [item for item in part if item.get('type') not in _OURS]
-        out['arms'][arm.name] = dict(
-            fingerprint=arm.fingerprint,
-            control_of=arm.control_of,
-            changes={key: new for key, (_, new) in differences(base, mine).items()},
-        )
-    out['config'] = base
-    return out
 
 
 def command_line(words: Sequence[str]) -> str:
@@ -450,12 +454,6 @@ def command_line(words: Sequence[str]) -> str:
 #: Folders of an absolute path, whose last part stays.
 _ABSOLUTE = re.compile(r"(?:^|(?<=[\s=:'\"]))/(?:[^\s/'\"]+/)*(?=[^\s/'\"])")
 _OURS = ('StudyMetric', 'StudyRecorder', 'SeedPerIterationHook')
-
-
-def _version() -> str:
-    from ..version import __version__
-
-    return __version__
 
 
 def merge(
@@ -510,10 +508,8 @@ def _refuse(found: Dict[str, list], message: str) -> None:
 
 def write_json(path: Path, value: dict) -> None:
     """Writes it whole or not at all, a line for each key."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = ',\n'.join(
         f'{json.dumps(key)}: {json.dumps(item, allow_nan=False)}' for key, item in value.items()
     )
-    new = path.with_name(f'{path.name}.{os.getpid()}')
-    new.write_text(f'{{\n{lines}\n}}\n', encoding='utf-8')
-    new.replace(path)
+    with written_beside(path) as unfinished:
+        unfinished.write_text(f'{{\n{lines}\n}}\n', encoding='utf-8')

@@ -147,7 +147,7 @@ class StudyRecorder(Hook):
         self.precise_bn = precise_bn
         self._parent = os.environ.get(PARENT)
         self._start = time.time()
-        self._before = dict(seconds=0.0, cpu_seconds=0.0, stops=0, first_not_finite=None)
+        self._before = dict(seconds=0.0, cpu_seconds=0.0, stops=0)
         self._first_not_finite: Optional[int] = None
         self._validations: List[list] = []
         self._last_validation = -1
@@ -200,7 +200,7 @@ class StudyRecorder(Hook):
         if metrics is None or not runner.train_loop:
             return
         self._last_validation = runner.iter
-        point = [runner.iter, *(_rounded(metrics[f'study/{k}']) for k in ('mIoU', 'mAcc', 'aAcc'))]
+        point = [runner.iter, *(rounded(metrics[f'study/{k}']) for k in ('mIoU', 'mAcc', 'aAcc'))]
         self._validations = [p for p in self._validations if p[0] < runner.iter] + [point]
 
     def after_train(self, runner: Runner) -> None:
@@ -255,8 +255,7 @@ class StudyRecorder(Hook):
 
     @staticmethod
     def _scores(runner: Runner) -> dict:
-        found = scores(_study_metric(runner).areas.sum(axis=0))
-        return {key: _rounded(value) for key, value in found.items()}
+        return rounded(scores(_study_metric(runner).areas.sum(axis=0)))
 
     def _take_statistics_anew(self, runner: Runner) -> None:
         """Batch norm statistics as plain means over training batches, all with the same weights."""
@@ -282,11 +281,17 @@ def _study_metric(runner: Runner) -> StudyMetric:
     return next(m for m in runner.val_evaluator.metrics if isinstance(m, StudyMetric))
 
 
-def _rounded(value: Any) -> Any:
-    """Numbers with 4 decimals for JSON, which has no NaN: None."""
-    if np.ndim(value):
-        return [_rounded(item) for item in value]
-    return round(float(value), 4) if math.isfinite(value) else None
+def rounded(value: Any) -> Any:
+    """Floats with 4 decimals, at any depth; None for NaN and infinity, which JSON has not."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item) for item in value]
+    if isinstance(value, float):
+        return round(value, 4) if math.isfinite(value) else None
+    return value
 
 
 def _loss_curve(runner: Runner, points: int = 25) -> List[list]:
@@ -296,7 +301,7 @@ def _loss_curve(runner: Runner, points: int = 25) -> List[list]:
         return []
     values = np.asarray(history.data[0], float)
     parts = np.array_split(np.arange(len(values)), min(points, len(values)))
-    return [[int(part[-1]) + 1, _rounded(values[part].mean())] for part in parts]
+    return [[int(part[-1]) + 1, rounded(values[part].mean())] for part in parts]
 
 
 def _machine(runner: Runner) -> dict:

@@ -5,23 +5,15 @@ import html
 import re
 import statistics as plain_statistics
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import mmengine
-import numpy as np
 from prettytable import PrettyTable
 
 from .jobs import describe
 from .plan import write_json
-from .recorder import read_result, unpack_areas
-from .statistics import (
-    Estimate,
-    bootstrap_images,
-    estimate,
-    failures,
-    holm,
-    verdict,
-)
+from .recorder import read_result, rounded, unpack_areas
+from .statistics import Estimate, bootstrap_images, estimate, failures, holm, verdict
 
 SCORES = ('mIoU', 'mAcc', 'aAcc')
 
@@ -53,16 +45,6 @@ def read_study(folder: Path) -> tuple:
 
 def _scored(runs: Dict[int, dict]) -> Dict[int, dict]:
     return {s: r for s, r in runs.items() if r['state'] != 'failed' and r['mIoU'] is not None}
-
-
-def _rounded(value: Any, digits: int = 4) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(item, digits) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(item, digits) for item in value]
-    if isinstance(value, (float, np.floating)):
-        return round(float(value), digits) if np.isfinite(value) else None
-    return int(value) if isinstance(value, np.integer) else value
 
 
 def paired(
@@ -129,6 +111,7 @@ def analyse(folder: Path, resolution: float = 2.0) -> dict:
     if not base:
         raise ValueError(f'no run of the baseline {baseline!r} has a score yet')
     level = [run['mIoU'] for run in base.values()]
+    failed = {arm: failures(list(found.values()), level) for arm, found in runs.items()}
     example = next(iter(base.values()))
     everything = [r for found in runs.values() for r in found.values() if r['state'] != 'failed']
     out = dict(
@@ -155,13 +138,12 @@ def analyse(folder: Path, resolution: float = 2.0) -> dict:
     for name, arm in plan['arms'].items():
         found = runs[name]
         scored = _scored(found)
-        failed = failures(list(found.values()), level)
         item = dict(
             name=name,
             control_of=arm.get('control_of'),
             changes=arm['changes'],
             runs=len(found),
-            failures={str(seed): words for seed, words in failed.items()},
+            failures={str(seed): words for seed, words in failed[name].items()},
             **{key: estimate([r[key] for r in scored.values()])._asdict() for key in SCORES},
             scores={str(s): {k: r[k] for k in SCORES} for s, r in scored.items()},
             parameters=next((r['parameters'] for r in scored.values()), None),
@@ -172,9 +154,8 @@ def analyse(folder: Path, resolution: float = 2.0) -> dict:
             item['as_trained'] = before._asdict()
         if name != baseline and scored:
             item['difference'] = _compare(base, scored)
-            kept = {s: r for s, r in scored.items() if s not in failed}
-            base_failed = failures(list(runs[baseline].values()), level)
-            base_kept = {s: r for s, r in base.items() if s not in base_failed}
+            kept = {s: r for s, r in scored.items() if s not in failed[name]}
+            base_kept = {s: r for s, r in base.items() if s not in failed[baseline]}
             if len(kept) < len(scored) or len(base_kept) < len(base):
                 sound = estimate(list(paired(base_kept, kept).values()))
                 item['difference_without_failures'] = sound._asdict()
@@ -188,16 +169,25 @@ def analyse(folder: Path, resolution: float = 2.0) -> dict:
                 memory=_ratio(base, scored, ('peak_gpu_mib', 'peak_mib')),
             )
         out['arms'].append(item)
-    _judge(out)
-    for item in out['arms']:
-        if item['control_of'] is None or 'difference' not in item:
+    compared = {a['name']: a for a in out['arms'] if 'difference' in a}
+    arms = [arm for arm in compared.values() if arm['control_of'] is None]
+    asked = [(arm['difference'], baseline, arm['missing']) for arm in arms]
+    for arm, found in zip(arms, _judge(asked, resolution)):
+        arm['verdict'] = found
+    # whether a gain is more than that of the modules; of controls themselves nothing is claimed
+    asked = []
+    for control in compared.values():
+        if control['control_of'] is None:
             continue
-        arm = next((a for a in out['arms'] if a['name'] == item['control_of']), None)
-        if arm is not None and 'difference' in arm:
-            against = _compare(_scored(runs[item['name']]), _scored(runs[arm['name']]))
-            arm.setdefault('controls', {})[item['name']] = against
-    _judge_controls(out)
-    return _rounded(out)
+        control['difference']['adjusted_p'] = None
+        arm = compared.get(control['control_of'])
+        if arm is not None:
+            against = _compare(_scored(runs[control['name']]), _scored(runs[arm['name']]))
+            arm.setdefault('controls', {})[control['name']] = against
+            asked.append((against, f'its control {control["name"]}', 0))
+    for (against, *_), found in zip(asked, _judge(asked, resolution)):
+        against['verdict'] = found
+    return rounded(out)
 
 
 def _time_keys(example: dict) -> tuple:
@@ -221,46 +211,24 @@ def _curve(runs: Dict[int, dict]) -> List[list]:
     return out
 
 
-def _judge(out: dict) -> None:
-    """Adjusts the p values over all arms and says what each difference shows."""
-    compared = [a for a in out['arms'] if a.get('difference') and a['control_of'] is None]
-    adjusted = holm([arm['difference']['mIoU']['p'] for arm in compared])
+def _judge(asked: Sequence[Tuple[dict, str, int]], resolution: float) -> List[dict]:
+    """Adjusts the p values of differences over all of them, and says what each shows.
+
+    Args:
+        asked (Sequence[tuple]): Of each what :func:`_compare` gives, the name of what it is a
+            difference to, and the number of runs without a score.
+        resolution (float): See :func:`analyse`.
+    """
+    adjusted = holm([difference['mIoU']['p'] for difference, *_ in asked])
     comparisons = sum(p is not None for p in adjusted)
-    for arm, p in zip(compared, adjusted):
-        difference = arm['difference']
+    out = []
+    for (difference, other, missing), p in zip(asked, adjusted):
         difference['adjusted_p'] = p
-        found = verdict(
-            Estimate(**difference['mIoU']),
-            p,
-            difference['images'],
-            out['baseline'],
-            comparisons,
-            out['resolution'],
-            arm['missing'],
-        )
-        arm['verdict'] = found._asdict()
-    # controls are shown, not claimed anything of
-    for arm in out['arms']:
-        if arm['control_of'] is not None and arm.get('difference'):
-            arm['difference']['adjusted_p'] = None
-
-
-def _judge_controls(out: dict) -> None:
-    """Where a gain is claimed or hinted at: whether it is more than that of the modules."""
-    pairs = [(arm, name) for arm in out['arms'] for name in arm.get('controls', {})]
-    adjusted = holm([arm['controls'][name]['mIoU']['p'] for arm, name in pairs])
-    for (arm, name), p in zip(pairs, adjusted):
-        against = arm['controls'][name]
-        against['adjusted_p'] = p
-        found = verdict(
-            Estimate(**against['mIoU']),
-            p,
-            against['images'],
-            f'its control {name}',
-            sum(q is not None for q in adjusted),
-            out['resolution'],
-        )
-        against['verdict'] = found._asdict()
+        found = Estimate(**difference['mIoU'])
+        images = difference['images']
+        said = verdict(found, p, images, other, comparisons, resolution, missing)
+        out.append(said._asdict())
+    return out
 
 
 def _number(value: Optional[float], form: str = '.2f', none: str = '–') -> str:

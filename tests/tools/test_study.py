@@ -188,7 +188,7 @@ def test_another_config_is_refused(tool, tiny_config, tmp_path):
 @pytest.mark.parametrize(
     ('words', 'message'),
     [
-        (['--jobs', '0'], '--jobs must be at least 1'),
+        (['--jobs', '0'], '--jobs: must be at least 1'),
         (['--seeds', '1', '1'], '--seeds must differ'),
         ([], 'the following arguments are required: config'),
     ],
