@@ -1,10 +1,12 @@
 """What the converters of released checkpoints have in common on the command line."""
 
 import argparse
-from typing import Optional
+from typing import Optional, Sequence, Union
 
 from .. import launch
-from .converting import Conversion
+from ..models.memory.gaussian_bank import left_the_start
+from .converting import TOOLBOX_HEADS, convert
+from .state_dicts import State
 
 
 def converter_parser(description: str, model_help: Optional[str] = None) -> argparse.ArgumentParser:
@@ -28,16 +30,37 @@ def converter_parser(description: str, model_help: Optional[str] = None) -> argp
     return parser
 
 
-def report(args: argparse.Namespace, done: Conversion, memory: str) -> None:
-    """Prints what was written, what of the config was changed, and what can't be known.
+def convert_as_asked(
+    args: argparse.Namespace, head: Union[str, Sequence[str]] = TOOLBOX_HEADS
+) -> None:
+    """Converts, and prints what was written, what of the config was changed, what can't be known.
 
     Args:
         args (argparse.Namespace): Arguments of :func:`converter_parser`.
-        done (Conversion): What was done.
-        memory (str): What the memory of the model is, for the first line.
+        head (str | Sequence[str]): See :func:`~mmseg_cmdl.conversion.convert`.
+
+    Raises:
+        ConversionError, InputError: As :func:`~mmseg_cmdl.conversion.convert`.
     """
+    done = convert(
+        args.config,
+        args.source,
+        args.target,
+        head,
+        getattr(args, 'model', None),
+        args.cfg_options,
+        args.out_config,
+    )
     name = f'; {done.model or "not a released model by name"}' if hasattr(args, 'model') else ''
-    print(f'{args.target}: {len(done.state)} tensors, {memory}{name}')
+    print(f'{args.target}: {len(done.state)} tensors, {_memory_of(done.state)}{name}')
     for key, value in done.changed.items():
         print(f'{args.out_config}: model.{key}={value!r}')
     print(*done.notes, sep='\n')
+
+
+def _memory_of(state: State) -> str:
+    bank = {key.rpartition('.')[2]: value for key, value in state.items() if '.bank.' in key}
+    if 'distributions' in bank:
+        return f'bank {tuple(bank["distributions"].shape)}'
+    filled = bank['filled'] if 'filled' in bank else left_the_start(bank['statistics'])
+    return f'{int(filled.sum())} of {len(filled)} classes in memory'

@@ -12,13 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..launch import load_config, setting_up
 from ..written_files import refuse_same, written_beside
-from .released_models import (
-    RELEASED,
-    ReleasedModel,
-    dataset_meta,
-    differences,
-    read_fact,
-)
+from .released_models import RELEASED, ReleasedModel, dataset_meta, differences, read_fact
 from .state_dicts import (
     HEAD,
     MEMORY,
@@ -126,20 +120,13 @@ def widths(released: State, built: BaseModule) -> Dict[str, int]:
     }.get(type(head).__name__, _widths_of_memory)(released, head)
     num_classes = _size(released, MEMORY)
     auxiliary = getattr(built, 'auxiliary_head', None)
+    parts = {} if auxiliary is None else {'': auxiliary}
     if isinstance(auxiliary, torch.nn.ModuleList):
-        for index, part in enumerate(auxiliary):
-            key = f'auxiliary_head.{index}'
-            found[f'{key}.channels'] = (
-                _size(released, f'auxiliary_decoder.{index}.0.weight'),
-                part.channels,
-            )
-            found[f'{key}.num_classes'] = (num_classes, part.num_classes)
-    elif auxiliary is not None:
-        found['auxiliary_head.channels'] = (
-            _size(released, 'auxiliary_decoder.0.weight'),
-            auxiliary.channels,
-        )
-        found['auxiliary_head.num_classes'] = (num_classes, auxiliary.num_classes)
+        parts = {f'.{index}': part for index, part in enumerate(auxiliary)}
+    for place, part in parts.items():
+        theirs = _size(released, f'auxiliary_decoder{place}.0.weight')
+        found[f'auxiliary_head{place}.channels'] = (theirs, part.channels)
+        found[f'auxiliary_head{place}.num_classes'] = (num_classes, part.num_classes)
     return {key: theirs for key, (theirs, ours) in found.items() if theirs not in (None, ours)}
 
 

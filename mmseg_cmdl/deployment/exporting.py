@@ -3,7 +3,7 @@
 import logging
 import re
 from importlib.util import find_spec
-from typing import Any, Callable, Dict, Iterable, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Tuple
 
 import torch
 from packaging.version import Version
@@ -25,11 +25,6 @@ _NODE_TYPES = """
 """
 ALLOWED_NODES = frozenset(_NODE_TYPES.split())
 
-# Three sizes, none like the example's, one of them no multiple of any stride; two batch sizes.
-CHECKED_SHAPES = tuple(
-    (batch, height, width) for batch in (1, 3) for height, width in ((64, 64), (97, 65), (80, 128))
-)
-EXAMPLE_SHAPE = (2, 64, 96)
 SMALLEST_SIDE = 32
 OLDEST_TORCH = '2.6'
 
@@ -74,21 +69,20 @@ def in_channels(model: nn.Module) -> int:
 
 
 def export_program(
-    model: nn.Module, smallest_side: int = SMALLEST_SIDE, example: Sequence[int] = EXAMPLE_SHAPE
+    model: nn.Module, smallest_side: int = SMALLEST_SIDE
 ) -> 'torch.export.ExportedProgram':
     """Record `model` with dynamic batch, height and width.
 
     Args:
         model (nn.Module): [B, C, H, W] to one tensor; an :class:`InferenceModel`, say.
         smallest_side (int): Height and width that will be fed are at least this.
-        example (Sequence[int]): Batch, height and width to record with.
 
     Raises:
         ExportError: With what torch.export says about it; or PyTorch is too old.
     """
     needed_packages([])
-    batch, height, width = example
-    images = _images(next(model.parameters()), batch, height, width, in_channels(model))
+    side = max(smallest_side, 64)
+    images = _images(next(model.parameters()), 2, side, side + 32, in_channels(model))
     sides = {i + 2: torch.export.Dim(name, min=smallest_side)
              for i, name in enumerate(('height', 'width'))}  # fmt: skip
     shapes = ({0: torch.export.Dim('batch'), **sides},)
@@ -221,11 +215,21 @@ def _images(
     return images.to(like)
 
 
+def checked_shapes(smallest_side: int = SMALLEST_SIDE) -> List[Tuple[int, int, int]]:
+    """(batch, height, width) of images to compare on: three sizes and two batch sizes.
+
+    No size is that of the recording, and one is no multiple of any stride.
+    """
+    side = max(smallest_side, 64)
+    sizes = ((side, side), (side + 33, side + 1), (side + 16, 2 * side))
+    return [(batch, *size) for batch in (1, 3) for size in sizes]
+
+
 def compare(
     reference: Callable,
     candidate: Callable,
     like: torch.Tensor,
-    shapes: Iterable[Tuple[int, int, int]] = CHECKED_SHAPES,
+    shapes: Iterable[Tuple[int, int, int]] = tuple(checked_shapes()),
     tolerance: float = 1e-4,
     raw: bool = False,
     channels: int = 3,

@@ -24,12 +24,14 @@ from mmseg_cmdl.deployment import (  # isort: skip
     ExportError,
     InferenceModel,
     check_nodes,
+    checked_shapes,
     compare,
     export_program,
     in_channels,
     needed_packages,
     to_onnx,
 )
+from mmseg_cmdl.utils import last_head  # isort: skip
 from mmseg_cmdl.written_files import make_folder, refuse_same, written_beside  # isort: skip
 
 
@@ -95,15 +97,13 @@ def build(cfg, checkpoint):
     return model.eval(), content.get('meta') or {}
 
 
-def describe_input(model, args):
+def describe_input(facts, args):
     """What a caller of the graph has to do to an image first, as a sentence."""
-    preprocessor = model.data_preprocessor
-    facts = description(model, {}, args)
     order = json.loads(facts.get('channel_order', 'null'))
     order = f'channels in the order {order}' if order else 'channels as in training'
     if args.normalize:
         return f'images are numbers of 0..255, {order}; mean and std are in the graph'
-    if not getattr(preprocessor, '_enable_normalize', False):
+    if 'mean' not in facts:
         return f'images as in training, {order}; the config normalises nothing'
     return (
         f'images are (numbers of 0..255 - mean) / std, {order}, with mean {facts["mean"]} and std '
@@ -154,9 +154,7 @@ def plain_function(model, args, mean, std):
             return logits
         if model.out_channels == 1:
             probabilities = logits.sigmoid()
-            heads = model.decode_head
-            head = heads[-1] if isinstance(heads, torch.nn.ModuleList) else heads
-            labels = (probabilities > head.threshold).long().squeeze(1)
+            labels = (probabilities > last_head(model).threshold).long().squeeze(1)
         else:
             probabilities, labels = logits.softmax(dim=1), logits.argmax(dim=1)
         return probabilities if args.output == 'probabilities' else labels
@@ -164,11 +162,9 @@ def plain_function(model, args, mean, std):
     return function
 
 
-def write(program, path, model, meta, args):
+def write(program, path, model, reference, facts, args):
     """Write one file and check it; one that doesn't pass leaves what was there before."""
     print(f'writing {path} ...', flush=True)
-    mean, std = normalization(model, args)
-    facts = description(model, meta, args)
     with written_beside(path) as file:
         file = str(file)
         if path.endswith('.pt2'):
@@ -179,13 +175,10 @@ def write(program, path, model, meta, args):
             print(f'  {sum(counts.values())} nodes: ' + ', '.join(
                 f'{number} {name}' for name, number in sorted(counts.items())))  # fmt: skip
         if not args.no_check:
-            side = max(args.smallest_side, 64)
-            sizes = ((side, side), (side + 33, side + 1), (side + 16, 2 * side))
-            shapes = [(batch, *size) for batch in (1, 3) for size in sizes]
+            shapes = checked_shapes(args.smallest_side)
             worst = compare(
-                plain_function(model, args, mean, std), runtime(file),
-                next(model.parameters()), shapes, args.tolerance, args.normalize,
-                in_channels(model),
+                reference, runtime(file), next(model.parameters()), shapes, args.tolerance,
+                args.normalize, in_channels(model),
             )  # fmt: skip
             print(f'  same as PyTorch on {len(shapes)} shapes, largest difference {worst:.1e}')
 
@@ -214,16 +207,12 @@ def main(argv=None):
     with launch.setting_up(cfg, args.config, args.cfg_options):
         model, meta = build(cfg, checkpoint)
     mean, std = normalization(model, args)
+    facts = description(model, meta, args)
     print('recording the model ...', flush=True)
-    side = max(args.smallest_side, 64)
-    program = export_program(
-        InferenceModel(model, args.output, mean, std),
-        args.smallest_side,
-        (2, side, side + 32),
-    )
+    program = export_program(InferenceModel(model, args.output, mean, std), args.smallest_side)
     for path in args.out:
-        write(program, path, model, meta, args)
-    print(f'input: {describe_input(model, args)}')
+        write(program, path, model, plain_function(model, args, mean, std), facts, args)
+    print(f'input: {describe_input(facts, args)}')
     return 0
 
 

@@ -14,7 +14,7 @@ message names the first such key.
 import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
 
 from mmseg_cmdl.command_line import tool  # isort: skip
-from mmseg_cmdl.conversion import convert, converter_parser, report  # isort: skip
+from mmseg_cmdl.conversion import convert_as_asked, converter_parser  # isort: skip
 
 
 def parse_args(argv=None):
@@ -24,18 +24,7 @@ def parse_args(argv=None):
 
 @tool
 def main(argv=None):
-    args = parse_args(argv)
-    done = convert(
-        args.config,
-        args.source,
-        args.target,
-        head='ProtoSegHead',
-        model=args.model,
-        cfg_options=args.cfg_options,
-        out_config=args.out_config,
-    )
-    bank = done.state['decode_head.bank.distributions']
-    report(args, done, f'bank {tuple(bank.shape)}')
+    convert_as_asked(parse_args(argv), 'ProtoSegHead')
 
 
 if __name__ == '__main__':

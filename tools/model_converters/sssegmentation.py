@@ -16,8 +16,7 @@ parameter of the model no value, nothing is written and the message names the fi
 import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
 
 from mmseg_cmdl.command_line import tool  # isort: skip
-from mmseg_cmdl.conversion import convert, converter_parser, report  # isort: skip
-from mmseg_cmdl.models.memory.gaussian_bank import left_the_start  # isort: skip
+from mmseg_cmdl.conversion import convert_as_asked, converter_parser  # isort: skip
 
 
 def parse_args(argv=None):
@@ -27,19 +26,7 @@ def parse_args(argv=None):
 
 @tool
 def main(argv=None):
-    args = parse_args(argv)
-    done = convert(
-        args.config,
-        args.source,
-        args.target,
-        model=args.model,
-        cfg_options=args.cfg_options,
-        out_config=args.out_config,
-    )
-    filled = done.state.get('decode_head.bank.filled')
-    if filled is None:  # MCIBI++
-        filled = left_the_start(done.state['decode_head.bank.statistics'])
-    report(args, done, f'{int(filled.sum())} of {len(filled)} classes in memory')
+    convert_as_asked(parse_args(argv))
 
 
 if __name__ == '__main__':
