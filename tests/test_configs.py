@@ -1,9 +1,7 @@
 """Every shipped config loads, builds, trains a step, predicts, and rebuilds from its dump."""
 
-import argparse
 import ast
 import copy
-import functools
 import inspect
 import json
 import os
@@ -12,14 +10,13 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from unittest import mock
 
 import cv2
 import mmseg
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
@@ -29,19 +26,22 @@ from mmseg.models.backbones import timm_backbone
 from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
 
-ROOT = Path(__file__).resolve().parent.parent
+from mmseg_cmdl.conversion import build_without_memory
+from mmseg_cmdl.study.plan import parse_options
+from tests.paths import ROOT
+from tests.test_metafiles import ABLATIONS, MCIBI_ABLATIONS
+
 CONFIGS = ROOT / 'configs'
 MMSEG_CONFIGS = Path(mmseg.__file__).parent / '.mim' / 'configs'
 BASES = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' in path.parts)
-EVERY_PATH = [path for path in sorted(CONFIGS.rglob('*.py')) if path not in BASES]
+EVERY_PATH = {path.stem: path for path in sorted(CONFIGS.rglob('*.py')) if path not in BASES}
 # CAR's, and the plain ones of its paper's schedule, are those of tests/test_car_configs.py
 PATHS = {
-    path.stem: path
-    for path in EVERY_PATH
+    name: path
+    for name, path in EVERY_PATH.items()
     if path.parent.name != 'car' and not path.match('baselines/*_4xb4-30k_*')
 }
 CONSISTENCY = CONFIGS / '_base_' / 'models' / 'mdrl_consistency.py'
-README = CONFIGS / 'mdrl' / 'README.md'
 ABLATED = 'mdrl_fcn_r50-d8_4xb2-80k_cityscapes-512x1024'
 LITE0 = 'mdrl_fcn_efficientnet-lite0-d8_1xb8-4k_camvid-240x320'
 SMALL = 'mdrl_fcn_r18s-d8_1xb8-200it_camvid-180x240'
@@ -117,7 +117,7 @@ every_config = pytest.mark.parametrize('name', PATHS)
 
 @cache
 def _loaded(name):
-    return Config.fromfile(PATHS[name])
+    return Config.fromfile(EVERY_PATH[name])
 
 
 def load(name):
@@ -188,10 +188,7 @@ def parts(dataset):
 
 def shapes(cfg):
     """Keys and shapes of the model's state, built without memory."""
-    # a transformer reads its drop rates from a tensor, which needs numbers
-    rates = functools.partial(torch.linspace, device='cpu')
-    with torch.device('meta'), mock.patch.object(torch, 'linspace', rates):
-        model = MODELS.build(copy.deepcopy(cfg.model))
+    model = build_without_memory(copy.deepcopy(cfg))
     return {key: list(value.shape) for key, value in model.state_dict().items()}
 
 
@@ -373,7 +370,8 @@ import functools, json, re, sys
 from unittest import mock
 from mmengine.config import Config
 import torch
-rates = functools.partial(torch.linspace, device='cpu')  # as in shapes()
+# a transformer reads its drop rates from a tensor, which needs numbers
+rates = functools.partial(torch.linspace, device='cpu')
 states = {}
 for path in sys.argv[1:]:
     cfg = Config.fromfile(path)
@@ -392,7 +390,7 @@ def test_dumped_configs_rebuild_in_a_fresh_process_elsewhere(tmp_path, pytestcon
     folder.mkdir()
     elsewhere.mkdir()
     expected = {}
-    for path in EVERY_PATH:
+    for path in EVERY_PATH.values():
         # the layout of a dump takes longer than all else
         cfg = offline(Config(Config.fromfile(path).to_dict(), format_python_code=False))
         dumped = folder / path.name
@@ -624,7 +622,7 @@ def base_paths(path):
 
 def test_bases_are_relative_inside_the_tree_and_all_used():
     used = set()
-    for path in [*EVERY_PATH, *BASES]:
+    for path in [*EVERY_PATH.values(), *BASES]:
         assert '::' not in path.read_text(), f'{path} inherits from a package, not by a path'
         for base in base_paths(path):
             assert base.startswith(('./', '../')), (path, base)
@@ -636,8 +634,8 @@ def test_bases_are_relative_inside_the_tree_and_all_used():
 
 
 def test_basenames_are_unique():
-    names = [path.stem for path in CONFIGS.rglob('*.py') if path not in BASES]
-    assert len(names) == len(set(names))
+    paths = [path for path in CONFIGS.rglob('*.py') if path not in BASES]
+    assert sorted(paths) == sorted(EVERY_PATH.values())
 
 
 def test_consistency_losses_are_set_in_one_place():
@@ -754,9 +752,7 @@ def test_baseline_is_mmsegmentations_own(name):
 )
 def test_norms_of_the_head_have_no_weight_decay_and_it_learns_as_fast_as_the_plain_one(name):
     cfg = offline(load(name))
-    rates = functools.partial(torch.linspace, device='cpu')
-    with torch.device('meta'), mock.patch.object(torch, 'linspace', rates):
-        model = MODELS.build(cfg.model)
+    model = build_without_memory(cfg)
     group_of = {
         id(parameter): group
         for group in build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
@@ -775,12 +771,16 @@ def test_norms_of_the_head_have_no_weight_decay_and_it_learns_as_fast_as_the_pla
     assert backbone == {0.0} if 'frozen' in name else min(backbone) > 0
 
 
-def test_coco_stuff_is_as_in_mmsegmentation():
-    ours = Config.fromfile(CONFIGS / '_base_/datasets/coco-stuff164k.py')
-    stock = Config.fromfile(MMSEG_CONFIGS / '_base_/datasets/coco-stuff164k.py')
+@pytest.mark.parametrize('name', ['coco-stuff164k', 'coco-stuff10k', 'pascal_context_59'])
+def test_datasets_are_as_in_mmsegmentation(name):
+    """But for the scales of the multi-scale test, which are of the single-scale size."""
+    ours, stock = (
+        Config.fromfile(folder / '_base_' / 'datasets' / f'{name}.py').to_dict()
+        for folder in (CONFIGS, MMSEG_CONFIGS)
+    )
     ours.pop('tta_pipeline')
     stock.pop('tta_pipeline')
-    assert ours.to_dict() == stock.to_dict()
+    assert ours == stock
 
 
 def data_settings(cfg):
@@ -821,7 +821,13 @@ def write_image_and_labels(dataset, root, num_classes):
         listed.write_text('one\n')
 
 
-@pytest.mark.parametrize('name', distinct(data_settings))
+OF_CAR = [
+    f'fcn_r50-d8_4xb4-30k_{dataset}'
+    for dataset in ('pascal-context-59-480x480', 'coco-stuff10k-512x512')
+]
+
+
+@pytest.mark.parametrize('name', [*distinct(data_settings), *OF_CAR])
 def test_pipelines_run(name, tmp_path):
     cfg = load(name)
     init_default_scope('mmseg')
@@ -909,33 +915,44 @@ def documented_options(readme, ablated):
 
 
 DOCUMENTED = [
-    *documented_options(README, ABLATED),
-    *documented_options(
-        CONFIGS / 'mcibi' / 'README.md', 'mcibi_fcn_r50-d8_4xb4-160k_ade20k-512x512'
-    ),
+    case
+    for method, ablated in (
+        ('mdrl', ABLATED),
+        ('mcibi', 'mcibi_fcn_r50-d8_4xb4-160k_ade20k-512x512'),
+        ('dgcw', 'dgcw_fcn_r101-d8_4xb2-80k_cityscapes-769x769'),
+    )
+    for case in documented_options(CONFIGS / method / 'README.md', ablated)
 ]
+# where a built head has an option, if not under its own name
+PLACES = {
+    'loss_consistency': 'consistency.losses',
+    'memory_momentum': 'momentum.start',
+    'momentum_power': 'momentum.power',
+}
+
+
+def built_option(head, key):
+    """What a built head has for an option of its config."""
+    for option, place in PLACES.items():
+        key = key.replace(option, place)
+    for part in key.split('.'):
+        if part == 'type':
+            head = type(head).__name__
+        else:
+            head = head[int(part)] if part.isdigit() else getattr(head, part)
+    return head
 
 
 def test_readme_documents_the_papers_ablations():
-    options = [option for _, option in DOCUMENTED]
-    for number in range(1, 16, 2):
-        assert [f'model.decode_head.bank.num_distributions={number}'] in options
-    weights = 'model.decode_head.loss_consistency.{}.loss_weight={}'
-    for alpha, beta in [
-        (0.01, beta) for beta in (0.01, 0.02, 0.03, 0.05, 0.06, 0.07, 0.1, 0.45)
-    ] + [(0.02, 0.01)]:
-        assert [weights.format(0, alpha), weights.format(1, beta)] in options
-    assert [weights.format(0, 0)] in options
-    assert [weights.format(1, 0)] in options
+    documented = {' '.join(options) for _, options in DOCUMENTED}
+    assert {*ABLATIONS, *MCIBI_ABLATIONS} <= documented
 
 
 @pytest.mark.parametrize(
     ('name', 'options'), DOCUMENTED, ids=[' '.join(options) for _, options in DOCUMENTED]
 )
 def test_documented_options_merge_and_build(name, options):
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
-    given = parser.parse_args(['--cfg-options', *options]).cfg_options
+    given = parse_options(options)
     cfg = load(name)
     cfg.merge_from_dict(given)
     for key, value in given.items():
@@ -945,39 +962,26 @@ def test_documented_options_merge_and_build(name, options):
         assert at == value, key
 
     parts = {key.split('.')[0] for key in given}
-    assert parts <= {'model', 'randomness', 'train_dataloader'}
+    assert parts <= {'model', 'randomness', 'train_dataloader', 'test_dataloader', 'test_evaluator'}
+    assert cfg.val_evaluator == load(name).val_evaluator
     if any('FILE' in option for option in options):
         return  # test_weights_file_is_loaded
     with torch.device('meta'):
         head = MODELS.build(offline(cfg).model).decode_head
-    if name.startswith('mcibi_'):
-        for key, value in given.items():
-            option = key.split('.')[-1]
-            if option in ('fusion', 'update_size', 'hard_aggregate'):
-                assert getattr(head, option) == value
-            elif option == 'loss_memory':
-                assert not len(head.consistency.losses)
-            elif option == 'memory_loss_start':
-                assert head.memory_loss_start == value
-            elif option in ('memory_momentum', 'momentum_power'):
-                assert (
-                    getattr(head.momentum, dict(memory_momentum='start').get(option, 'power'))
-                    == value
-                )
-            elif option in ('init', 'strategy'):
-                assert getattr(head.bank, dict(init='initial_path').get(option, option)) == value
-            else:
-                assert key == 'randomness.seed', f'{key} is not looked at here'
-        return
     for key, value in given.items():
-        if key.endswith('num_distributions'):
+        key = key.removeprefix('model.decode_head.')
+        if key == 'loss_memory':
+            assert not len(head.consistency.losses)
+        elif key == 'concat_features':
+            assert head.fusion.in_channels == 2048 + 128
+        elif key.split('.')[0] not in parts:
+            assert built_option(head, key) == value
+        if key == 'bank.num_distributions':
             assert head.bank.distributions.shape[1] == value
             assert head.fuse_memory.conv.in_channels == value * head.channels
-        elif '.loss_consistency.' in key:
-            index, attribute = key.split('.')[-2:]
-            assert getattr(head.consistency.losses[int(index)], attribute) == value
-        elif key.startswith('model.decode_head.bank.'):
-            assert getattr(head.bank, key.split('.')[-1]) == value
+    if name.startswith('dgcw_'):
+        convs = [conv for conv in head.layer.modules() if isinstance(conv, torch.nn.Conv2d)]
+        assert {(conv.in_channels, conv.out_channels) for conv in convs} <= {(128, 128)}
     if 'randomness.seed' in given:
         assert 'seed' in inspect.signature(Runner.set_randomness).parameters
 

@@ -1,15 +1,13 @@
 """DGCW's configs and README against the paper, and the small configs trained by the Runner."""
 
 import json
-import re
 
 import numpy as np
 import pytest
-import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from mmseg.registry import MODELS
 
+from mmseg_cmdl.study.plan import parse_options
 from tests.test_configs import CONFIGS, MMSEG_CONFIGS, PATHS, load, offline, tiny_model, train_step
 from tests.test_configs import plain as without_method
 from tests.test_metafiles import DGCW, MULTI, SINGLE, table_rows
@@ -35,36 +33,6 @@ ABLATIONS = {
     f'{TYPE}=NonLocal2d {HEAD}.layer.reduction=1': ('76.85', '78.03', '78.97'),
 }
 PLAIN = dict(fcn='75.65', pspnet='77.88', deeplabv3='78.61')
-
-
-def options_of(text):
-    """'a.b=1 a.c=x' as `--cfg-options` reads it."""
-    pairs = (option.split('=') for option in text.split())
-    values = {'True': True, 'False': False}
-    return {
-        key: int(value) if value.isdigit() else values.get(value, value) for key, value in pairs
-    }
-
-
-def documented():
-    """Options in the README's tables and commands."""
-    text = README.read_text().replace('\\\n', ' ')
-    tables = [
-        cell
-        for line in text.splitlines()
-        if line.startswith('|')
-        for cell in re.findall(r'`([^`]*)`', line)
-        if re.fullmatch(r'[\w.]+=\S+( [\w.]+=\S+)*', cell)
-    ]
-    commands = [
-        ' '.join(line.partition('--cfg-options ')[2].split())
-        for line in text.splitlines()
-        if '--cfg-options ' in line
-    ]
-    return tables, [command for command in commands if '=' in command]
-
-
-TABLES, COMMANDS = documented()
 
 
 def test_readme_has_the_papers_figures():
@@ -93,40 +61,6 @@ def test_readme_has_the_papers_figures():
         if len(row) == 6 and '=' in row[1]
     }
     assert found == ABLATIONS
-
-
-@pytest.mark.parametrize('options', TABLES)
-def test_documented_options_build(options):
-    """Every row of the ablations, on the plain network; what it names is what is built."""
-    given = options_of(options)
-    cfg = offline(load(BASE.format('fcn')))
-    cfg.merge_from_dict(given)
-    if list(given) == ['randomness.seed']:
-        return
-    with torch.device('meta'):
-        head = MODELS.build(cfg.model).decode_head
-    for key, value in given.items():
-        *_, part, attribute = key.split('.')
-        if attribute == 'type':
-            assert type(head.layer).__name__ == value
-        elif attribute == 'concat_features':
-            assert head.fusion.in_channels == 2048 + 128
-        else:
-            assert getattr(head.layer if part == 'layer' else head, attribute) == value
-    for module in head.layer.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            assert (module.in_channels, module.out_channels) == (128, 128)
-
-
-def test_documented_commands_merge():
-    (command,) = COMMANDS
-    cfg = load('dgcw_deeplabv3_r101-d8-ohem_4xb2-80k_cityscapes-trainval-769x769')
-    cfg.merge_from_dict(options_of(command))
-    assert cfg.test_dataloader.dataset.data_prefix == dict(
-        img_path='leftImg8bit/test', seg_map_path='gtFine/test'
-    )
-    assert cfg.test_evaluator.type == 'CityscapesMetric'
-    assert cfg.val_evaluator.type == 'IoUMetric'
 
 
 @pytest.mark.parametrize('context', CONTEXTS)
@@ -204,7 +138,7 @@ def test_trains_every_parameter_of_every_compared_context():
     """Two steps, as the non-local layer starts as the identity."""
     for options in ABLATIONS:
         cfg = offline(load(SYNTHETIC))
-        cfg.merge_from_dict(options_of(options))
+        cfg.merge_from_dict(parse_options(options.split()))
         model = tiny_model(cfg)
         for _ in range(2):
             log, norms = train_step(model, cfg)

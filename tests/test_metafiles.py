@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import yaml
@@ -10,8 +9,8 @@ from mmengine.config import Config
 
 from mmseg_cmdl.conversion import RELEASED
 from tests import car_figures
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs'
 INDEX = ROOT / 'model-index.yml'
 METAFILES = sorted(CONFIGS.glob('*/metafile.yml'))
@@ -296,17 +295,10 @@ def test_figures_say_whose_they_are():
             assert not name.startswith('mcibipp_') or len(row) < 4 or row[2] == str(of_mdrl), name
 
 
-def test_readme_tables_have_the_papers_figures():
-    rows = {row[0]: row[1:] for row in table_rows(CONFIGS / 'mdrl' / 'README.md')}
-    for name, (plain, single, multi) in PAPER.items():
-        row = rows[f'[{name}]({name}.py)'][:-1]
-        expected = [plain, single] + ([multi] if 'ade20k' in name else [])
-        assert row == [figure or '-' for figure in expected], name
-
-
-def test_readme_tables_have_the_figures_of_mcibi():
-    rows = {row[0]: row[1:] for row in table_rows(CONFIGS / 'mcibi' / 'README.md')}
-    for name, (plain, single, multi) in MCIBI_PAPER.items():
+@pytest.mark.parametrize(('folder', 'paper'), [('mdrl', PAPER), ('mcibi', MCIBI_PAPER)])
+def test_readme_tables_have_the_papers_figures(folder, paper):
+    rows = {row[0]: row[1:] for row in table_rows(CONFIGS / folder / 'README.md')}
+    for name, (plain, single, multi) in paper.items():
         row = rows[f'[{name}]({name}.py)'][:-1]
         if re.search('trainval|coco-stuff10k', name):
             expected = [multi]
