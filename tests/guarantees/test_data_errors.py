@@ -80,12 +80,35 @@ def check(error, *words):
 METHODS = pytest.mark.parametrize('name', cases.METHODS)
 
 
+WRONG_LABELS = {
+    'out of range': (
+        lambda label: np.where(label == 2, 7, label).astype(np.uint8),
+        ['labels [7]', 'outside 0..2', 'num_classes=3', 'Set num_classes to'],
+    ),
+    # labels of 1..3 and no reduce_zero_label: the message says that it is off
+    'off by one': (
+        lambda label: np.where(label == 255, 255, label + 1).astype(np.uint8),
+        ['labels [3]', 'reduce_zero_label=False', 'reduce_zero_label on or off'],
+    ),
+    'another size': (
+        lambda label: label[:20, :24],
+        ['is 20x24', 'is 32x32', 'must be of one size'],
+    ),
+    'three channels': (
+        lambda label: np.stack([label] * 3, -1),
+        ['(3 channels)', 'one channel', 'greyscale'],
+    ),
+}
+
+
 @METHODS
-def test_label_out_of_range(name, data, tmp_path):
-    write_labels(data, lambda label: np.where(label == 2, 7, label).astype(np.uint8))
+@pytest.mark.parametrize('wrong', WRONG_LABELS)
+def test_wrong_labels(name, wrong, data, tmp_path):
+    change, words = WRONG_LABELS[wrong]
+    write_labels(data, change)
     error, moved = failure(runner_of(name, data, tmp_path))
     assert isinstance(error, ValueError)
-    check(error, 'labels [7]', '.png', 'outside 0..2', 'num_classes=3', 'Set num_classes to')
+    check(error, str(data / 'annotations' / 'train'), '.png', *words)
     assert not moved
 
 
@@ -129,31 +152,6 @@ def test_num_classes_of_the_auxiliary_head(data, tmp_path):
 def test_two_classes_in_one_channel_or_two(num_classes, out_channels):
     head = SimpleNamespace(num_classes=num_classes, out_channels=out_channels)
     assert data_guard.num_labels(head) == 2
-
-
-@METHODS
-def test_reduce_zero_label_off_by_one(name, data, tmp_path):
-    """Labels of 1..3 and no reduce_zero_label: the message says that it is off."""
-    write_labels(data, lambda label: np.where(label == 255, 255, label + 1).astype(np.uint8))
-    error, moved = failure(runner_of(name, data, tmp_path))
-    check(error, 'labels [3]', 'reduce_zero_label=False', 'reduce_zero_label on or off')
-    assert not moved
-
-
-@METHODS
-def test_label_of_another_size(name, data, tmp_path):
-    write_labels(data, lambda label: label[:20, :24])
-    error, moved = failure(runner_of(name, data, tmp_path))
-    check(error, str(data / 'annotations' / 'train'), 'is 20x24', 'is 32x32', 'must be of one size')
-    assert not moved
-
-
-@METHODS
-def test_annotation_with_three_channels(name, data, tmp_path):
-    write_labels(data, lambda label: np.stack([label] * 3, -1))
-    error, moved = failure(runner_of(name, data, tmp_path))
-    check(error, str(data / 'annotations' / 'train'), '(3 channels)', 'one channel', 'greyscale')
-    assert not moved
 
 
 @METHODS

@@ -195,20 +195,8 @@ def test_cluster_of_all_pixels(tool, tmp_path, tiny_data):
     config = _config(tmp_path, tiny_data, 'MCIBIHead')
     state = _checkpoint(config, tmp_path / 'weights.pth')
     out = tmp_path / 'memory.pth'
-    tool.main(
-        [
-            config,
-            str(out),
-            '--strategy',
-            'cluster',
-            '--samples',
-            '100000',
-            '--device',
-            'cpu',
-            '--checkpoint',
-            str(tmp_path / 'weights.pth'),
-        ]
-    )
+    arguments = [config, str(out), '--strategy', 'cluster', '--samples', '100000']
+    tool.main([*arguments, '--device', 'cpu', '--checkpoint', str(tmp_path / 'weights.pth')])
     memory = InitialMemory.load(out)
     vectors, classes = _pixels(config, state)
     for c in range(3):

@@ -89,9 +89,9 @@ def _block(state, name, conv, shape, norm=None):
     state[f'{name}.{norm}.num_batches_tracked'] = torch.tensor(3)
 
 
-def _released(kind, fixture):
-    """A whole checkpoint: memory module of the fixture, everything else random."""
-    data = golden.load(fixture, torch.float32)
+def _released(kind):
+    """A whole checkpoint: memory module of the recorded numbers, everything else random."""
+    data = golden.load('mcibi_forward_context_soft', torch.float32)
     state = {f'memory_module.{key}': value for key, value in golden.weights(data).items()}
     num_classes = len(state['memory_module.memory'])
     backbone = MODELS.build(_model(None, num_classes, 6)['backbone'])
@@ -178,16 +178,9 @@ def _released_logits(state, x, kind):
     return classify('decoder_stage2', out)
 
 
-FIXTURES = {
-    'plain': 'mcibi_forward_context_soft',
-    'aspp': 'mcibi_forward_context_soft',
-    'ppm': 'mcibi_forward_context_soft',
-}
-
-
 def _case(kind, tmp_path, wrap=True, act_cfg=None):
     """(config path, checkpoint path, released state, recorded numbers)."""
-    state, data = _released(kind, FIXTURES[kind])
+    state, data = _released(kind)
     if kind == 'plain':
         state = {key: value for key, value in state.items() if '_ms.' not in key}
     config = Config(
@@ -208,18 +201,21 @@ def _case(kind, tmp_path, wrap=True, act_cfg=None):
     return str(tmp_path / 'config.py'), str(tmp_path / 'released.pth'), state, data
 
 
+def _in_double(config, converted, state):
+    """The converted model for inference, and the released state."""
+    model = MODELS.build(Config.fromfile(config).model)
+    load_checkpoint(model, converted, strict=True)
+    floats = {key: value.double() for key, value in state.items() if value.is_floating_point()}
+    return model.double().eval(), {**state, **floats}
+
+
 @pytest.mark.parametrize('kind', CONTEXTS)
 def test_converted_model_is_the_released_one(kind, tmp_path):
     """Through the whole head, and, inside it, the recorded numbers of the memory module."""
     config, released, state, data = _case(kind, tmp_path, wrap=kind != 'ppm')
     target = str(tmp_path / 'out' / 'converted.pth')
     conversion.convert(config, released, target)
-    model = MODELS.build(Config.fromfile(config).model)
-    load_checkpoint(model, target, strict=True)
-    model.double().eval()
-    state = {
-        key: value.double() if value.is_floating_point() else value for key, value in state.items()
-    }
+    model, state = _in_double(config, target, state)
     inputs = model.backbone(torch.randn(2, 3, 64, 48, dtype=torch.float64))
     expected = _released_logits(state, inputs[3], kind)
     assert expected.std() > 0.1
@@ -243,13 +239,9 @@ def _leaky_logits(tmp_path, monkeypatch, **options):
     """(converted, released) logits of a network with LeakyReLU(0.01), and what was done."""
     monkeypatch.setattr(sys.modules[__name__], 'SLOPE', 0.01)
     config, released, state, _ = _case('aspp', tmp_path)
-    done = conversion.convert(config, released, str(tmp_path / 'converted.pth'), **options)
-    model = MODELS.build(Config.fromfile(options.get('out_config', config)).model)
-    load_checkpoint(model, str(tmp_path / 'converted.pth'), strict=True)
-    model.double().eval()
-    state = {
-        key: value.double() if value.is_floating_point() else value for key, value in state.items()
-    }
+    target = str(tmp_path / 'converted.pth')
+    done = conversion.convert(config, released, target, **options)
+    model, state = _in_double(options.get('out_config', config), target, state)
     inputs = model.backbone(torch.randn(1, 3, 64, 48, dtype=torch.float64))
     return model.decode_head(inputs), _released_logits(state, inputs[3], 'aspp'), done
 
