@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import Counter
 from importlib.util import find_spec
 from typing import Any, Callable, Dict, Iterable, List, Tuple
 
@@ -164,24 +165,16 @@ def _name_axes(graph: Any) -> None:
 
 def node_types(path: str) -> Dict[str, int]:
     """How many nodes of each type an ONNX file has, those of subgraphs and functions included."""
-    import onnx
+    import onnx_ir
 
-    def count(nodes: Iterable) -> None:
-        for node in nodes:
-            name = node.op_type if not node.domain else f'{node.domain}.{node.op_type}'
-            counts[name] = counts.get(name, 0) + 1
-            for attribute in node.attribute:
-                graphs = [attribute.g] if attribute.HasField('g') else []
-                for graph in (*graphs, *attribute.graphs):
-                    count(graph.node)
-
-    counts: Dict[str, int] = {}
-    model = onnx.load(path, load_external_data=False)
-    local = {f'{function.domain}.{function.name}' for function in model.functions}
-    count(model.graph.node)
-    for function in model.functions:
-        count(function.node)
-    return {name: number for name, number in sorted(counts.items()) if name not in local}
+    model = onnx_ir.load(path)
+    counts = Counter(
+        f'{node.domain}.{node.op_type}'.lstrip('.')
+        for graph in (model.graph, *model.functions.values())
+        for node in onnx_ir.traversal.RecursiveGraphIterator(graph)
+        if node.op_identifier() not in model.functions
+    )
+    return dict(sorted(counts.items()))
 
 
 def check_nodes(path: str, also: Iterable[str] = ()) -> Dict[str, int]:
