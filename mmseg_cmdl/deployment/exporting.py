@@ -168,9 +168,10 @@ def node_types(path: str) -> Dict[str, int]:
     import onnx_ir
 
     model = onnx_ir.load(path)
+    graphs: List[Any] = [model.graph, *model.functions.values()]
     counts = Counter(
         f'{node.domain}.{node.op_type}'.lstrip('.')
-        for graph in (model.graph, *model.functions.values())
+        for graph in graphs
         for node in onnx_ir.traversal.RecursiveGraphIterator(graph)
         if node.op_identifier() not in model.functions
     )
