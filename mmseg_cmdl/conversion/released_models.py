@@ -80,31 +80,38 @@ _BACKBONES = {
         'auxiliary_head.act_cfg': RELU,
     },
 }
-# names in the released files, and the classes in their order
+# names in the released files, and the classes in their order; MMSegmentation has no VSPW
 _CLASSES = {
     'ade20k': 'ADE20KDataset',
     'cityscapes': 'CityscapesDataset',
     'lip': 'LIPDataset',
     'cocostuff10k': 'COCOStuff182Dataset',
+    'pascalcontext59': 'PascalContextDataset59',
+    'voc': 'PascalVOCDataset',
 }
+_OF_BOTH = ('ade20k', 'cityscapes', 'lip', 'cocostuff10k')  # of MCIBI and MCIBI++
 _ONLY_FOR: Dict[Tuple[str, str], Dict[str, Any]] = {
-    ('r50', 'lip'): {
-        'decode_head.act_cfg': LEAKY_RELU,
-        'decode_head.context.act_cfg': LEAKY_RELU,
-        'auxiliary_head.act_cfg': LEAKY_RELU,
-    },
+    **dict.fromkeys(
+        [('r50', 'lip'), ('r101', 'lip')],
+        {
+            'decode_head.act_cfg': LEAKY_RELU,
+            'decode_head.context.act_cfg': LEAKY_RELU,
+            'auxiliary_head.act_cfg': LEAKY_RELU,
+        },
+    ),
     ('hrnetv2w48', 'lip'): {'neck.stride': 2},
     # the only one without an activation between the convs of its stem
     ('hrnetv2w48', 'cityscapes'): {'neck.stride': 2, 'backbone.type': 'LinearStemHRNet'},
     ('vitlarge', 'ade20k'): {'decode_head.context.dilations': [1, 6, 12, 18]},
 }
-_ONLY_FOR['r101', 'lip'] = _ONLY_FOR['r50', 'lip']
 
 _CONFIGS = {
     'ade20k': '4xb4-160k_ade20k-512x512',
     'cityscapes': '4xb4-96k_cityscapes-trainval-512x1024',
     'lip': '8xb4-140k_lip-473x473',
     'cocostuff10k': '4xb4-62k_coco-stuff10k-182-512x512',
+    'pascalcontext59': '4xb4-80k_pascal-context-59-480x480',
+    'voc': '4xb4-40k_voc12aug-512x512',
 }
 _CONFIG_BACKBONES = dict(
     r50='r50-d8', r101='r101-d8', s101='s101-d8', hrnetv2w48='hr48', vitlarge='vit-l'
@@ -148,30 +155,24 @@ def _released(backbone: str, dataset: str) -> ReleasedModel:
 
 RELEASED = {
     f'mcibi_deeplabv3_{backbone}_{dataset}': _released(backbone, dataset)
-    for dataset in _CLASSES
+    for dataset in _OF_BOTH
     for backbone in ('r50', 'r101', 's101', 'hrnetv2w48', 'vitlarge')
     if backbone != 'vitlarge' or dataset in ('ade20k', 'cocostuff10k')
 }
 
 # MCIBI++: by the name of the released file without 'mcibiplusplus_', the config without 'mcibipp_'.
 _SWIN = 'upernet_swin-l_8xb2-160k_ade20k-640x640'
-_CONFIGS.update(
-    pascalcontext59='4xb4-80k_pascal-context-59-480x480', voc='4xb4-40k_voc12aug-512x512'
-)
+_CONFIGS_R50 = {**_CONFIGS, 'cityscapes': '4xb2-80k_cityscapes-512x1024'}
 _PLUS_PLUS = {
     **{
-        f'{context}resnet50os8_{dataset}': f'{network}_r50-d8_{setting}'
+        f'{context}resnet50os8_{dataset}': f'{network}_r50-d8_{_CONFIGS_R50[dataset]}'
         for context, network in (
             ('', 'fcn'),
             ('ppm_', 'pspnet'),
             ('upernet_', 'upernet'),
             ('aspp_', 'deeplabv3'),
         )
-        for dataset, setting in {
-            **_CONFIGS,
-            'cityscapes': '4xb2-80k_cityscapes-512x1024',
-        }.items()
-        if dataset in ('ade20k', 'cityscapes', 'lip', 'cocostuff10k')
+        for dataset in _OF_BOTH
     },
     **{
         f'aspp_{backbone}_cityscapes': f'deeplabv3_{name}_{_CONFIGS["cityscapes"]}'
@@ -201,9 +202,8 @@ _PLUS_PLUS = {
     'upernet_resnet50os8_vspw': f'upernet_r50-d8_{_CONFIGS["ade20k"]}',
     'upernet_resnet101os8_vspw': f'upernet_r101-d8_{_CONFIGS["ade20k"]}',
 }
-_CLASSES.update(pascalcontext59='PascalContextDataset59', voc='PascalVOCDataset')  # no VSPW
 _UPERNET_WITH_PPM = {
-    *(f'resnet50os8_{dataset}' for dataset in ('ade20k', 'cityscapes', 'lip', 'cocostuff10k')),
+    *(f'resnet50os8_{dataset}' for dataset in _OF_BOTH),
     *('resnet101os8_lip', 'resnet101os8_voc', 'resnest101os8_lip', 'resnest101os8_cocostuff10k'),
     *('swinlarge_lip', 'swinlarge_vspw'),
 }
