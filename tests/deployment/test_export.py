@@ -89,6 +89,19 @@ def job(folder, name, **options):
     return str(folder / 'config.py'), str(folder / 'model.pth')
 
 
+def session_of(path):
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+
+
+def loaded(config, checkpoint):
+    """The model of a job, for inference."""
+    model = cases.from_config(Config.fromfile(config).model)
+    model.load_state_dict(torch.load(checkpoint)['state_dict'])
+    return model.eval()
+
+
 @pytest.mark.parametrize('name', cases.shared(cases.METHODS, EXPORTED))
 def test_both_formats_are_the_model(name, tool, tmp_path, onnx, capsys):
     """Three sizes and two batch sizes to 1e-4 in onnxruntime; nodes of the allow-list only."""
@@ -102,16 +115,12 @@ def test_both_formats_are_the_model(name, tool, tmp_path, onnx, capsys):
     assert not any(word in node for node in counts
                    for word in ('If', 'Loop', 'NonZero', 'Scatter', 'Random'))  # fmt: skip
     # once more from outside the tool, against the checkpoint, on a shape that it doesn't check
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(paths[0], providers=['CPUExecutionProvider'])
-    model = cases.from_config(Config.fromfile(config).model)
-    model.load_state_dict(torch.load(checkpoint)['state_dict'])
+    session = session_of(paths[0])
     assert session.get_inputs()[0].shape == ['batch', 3, 'height', 'width']
     assert session.get_outputs()[0].shape == ['batch', cases.NUM_CLASSES, 'height', 'width']
     images, _ = cases.batch(7, 4, image_size=(51, 76))
     with torch.no_grad():
-        expected = model.eval().encode_decode(images, [dict(img_shape=(51, 76))])
+        expected = loaded(config, checkpoint).encode_decode(images, [dict(img_shape=(51, 76))])
     (got,) = session.run(None, {'images': images.numpy()})
     assert got.shape == (4, cases.NUM_CLASSES, 51, 76)
     torch.testing.assert_close(torch.from_numpy(got), expected, rtol=0, atol=1e-4)
@@ -140,23 +149,19 @@ MIT = dict(
 @pytest.mark.parametrize('strides', [{}, dict(key_stride=1, loss_stride=1)], ids=['default', '1'])
 def test_segformer_with_its_own_backbone(strides, tool, tmp_path, onnx):
     """With MDRL, at both of its strides: in onnxruntime at sizes that 32 doesn't divide."""
-    import onnxruntime
-
     options = dict(head={**SEGFORMER, **strides}, auxiliary=False, backbone=MIT)
     config, checkpoint = job(tmp_path, None, **options)
     path = str(tmp_path / 'model.onnx')
     with pytest.raises(SystemExit, match=r'set --smallest-side 61$'):
         tool.main([config, checkpoint, path])
     tool.main([config, checkpoint, path, '--smallest-side', '61'])
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    model = cases.from_config(Config.fromfile(config).model)
+    session, model = session_of(path), loaded(config, checkpoint)
     assert model.decode_head.pixels == 'context'
     assert model.decode_head.relation.key_stride == strides.get('key_stride', 8)
-    model.load_state_dict(torch.load(checkpoint)['state_dict'])
     for batch, *size in ((1, 64, 64), (3, 65, 131), (2, 97, 61)):
         images = torch.randn(batch, 3, *size)
         with torch.no_grad():
-            expected = model.eval().encode_decode(images, [dict(img_shape=tuple(size))])
+            expected = model.encode_decode(images, [dict(img_shape=tuple(size))])
         (got,) = session.run(None, {'images': images.numpy()})
         assert expected.std() > 0.1
         torch.testing.assert_close(torch.from_numpy(got), expected, rtol=0, atol=1e-4)
@@ -209,19 +214,16 @@ def test_output_and_normalization(output, tool, tmp_path, onnx):
     config, checkpoint = job(tmp_path, 'mdrl')
     path = str(tmp_path / 'model.onnx')
     tool.main([config, checkpoint, path, '--output', output, '--normalize'])
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    session = session_of(path)
     properties = session.get_modelmeta().custom_metadata_map
     assert json.loads(properties['classes']) == list('abcde')
     assert json.loads(properties['mean']) == [110.0] * 3
     assert json.loads(properties['output']) == output
     assert json.loads(properties['channel_order']) == 'RGB'
-    model = cases.from_config(Config.fromfile(config).model)
-    model.load_state_dict(torch.load(checkpoint)['state_dict'])
     images = torch.rand(1, 3, 40, 48) * 255
     with torch.no_grad():
-        logits = model.eval().encode_decode((images - 110) / 60, [dict(img_shape=(40, 48))])
+        model = loaded(config, checkpoint)
+        logits = model.encode_decode((images - 110) / 60, [dict(img_shape=(40, 48))])
     got = torch.from_numpy(session.run(None, {'images': images.numpy()})[0])
     if output == 'labels':
         assert got.dtype == torch.int64
