@@ -90,15 +90,14 @@ _CLASSES = {
     'voc': 'PascalVOCDataset',
 }
 _OF_BOTH = ('ade20k', 'cityscapes', 'lip', 'cocostuff10k')  # of MCIBI and MCIBI++
+_LEAKY = {
+    'decode_head.act_cfg': LEAKY_RELU,
+    'decode_head.context.act_cfg': LEAKY_RELU,
+    'auxiliary_head.act_cfg': LEAKY_RELU,
+}
 _ONLY_FOR: Dict[Tuple[str, str], Dict[str, Any]] = {
-    **dict.fromkeys(
-        [('r50', 'lip'), ('r101', 'lip')],
-        {
-            'decode_head.act_cfg': LEAKY_RELU,
-            'decode_head.context.act_cfg': LEAKY_RELU,
-            'auxiliary_head.act_cfg': LEAKY_RELU,
-        },
-    ),
+    ('r50', 'lip'): _LEAKY,
+    ('r101', 'lip'): _LEAKY,
     ('hrnetv2w48', 'lip'): {'neck.stride': 2},
     # the only one without an activation between the convs of its stem
     ('hrnetv2w48', 'cityscapes'): {'neck.stride': 2, 'backbone.type': 'LinearStemHRNet'},
