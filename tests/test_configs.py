@@ -972,6 +972,8 @@ def test_documented_options_merge_and_build(name, options):
         key = key.removeprefix('model.decode_head.')
         if key == 'loss_memory':
             assert not len(head.consistency.losses)
+        elif key == 'embedding':
+            assert (head.projection is None) == (value == 'pixel')
         elif key == 'concat_features':
             assert head.fusion.in_channels == 2048 + 128
         elif key.split('.')[0] not in parts:
