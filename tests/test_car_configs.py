@@ -10,7 +10,7 @@ from mmseg.registry import DATASETS, MODELS
 
 from mmseg_cmdl.models.segmentors.class_aware_regularization import CAR_OPTIONS
 from tests import car_figures, timm_stand_in
-from tests.test_configs import CONFIGS, final_head, tiny_batch, tiny_model, train_step
+from tests.test_configs import CONFIGS, HEADS, final_head, tiny_batch, tiny_model, train_step
 from tests.test_configs import load as as_shipped
 
 # for a CPU and no row of the paper
@@ -26,17 +26,6 @@ PATHS = {
     if path.stem not in SMALL
 }
 PASCAL = car_figures.SETTINGS['pascal']
-HEADS = dict(
-    fcn='FCNHead',
-    deeplabv3='ASPPHead',
-    nonlocal_='NLHead',
-    ccnet='CCHead',
-    danet='DAHead',
-    ocrnet='OCRHead',
-    upernet='UPerHead',
-    cpnet='CPHead',
-    caa='CAAHead',
-)
 LOSSES = [
     'IntraClassCenterToPixelLoss',
     'InterClassCenterToCenterLoss',
@@ -87,7 +76,7 @@ def test_config_does_what_its_name_and_the_paper_say(name):
     cfg = load(name)
     assert cfg.custom_imports == dict(imports=['mmseg_cmdl'], allow_failed_imports=False)
     assert cfg.default_scope == 'mmseg'
-    assert final_head(cfg.model).type == HEADS[{'nonlocal': 'nonlocal_'}.get(head, head)]
+    assert final_head(cfg.model).type == HEADS[head]
     if backbone.startswith('r'):
         assert f'r{cfg.model.backbone.depth}-d8' == backbone
         assert (

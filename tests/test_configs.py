@@ -65,6 +65,20 @@ DATASET_TYPES = dict(
     },
     voc12aug='PascalVOCDataset',
 )
+# by the name of a network
+HEADS = {
+    'fcn': 'FCNHead',
+    'pspnet': 'PSPHead',
+    'ccnet': 'CCHead',
+    'ocrnet': 'OCRHead',
+    'deeplabv3': 'ASPPHead',
+    'nonlocal': 'NLHead',
+    'segformer': 'SegformerHead',
+    'upernet': 'UPerHead',
+    'danet': 'DAHead',
+    'cpnet': 'CPHead',
+    'caa': 'CAAHead',
+}
 METHODS = dict(
     mdrl='MDRLHead',
     mcibi='MCIBIHead',
@@ -523,16 +537,7 @@ def test_name_says_what_the_config_does(name):
     cfg = load(name)
 
     head = final_head(cfg.model)
-    plain = {
-        'fcn': 'FCNHead',
-        'pspnet': 'PSPHead',
-        'ccnet': 'CCHead',
-        'ocrnet': 'OCRHead',
-        'deeplabv3': 'ASPPHead',
-        'nonlocal': 'NLHead',
-        'segformer': 'SegformerHead',
-        'upernet': 'UPerHead',
-    }[context]
+    plain = HEADS[context]
     assert (hard == 'ohem' or backbone == 'stdc1') == ('sampler' in head)
     assert ('-amp-' in name) == (load(name).optim_wrapper.type == 'AmpOptimWrapper')
     if (method, context) == ('mcibipp', 'upernet'):  # as released: a pyramid of its own
