@@ -930,6 +930,7 @@ DOCUMENTED = [
 ]
 # where a built head has an option, if not under its own name
 PLACES = {
+    'bank.init': 'bank.initial_path',
     'loss_consistency': 'consistency.losses',
     'memory_momentum': 'momentum.start',
     'momentum_power': 'momentum.power',
