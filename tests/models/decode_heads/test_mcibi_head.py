@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmseg_cmdl.models.memory import InitialMemory
 from tests import stack
-from tests.models.decode_heads import tiny_head
+from tests.models.decode_heads import golden_head, tiny_head
 from tests.reference import golden, mcibi, mdrl
 from tests.reference.dispatch import CountOps
 
@@ -59,59 +59,16 @@ def _record_pixels(head):
 # ---- recorded numbers ----
 
 
-def _golden_head(name, dtype):
-    """The head with a release's settings and weights, its parts under their names here."""
-    data = golden.load(name, dtype)
-    num_classes, _, channels = data['sd.memory'].shape
-    context = dict(type='FCNHead', num_convs=1) if data['use_context_within_image'] else None
-    head = tiny_head.build_mcibi(
-        dtype,
-        num_classes=num_classes,
-        channels=channels,
-        context=context,
-        transform_channels=data['transform_channels'],
-        hard_aggregate=data['use_hard_aggregate'],
-    )
-    out_channels = data['output'].shape[1]
-    if out_channels != channels:
-        head.fuse_pixels = ConvModule(
-            2 * channels, out_channels, 3, padding=1, norm_cfg=dict(type='BN')
-        ).to(dtype)
-    parts = {'self_attention': head.relation, 'bottleneck': head.fuse_pixels}
-    if context:
-        parts.update(self_attention_ms=head.context_relation, bottleneck_ms=head.fuse_context)
-    loaded = {'memory'}
-    for part, module in parts.items():
-        state = golden.to_conv_modules(golden.weights(data, f'{part}.'))
-        missing, unexpected = module.load_state_dict(state, strict=False)
-        assert not unexpected
-        assert all('num_batches_tracked' in key for key in missing)
-        loaded.add(part)
-    assert loaded == {key.split('.')[0] for key in golden.weights(data)}
-    head.bank.features.copy_(data['sd.memory'].squeeze(1))
-    return head.eval(), data
+def _build_golden(dtype, num, **options):
+    return tiny_head.build_mcibi(dtype, **options)
 
 
 @pytest.mark.parametrize('name', golden.names('mcibi_forward_*'))
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 def test_golden_aggregate(name, dtype):
-    head, data = _golden_head(name, dtype)
-    leaves = {
-        key: data[key].requires_grad_() for key in ('feats', 'preds', 'feats_ms') if key in data
-    }
-    output = head.aggregate(leaves['feats'], leaves['preds'], leaves.get('feats_ms'))
-    atol = 1e-9 if dtype == torch.float64 else 1e-5 * data['output'].abs().max().item()
-    torch.testing.assert_close(output, data['output'], rtol=0, atol=atol)
-    grads = torch.autograd.grad(golden.probe(output), list(leaves.values()), allow_unused=True)
-    for grad, key in zip(grads, leaves):
-        expected = data[f'probe_grad_{key}']
-        if grad is None:  # a hard choice passes no gradient on
-            assert data['use_hard_aggregate']
-            assert key == 'preds'
-            assert not expected.any()
-            continue
-        atol = 1e-9 if dtype == torch.float64 else 1e-4 * expected.abs().max().item()
-        torch.testing.assert_close(grad, expected, rtol=0, atol=atol)
+    head, data = golden_head.load(_build_golden, name, dtype, self_attention='relation')
+    head.bank.features.copy_(data['sd.memory'].squeeze(1))
+    golden_head.check_aggregate(head, data, 'feats_ms')
 
 
 # ---- reading, against the naive form and against MDRL ----

@@ -28,28 +28,18 @@ def paper(local=0.3, contrast=0.7):
 
 def build(dtype=torch.float64, seed=0, **options):
     """MDRLHead on the last of four maps, in training mode; no dropout, so steps can be repeated."""
-    torch.manual_seed(seed)
-    config = dict(
-        type='MDRLHead',
-        in_channels=CHANNELS[-1],
-        in_index=3,
-        channels=8,
-        num_classes=NUM_CLASSES,
-        dropout_ratio=0.0,
-        norm_cfg=dict(type='BN'),
-        bank=BANK,
-        loss_consistency=paper(),
-        align_corners=False,
-    )
-    config.update(options)
-    return MODELS.build(config).to(dtype).train()
+    return _build('MDRLHead', dtype, seed, {'bank': BANK, 'loss_consistency': paper(), **options})
 
 
 def build_mcibi(dtype=torch.float64, seed=0, **options):
     """MCIBIHead on the last of four maps, as :func:`build` makes MDRLHead."""
+    return _build('MCIBIHead', dtype, seed, options)
+
+
+def _build(kind, dtype, seed, options):
     torch.manual_seed(seed)
     config = dict(
-        type='MCIBIHead',
+        type=kind,
         in_channels=CHANNELS[-1],
         in_index=3,
         channels=8,
