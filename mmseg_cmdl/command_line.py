@@ -1,6 +1,7 @@
 """How tools end: one line and exit code 2 for a mistake, a traceback for a bug.
 
-And the kinds of values that their options take, for `type=` of argparse, and their progress bar.
+And the kinds of values that their options take, for `type=` of argparse, their progress bar and
+their tables.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from typing import Any, Callable, Optional, Sequence
 
 import torch
 from mmengine.utils import track_progress
+from prettytable import PrettyTable
 
 from .errors import InputError
 
@@ -123,3 +125,12 @@ def device(text: str) -> str:
     if wanted.index is not None and wanted.index >= there:
         raise argparse.ArgumentTypeError(f'{text}: there are only {there}, counted from 0')
     return text
+
+
+def text_table(header: Sequence[str], rows: Sequence[list]) -> str:
+    """A table for the terminal; the first column flush left, numbers flush right."""
+    table = PrettyTable(header)
+    table.align = 'r'
+    table.align[header[0]] = 'l'
+    table.add_rows(rows)
+    return str(table)

@@ -11,7 +11,6 @@ the CPU time of one thread instead of the time that passes:
 import argparse
 import copy
 import json
-import platform
 import re
 import statistics
 import time
@@ -25,28 +24,30 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
-from prettytable import PrettyTable
 
 import mmseg_cmdl
 from mmseg_cmdl.analysis.complexity import (
+    CONTEXTS,
     MCIBI_TABLE_3,
     MCIBI_TABLE_3_SIZE,
-    available_contexts,
     build_context,
     count_operations,
     feature_maps,
     peak_memory,
 )
-from mmseg_cmdl.command_line import device, number, positive, tool, whole_number
+from mmseg_cmdl.command_line import device, number, positive, text_table, tool, whole_number
 from mmseg_cmdl.launch import configs_folder
 from mmseg_cmdl.models.layers.channel_weighting import NORMS, channel_weights
 from mmseg_cmdl.models.losses import class_centers
 from mmseg_cmdl.models.memory.class_sums import class_sums
 from mmseg_cmdl.models.segmentors.class_aware_regularization import DEFAULT_LOSSES as CAR_LOSSES
+from mmseg_cmdl.study.recorder import cpu_name
 from mmseg_cmdl.written_files import make_folder, written_beside
 
 CONFIGS = configs_folder() / '_base_'
 METHODS = ('MDRL', 'MCIBI++', 'ProtoSeg', 'CAR')
+# columns of the section complexity: heading and key of what MCIBI's table 3 gives
+PAPER = {'paper: M': 'paper_m', 'paper: GMACs': 'paper_gmacs', 'paper: ms': 'paper_ms'}
 # height and width of the features of the section update, at stride 8
 UPDATE_SIZE = 64
 
@@ -96,13 +97,16 @@ class Timer:
         }
 
 
-def print_table(title, header, rows):
-    table = PrettyTable(header)
-    table.align = 'r'
-    table.align[header[0]] = 'l'
-    for row in rows:
-        table.add_row([f'{x:.2f}' if isinstance(x, float) else x for x in row])
-    print(f'\n{title}\n{table}', flush=True)
+def print_table(title, columns, rows):
+    """Prints results; `columns` are {heading: key of the rows}."""
+    body = [[_written(row[key]) for key in columns.values()] for row in rows]
+    print(f'\n{title}\n{text_table(list(columns), body)}', flush=True)
+
+
+def _written(value):
+    if isinstance(value, float):  # of a difference that is nearly nothing its power of ten
+        return f'{value:.1e}' if 0 < value < 0.005 else f'{value:.2f}'
+    return '' if value is None else value
 
 
 def benchmark_losses(timer, args):
@@ -129,8 +133,8 @@ def benchmark_losses(timer, args):
                         step_peak_mib=step['peak_mib'],
                         losses_ms=losses['ms'],
                         losses_peak_mib=losses['peak_mib'],
-                        share=losses['ms'] / step['ms'],
-                        memory_share=losses['peak_mib'] / step['peak_mib'],
+                        share=100 * losses['ms'] / step['ms'],
+                        memory_share=100 * losses['peak_mib'] / step['peak_mib'],
                     )
                 )
             del forms
@@ -138,22 +142,29 @@ def benchmark_losses(timer, args):
         print_table(
             'Losses, with the update of the bank where there is one, against a training step '
             f'(MDRL: paper) of a ResNet-50-d8, {args.images}x{size}x{size}, K={K}',
-            ['losses', 'ms', 'step, ms', 'share, %', 'peak MiB', 'step, peak MiB', 'of memory, %'],
-            [
-                [
-                    f'{r["method"]}, {r["formulation"]}',
-                    r['losses_ms'],
-                    r['step_ms'],
-                    100 * r['share'],
-                    r['losses_peak_mib'],
-                    r['step_peak_mib'],
-                    100 * r['memory_share'],
-                ]
-                for r in results
-                if r['classes'] == K
-            ],
+            {
+                'method': 'method',
+                'losses': 'formulation',
+                'ms': 'losses_ms',
+                'step, ms': 'step_ms',
+                'share, %': 'share',
+                'peak MiB': 'losses_peak_mib',
+                'step, peak MiB': 'step_peak_mib',
+                'of memory, %': 'memory_share',
+            },
+            [row for row in results if row['classes'] == K],
         )
     return results
+
+
+def _samples(labels):
+    """Labels [B, H, W] as MMSegmentation has them."""
+    shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), tuple(labels.shape[1:]))
+    return [SegDataSample(gt_sem_seg=PixelData(data=x[None]), metainfo=shapes) for x in labels]
+
+
+def _differentiate(losses):
+    sum(value for name, value in losses.items() if 'loss' in name).backward()
 
 
 def _step_and_losses(K, method, args, device):
@@ -180,16 +191,10 @@ def _step_and_losses(K, method, args, device):
     images = torch.randn(args.images, 3, size, size, device=device)
     blocks = torch.randint(0, K, (args.images, size // 16, size // 16), device=device)
     labels = blocks.repeat_interleave(16, 1).repeat_interleave(16, 2)
-    samples = [
-        SegDataSample(gt_sem_seg=PixelData(data=x[None]), metainfo=dict(img_shape=tuple(x.shape)))
-        for x in labels
-    ]
-
-    def differentiate(losses):
-        sum(value for name, value in losses.items() if 'loss' in name).backward()
+    samples = _samples(labels)
 
     def step():
-        differentiate(model.loss(images, samples))
+        _differentiate(model.loss(images, samples))
         model.zero_grad(set_to_none=True)
 
     features = torch.randn(args.images, size // 8, size // 8, 512, device=device)
@@ -198,18 +203,15 @@ def _step_and_losses(K, method, args, device):
     def mdrl(decoder):
         similarity = decoder.bank.similarity(features)
         batch = dict(embeddings=features, similarity=similarity, labels=labels)
-        differentiate(decoder.consistency(batch, similarity, labels, ignore_index=255))
+        _differentiate(decoder.consistency(batch, similarity, labels, ignore_index=255))
         features.grad = None
-
-    def mcibi_plus_plus():
-        model.decode_head.memory_losses(pixels, labels)
 
     def proto_seg():
         head = model.decode_head
         similarity = head.bank.similarity(features)
         # classifying pixels is no loss of the memory
         logits = head.classify(similarity.detach())
-        differentiate(head.memory_losses(features, similarity, logits, labels))
+        _differentiate(head.memory_losses(features, similarity, logits, labels))
         features.grad = None
 
     def car(losses):
@@ -221,7 +223,7 @@ def _step_and_losses(K, method, args, device):
     forms = dict(step=step)
     if method == 'MCIBI++':
         pixels = torch.randn(args.images, 512, size // 8, size // 8, device=device).relu()
-        forms['update'] = mcibi_plus_plus
+        forms['update'] = lambda: model.decode_head.memory_losses(pixels, labels)
         return forms
     if method == 'ProtoSeg':
         forms['losses and update'] = proto_seg
@@ -261,8 +263,8 @@ def benchmark_voting(timer, args):
     ]
     print_table(
         f'Feature voting + fusion, K={K}, N={N}, Z={Z}, 2x64x64 pixels',
-        ['form', 'ms', 'times faster', 'peak MiB'],
-        [[r['form'], r['ms'], r['speedup'], r['peak_mib']] for r in rows],
+        {'form': 'form', 'ms': 'ms', 'times faster': 'speedup', 'peak MiB': 'peak_mib'},
+        rows,
     )
     return rows
 
@@ -311,19 +313,16 @@ def benchmark_update(timer, args):
     print_table(
         f'Update of the memory, K={K}, {sizes} features, {labels.shape[1]}x{labels.shape[2]} '
         'labels;\ndifference: largest to the memory that ours gives',
-        ['method', 'form', 'ms', 'x time', 'peak MiB', 'x memory', 'difference'],
-        [
-            [
-                r['method'],
-                r['form'],
-                r['ms'],
-                r['times'],
-                r['peak_mib'],
-                r['times_memory'],
-                '' if r['difference'] is None else f'{r["difference"]:.1e}',
-            ]
-            for r in rows
-        ],
+        {
+            'method': 'method',
+            'form': 'form',
+            'ms': 'ms',
+            'x time': 'times',
+            'peak MiB': 'peak_mib',
+            'x memory': 'times_memory',
+            'difference': 'difference',
+        },
+        rows,
     )
     return rows
 
@@ -360,26 +359,12 @@ def _mcibi_updates(features, labels, K):
         bank.update_(features, labels, 0.5)
         return bank.features.clone()
 
-    def materialised():
-        totals = _sums_of_resized(features, labels, K, start)
-        target = totals[:, :-1] / totals[:, -1:].clamp(min=1e-12)
-        return torch.where(totals[:, -1:] > 0, start.lerp(target, 0.5), start)
+    def mean(pixels, c):
+        weights = 1 - F.cosine_similarity(pixels, start[c][None], dim=1)
+        return (weights / weights.sum()) @ pixels
 
-    def loop():
-        memory = start.clone()
-        pixels = _resized(features, labels).permute(0, 2, 3, 1)
-        for c in _classes_of(labels):
-            own = pixels[labels == c]
-            weights = 1 - F.cosine_similarity(own, start[c][None], dim=1)
-            memory[c] = 0.5 * start[c] + 0.5 * (weights / weights.sum()) @ own
-        return memory
-
-    return {
-        'ours': ours,
-        'materialised': materialised,
-        'loop over classes': loop,
-        'floor': features.sum,
-    }
+    others = _at_label_size(features, labels, start, mean, lambda means: means, 0.5, near=start)
+    return {'ours': ours, **others}
 
 
 def _mcibi_plus_plus_updates(features, labels, K):
@@ -391,26 +376,34 @@ def _mcibi_plus_plus_updates(features, labels, K):
         bank.update_(features, labels)
         return bank.statistics.clone()
 
+    def statistics_of(means):
+        return torch.stack([means.mean(dim=-1), means.std(dim=-1)], dim=-1)
+
+    def mean(pixels, c):
+        return pixels.mean(dim=0)
+
+    others = _at_label_size(features, labels, start, mean, statistics_of, bank.momentum)
+    return {'ours': ours, **others}
+
+
+def _at_label_size(features, labels, start, mean, row_of, momentum, near=None):
+    """The other forms of MCIBI's and MCIBI++'s updates: a class's row moves towards `row_of` the
+    mean of its pixels, which are weighted by their distance from `near` where there is one.
+    """
+
     def materialised():
-        totals = _sums_of_resized(features, labels, K)
-        means = totals[:, :-1] / totals[:, -1:].clamp(min=1)
-        found = torch.stack([means.mean(dim=1), means.std(dim=1)], dim=1)
-        return torch.where(totals[:, -1:] > 0, start.lerp(found, bank.momentum), start)
+        totals = _sums_of_resized(features, labels, len(start), near)
+        rows = row_of(totals[:, :-1] / totals[:, -1:].clamp(min=1e-12))
+        return torch.where(totals[:, -1:] > 0, start.lerp(rows, momentum), start)
 
     def loop():
         memory = start.clone()
         pixels = _resized(features, labels).permute(0, 2, 3, 1)
         for c in _classes_of(labels):
-            mean = pixels[labels == c].mean(dim=0)
-            memory[c].lerp_(torch.stack([mean.mean(), mean.std()]), bank.momentum)
+            memory[c].lerp_(row_of(mean(pixels[labels == c], c)), momentum)
         return memory
 
-    return {
-        'ours': ours,
-        'materialised': materialised,
-        'loop over classes': loop,
-        'floor': features.sum,
-    }
+    return {'materialised': materialised, 'loop over classes': loop, 'floor': features.sum}
 
 
 def _proto_seg_updates(features, labels, K):
@@ -452,18 +445,25 @@ def _proto_seg_updates(features, labels, K):
     }
 
 
-def _head(kind, in_channels, channels, num_classes, **options):
-    return MODELS.build(
-        dict(
-            type=kind,
-            in_channels=in_channels,
-            in_index=0,
-            channels=channels,
-            num_classes=num_classes,
-            norm_cfg=dict(type='BN'),
-            **options,
-        )
-    )
+def _training_and_inference(timer, models, train, predict):
+    """A training step and inference of each of {name: model}, and their ratios to the first."""
+    rows = []
+    for mode, run in (('training step', train), ('inference', torch.no_grad()(predict))):
+        for model in models.values():
+            model.train(mode == 'training step')
+        measured = timer({name: partial(run, model) for name, model in models.items()})
+        first = next(iter(measured.values()))
+        rows += [
+            dict(
+                mode=mode,
+                form=name,
+                **values,
+                ratio=values['ms'] / first['ms'],
+                memory_ratio=values['peak_mib'] / first['peak_mib'],
+            )
+            for name, values in measured.items()
+        ]
+    return rows
 
 
 def benchmark_head(timer, args):
@@ -471,44 +471,26 @@ def benchmark_head(timer, args):
     K, in_channels, size = 19, 2048, args.head_size
     torch.manual_seed(0)
     features = torch.randn(2, in_channels, size, size, device=timer.device, requires_grad=True)
-    samples = []
-    for _ in features:
-        labels = torch.randint(0, K, (1, 8 * size, 8 * size), device=timer.device)
-        samples.append(
-            SegDataSample(
-                gt_sem_seg=PixelData(data=labels), metainfo=dict(img_shape=(8 * size, 8 * size))
-            )
-        )
+    samples = _samples(torch.randint(0, K, (2, 8 * size, 8 * size), device=timer.device))
+    common = dict(in_channels=in_channels, in_index=0, channels=512, num_classes=K)
     heads = {
-        'FCNHead': _head('FCNHead', in_channels, 512, K),
-        'MDRLHead': _head('MDRLHead', in_channels, 512, K),
+        name: MODELS.build(dict(type=name, norm_cfg=dict(type='BN'), **common)).to(timer.device)
+        for name in ('FCNHead', 'MDRLHead')
     }
-    rows = []
-    for mode in ('training step', 'inference'):
-        forms = {}
-        for name, head in heads.items():
-            head.to(timer.device).train(mode == 'training step')
 
-            def train(head=head):
-                features.grad = None
-                head.zero_grad(set_to_none=True)
-                losses = head.loss([features], samples, None)
-                sum(v for k, v in losses.items() if 'loss' in k).backward()
+    def train(head):
+        features.grad = None
+        head.zero_grad(set_to_none=True)
+        _differentiate(head.loss([features], samples, None))
 
-            @torch.no_grad()
-            def predict(head=head):
-                return head.predict([features], [s.metainfo for s in samples], None)
+    def predict(head):
+        head.predict([features], [sample.metainfo for sample in samples], None)
 
-            forms[name] = train if mode == 'training step' else predict
-        measured = timer(forms)
-        for name, values in measured.items():
-            rows.append(
-                dict(mode=mode, head=name, **values, ratio=values['ms'] / measured['FCNHead']['ms'])
-            )
+    rows = _training_and_inference(timer, heads, train, predict)
     print_table(
         f'Heads, 2x{in_channels}x{size}x{size} features, 512 channels, K={K}',
-        ['head', 'mode', 'ms', 'x FCN', 'peak MiB'],
-        [[r['head'], r['mode'], r['ms'], r['ratio'], r['peak_mib']] for r in rows],
+        {'head': 'form', 'mode': 'mode', 'ms': 'ms', 'x FCN': 'ratio', 'peak MiB': 'peak_mib'},
+        rows,
     )
     return rows
 
@@ -517,14 +499,17 @@ def benchmark_networks(timer, args):
     """Networks with a decoder of several maps, plain and with a memory on the decoder's map: a
     training step, without auxiliary head, and inference.
     """
-    size, rows = args.image_size, []
-    columns = ('mode', 'form', 'ms', 'ratio', 'peak_mib', 'memory_ratio')
+    size, results = args.image_size, []
     images = torch.randn(args.images, 3, size, size, device=timer.device)
-    shapes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), (size, size))
-    samples = []
-    for _ in images:
-        labels = torch.randint(0, 150, (1, size, size), device=timer.device)
-        samples.append(SegDataSample(gt_sem_seg=PixelData(data=labels), metainfo=shapes))
+    samples = _samples(torch.randint(0, 150, (args.images, size, size), device=timer.device))
+
+    def train(model):
+        model.zero_grad(set_to_none=True)
+        _differentiate(model.loss(images, samples))
+
+    def predict(model):
+        model.predict(images, samples)
+
     for network in args.networks:
         models = {}
         for form, prefix in (('plain', ''), ('MDRL', 'mdrl_'), ('MCIBI', 'mcibi_')):
@@ -535,40 +520,22 @@ def benchmark_networks(timer, args):
             cfg.pop('auxiliary_head', None)
             torch.manual_seed(0)
             models[form] = revert_sync_batchnorm(MODELS.build(cfg)).to(timer.device)
-        for mode in ('training step', 'inference'):
-            forms = {}
-            for form, model in models.items():
-                model.train(mode == 'training step')
-
-                def train(model=model):
-                    model.zero_grad(set_to_none=True)
-                    model.parse_losses(model.loss(images, samples))[0].backward()
-
-                @torch.no_grad()
-                def predict(model=model):
-                    return model.predict(images, samples)
-
-                forms[form] = train if mode == 'training step' else predict
-            measured = timer(forms)
-            plain = measured['plain']
-            for form, values in measured.items():
-                rows.append(
-                    dict(
-                        network=network,
-                        mode=mode,
-                        form=form,
-                        **values,
-                        ratio=values['ms'] / plain['ms'],
-                        memory_ratio=values['peak_mib'] / plain['peak_mib'],
-                    )
-                )
+        rows = _training_and_inference(timer, models, train, predict)
         # at once: a step of full size takes its time
         print_table(
             f'{network}, {args.images} images of {size}x{size}, K=150',
-            ['mode', 'head', 'ms', 'x plain', 'peak MiB', 'x of plain'],
-            [[r[key] for key in columns] for r in rows if r['network'] == network],
+            {
+                'mode': 'mode',
+                'head': 'form',
+                'ms': 'ms',
+                'x plain': 'ratio',
+                'peak MiB': 'peak_mib',
+                'x of plain': 'memory_ratio',
+            },
+            rows,
         )
-    return rows
+        results += [dict(network=network, **row) for row in rows]
+    return results
 
 
 def benchmark_complexity(timer, args):
@@ -579,9 +546,7 @@ def benchmark_complexity(timer, args):
     size = MCIBI_TABLE_3_SIZE
     features = torch.randn(*size, device=timer.device)
     with timer.device:
-        heads = {
-            name: build_context(cfg, size[1], 512, 19) for name, cfg in available_contexts().items()
-        }
+        heads = {name: build_context(cfg, size[1], 512, 19) for name, cfg in CONTEXTS.items()}
     measured = timer(
         {
             name: torch.no_grad()(lambda head=head: head(feature_maps(head, features)))
@@ -593,32 +558,23 @@ def benchmark_complexity(timer, args):
             module=name,
             **measured[name],
             **count_operations(head.to('meta'), feature_maps(head, features.to('meta'))),
-            paper=MCIBI_TABLE_3.get(name),
+            **dict(zip(PAPER.values(), MCIBI_TABLE_3.get(name, [None] * 3))),
         )
         for name, head in heads.items()
     ]
     print_table(
         f'Inference on a {"x".join(map(str, size))} map; heads without classifier, 512 channels.\n'
         '"paper" is MCIBI, table 3: context modules on a V100',
-        [
-            'module',
-            'params M',
-            'GMACs',
-            'of convs',
-            'ms',
-            'peak MiB',
-            'paper: M',
-            'paper: GMACs',
-            'paper: ms',
-        ],
-        [
-            [
-                r['module'],
-                *(r[key] for key in ('params_m', 'gmacs', 'convs_gmacs', 'ms', 'peak_mib')),
-                *(r['paper'] or ('', '', '')),
-            ]
-            for r in rows
-        ],
+        {
+            'module': 'module',
+            'params M': 'params_m',
+            'GMACs': 'gmacs',
+            'of convs': 'convs_gmacs',
+            'ms': 'ms',
+            'peak MiB': 'peak_mib',
+            **PAPER,
+        },
+        rows,
     )
     return rows
 
@@ -635,21 +591,9 @@ def _naive_channel_weighting(layer, x):
     return x + relations.sum(dim=2).transpose(1, 2).reshape(x.shape)
 
 
-def _free_gib(device):
-    """Memory that a benchmark may ask of the device."""
-    if device.type == 'cuda':
-        return torch.cuda.mem_get_info(device)[0] / 2**30
-    try:
-        (line,) = re.findall(r'MemAvailable: *(\d+) kB', Path('/proc/meminfo').read_text())
-    except (OSError, ValueError):
-        return 8.0
-    return int(line) / 2**20
-
-
 def benchmark_channel_weighting(timer, args):
     """DGCW's layer against the naive form, and how both grow with the number of pixels."""
     C, rows = 128, []
-    limit = 0.9 * _free_gib(timer.device) if args.naive_gib is None else args.naive_gib
     for mode in ('training', 'inference'):
         for h, w in args.map_sizes:
             torch.manual_seed(0)
@@ -667,7 +611,7 @@ def benchmark_channel_weighting(timer, args):
 
             forms = {'ours': partial(run, layer)}
             pairs_gib = (h * w) ** 2 * C * 4 / 2**30
-            if pairs_gib * (9 if mode == 'training' else 4) <= limit:
+            if pairs_gib * (9 if mode == 'training' else 4) <= args.naive_gib:
                 forms['naive'] = partial(run, partial(_naive_channel_weighting, layer))
             measured = timer(forms)
             naive = measured.get('naive', {})
@@ -679,27 +623,24 @@ def benchmark_channel_weighting(timer, args):
                         form=name,
                         **values,
                         ns_per_pair=1e6 * values['ms'] / (h * w) ** 2,
-                        speedup=naive['ms'] / values['ms'] if naive else '',
-                        memory_ratio=naive['peak_mib'] / values['peak_mib'] if naive else '',
+                        speedup=naive['ms'] / values['ms'] if naive else None,
+                        memory_ratio=naive['peak_mib'] / values['peak_mib'] if naive else None,
                     )
                 )
     print_table(
-        f'DGCW, 1x{C} maps, norm {args.norm}; the naive form where it needs at most {limit:.0f} '
-        'GiB',
-        ['form', 'mode', 'map', 'ms', 'peak MiB', 'ns a pair', 'times faster', 'times smaller'],
-        [
-            [
-                r['form'],
-                r['mode'],
-                r['size'],
-                r['ms'],
-                r['peak_mib'],
-                r['ns_per_pair'],
-                r['speedup'],
-                r['memory_ratio'],
-            ]
-            for r in rows
-        ],
+        f'DGCW, 1x{C} maps, norm {args.norm}; the naive form where it needs at most '
+        f'{args.naive_gib:g} GiB',
+        {
+            'form': 'form',
+            'mode': 'mode',
+            'map': 'size',
+            'ms': 'ms',
+            'peak MiB': 'peak_mib',
+            'ns a pair': 'ns_per_pair',
+            'times faster': 'speedup',
+            'times smaller': 'memory_ratio',
+        },
+        rows,
     )
     return rows
 
@@ -807,9 +748,9 @@ def parse_args(argv=None):
     parser.add_argument(
         '--naive-gib',
         type=number(0),
+        default=8,
         metavar='GIB',
-        help='memory up to which that section times the naive form too '
-        '(default: nine tenths of what is free)',
+        help='memory up to which that section times the naive form too (default: 8)',
     )
     parser.add_argument(
         '--update-images',
@@ -840,7 +781,7 @@ def main(argv=None):
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     machine = dict(
-        device=torch.cuda.get_device_name(device) if device.type == 'cuda' else _cpu_name(),
+        device=torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_name(),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         mmseg_cmdl=mmseg_cmdl.__version__,
@@ -853,16 +794,6 @@ def main(argv=None):
         if args.json:  # after each section: a run that is cut short keeps what it has
             with written_beside(args.json) as file:
                 file.write_text(json.dumps(results, indent=2) + '\n')
-
-
-def _cpu_name():
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (x.split(':')[1].strip() for x in lines if x.startswith('model name')), platform.machine()
-    )
 
 
 if __name__ == '__main__':

@@ -30,9 +30,8 @@ import mmseg_cmdl  # noqa: F401  before anything of mmseg
 
 import numpy as np  # isort: skip
 from PIL import Image  # isort: skip
-from prettytable import PrettyTable  # isort: skip
 
-from mmseg_cmdl.command_line import tool  # isort: skip
+from mmseg_cmdl.command_line import positive, seed, text_table, tool  # isort: skip
 from mmseg_cmdl.errors import InputError  # isort: skip
 from mmseg_cmdl.launch import latest_checkpoint, prepare_home  # isort: skip
 
@@ -355,23 +354,16 @@ def parse_args(argv=None):
         'earlier demo (default: %(default)s)',
     )
     parser.add_argument(
-        '--iters', type=int, help="iterations of each training (default: the configs' own)"
+        '--iters', type=positive, help="iterations of each training (default: the configs' own)"
     )
-    parser.add_argument('--seed', type=int, default=0, help='of each training (default: 0)')
+    parser.add_argument('--seed', type=seed, default=0, help='of each training (default: 0)')
     parser.add_argument(
         '--jobs',
-        type=int,
+        type=positive,
         default=cores(),
         help='trainings at a time, one core each (default: as many as there are cores)',
     )
-    args = parser.parse_args(argv)
-    if args.iters is not None and args.iters < 1:
-        parser.error('--iters must be at least 1')
-    if args.jobs < 1:
-        parser.error('--jobs must be at least 1')
-    if args.seed < 0:
-        parser.error('--seed must not be negative')
-    return args
+    return parser.parse_args(argv)
 
 
 def run(args):
@@ -399,13 +391,12 @@ def run(args):
         partial(train, folder=folder, options=options), list(CONFIGS)[::-1], at_a_time
     )
     scores = {name: scores_of(work_dir_of(folder, name)) for name in CONFIGS}
-    table = PrettyTable(['model', *METRICS, 'training'])
-    table.align = 'r'
-    table.align['model'] = 'l'
-    for name, found in scores.items():
-        values = (f'{found[key]:.2f}' for key in METRICS)
-        table.add_row([name, *values, f'{seconds[name]:.0f} s'])
-    print(f'{table}\n{ONE_SEED}')
+    rows = [
+        [name, *(f'{found[key]:.2f}' for key in METRICS), f'{seconds[name]:.0f} s']
+        for name, found in scores.items()
+    ]
+    print(text_table(['model', *METRICS, 'training'], rows))
+    print(ONE_SEED)
     (folder / 'scores.json').write_text(json.dumps(scores, indent=1) + '\n', encoding='utf-8')
     with warnings.catch_warnings():  # MMSegmentation's own, at each model
         warnings.simplefilter('ignore', UserWarning)

@@ -1,12 +1,7 @@
 """Numbers behind the figures of tools/analysis, as functions to call from a notebook."""
 
 from . import command_line
-from .class_statistics import (
-    ClassStatistics,
-    gather_statistics,
-    measure_statistics,
-    off_diagonal_mean,
-)
+from .class_statistics import ClassStatistics, measure_statistics, off_diagonal_mean
 from .complexity import measure_complexity
 from .distribution_usage import (
     Assignment,
@@ -54,7 +49,6 @@ __all__ = [
     'embed_sample',
     'entropy',
     'feature_at',
-    'gather_statistics',
     'main_distributions',
     'mean_iou',
     'measure_complexity',

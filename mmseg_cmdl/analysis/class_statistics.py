@@ -4,8 +4,7 @@ Source: DGCW, eq. 8 (class average features and their variance per channel); CAR
 (similarity of class centres), which its losses lower together with the variance inside classes.
 """
 
-import argparse
-from typing import Callable, Iterable, Iterator, Optional
+from typing import Optional
 
 import numpy as np
 import torch
@@ -180,7 +179,6 @@ def measure_statistics(
     features: str = 'classifier',
     normalize: bool = True,
     max_images: Optional[int] = None,
-    also: Optional[Callable] = None,
 ) -> ClassStatistics:
     """Class statistics of a model over its data set.
 
@@ -190,7 +188,6 @@ def measure_statistics(
             `conv_seg`: with CAR what its losses work on, without it what they would.
         normalize (bool): See :class:`ClassStatistics`.
         max_images (int, optional): Largest number of images, spread evenly; all by default.
-        also (callable, optional): Called with each :class:`Example`.
 
     Raises:
         InputError: No image has a labelled pixel.
@@ -199,31 +196,6 @@ def measure_statistics(
     indices = image_indices(len(model.dataset), max_images)
     for example in progress(model.examples(indices, features), len(indices), model.name):
         statistics.add(example.features, example.labels)
-        if also is not None:
-            also(example)
     if not statistics.present.any():
         raise InputError(f'no image of the split that {model.name} was shown has a labelled pixel')
     return statistics
-
-
-def gather_statistics(
-    models: Iterable[ExaminedModel],
-    args: argparse.Namespace,
-    normalize: bool = True,
-    each: Optional[Callable] = None,
-) -> Iterator[tuple]:
-    """:func:`measure_statistics` of one model after the other, for the commands.
-
-    Args:
-        models (Iterable[ExaminedModel]): Models.
-        args: Parsed arguments with `features` and `max_images`.
-        normalize (bool): See :class:`ClassStatistics`.
-        each (callable, optional): Called with each model before its pass; gives what is called with
-            each of its examples, or None.
-
-    Yields:
-        tuple[ExaminedModel, ClassStatistics]: Of each model.
-    """
-    for model in models:
-        also = each(model) if each is not None else None
-        yield model, measure_statistics(model, args.features, normalize, args.max_images, also)

@@ -144,16 +144,12 @@ def image_indices(total: int, maximum: Optional[int]) -> List[int]:
     return [i * total // maximum for i in range(maximum)]
 
 
-def progress(items: Iterable, total: int, label: str) -> Iterator:
+def progress(items: Iterable, total: int, label: str) -> Iterable:
     """Yields the items and tells on stderr how far it is."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import track
 
-    with Progress(console=Console(stderr=True), transient=False) as bar:
-        task = bar.add_task(label, total=total)
-        for item in items:
-            yield item
-            bar.advance(task)
+    return track(items, label, total, console=Console(stderr=True))
 
 
 def write_json(path: Path, numbers: Any) -> None:
@@ -186,9 +182,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return float(f'{value:.6g}') if math.isfinite(value) else None
     return value
-
-
-def report(paths: Iterable[Path]) -> None:
-    """Says what was written."""
-    for path in paths:
-        print(path)

@@ -59,11 +59,6 @@ MCIBI_TABLE_3 = {
 MCIBI_TABLE_3_SIZE = (1, 2048, 128, 128)
 
 
-def available_contexts() -> Dict[str, dict]:
-    """Those of :data:`CONTEXTS` whose head is registered."""
-    return {name: cfg for name, cfg in CONTEXTS.items() if MODELS.get(cfg['type']) is not None}
-
-
 def build_context(cfg: dict, in_channels: int, channels: int, num_classes: int) -> nn.Module:
     """A decode head without its classifier `conv_seg`, in eval mode.
 

@@ -2,7 +2,6 @@
 pixels lie nearest to each.
 """
 
-import heapq
 from typing import List, NamedTuple, Tuple
 
 import numpy as np
@@ -190,7 +189,7 @@ class NearestPatches:
     def __init__(self, num_classes: int, num_distributions: int, count: int, size: int):
         self.count, self.size = count, size
         self.num_distributions = num_distributions
-        self._heaps: List[list] = [[] for _ in range(num_classes * num_distributions)]
+        self._found: List[List[Patch]] = [[] for _ in range(num_classes * num_distributions)]
 
     def add(
         self, image: np.ndarray, index: int, classes: Tensor, assignment: Assignment, stride: tuple
@@ -213,23 +212,17 @@ class NearestPatches:
         last = np.flatnonzero(np.append(np.diff(group[order]) != 0, True))
         width = assignment.distributions.shape[1]
         for i in order[last]:
-            heap, score = self._heaps[group[i]], float(similarity[i])
-            if len(heap) == self.count and score <= heap[0][0]:
-                continue
-            position = divmod(int(used[i]), width)
-            pixels = self._cut(image, position, stride)
-            # ties: the earlier image stays
-            entry = (score, -index, Patch(score, index, position, pixels))
-            if len(heap) < self.count:
-                heapq.heappush(heap, entry)
-            else:
-                heapq.heapreplace(heap, entry)
-
-    def _window(self, position: Tuple[int, int], stride: tuple) -> List[int]:
-        return [round((p + 0.5) * s) - self.size // 2 for p, s in zip(position, stride)]
+            held, score = self._found[group[i]], float(similarity[i])
+            if len(held) < self.count or score > held[-1].similarity:
+                position = divmod(int(used[i]), width)
+                patch = Patch(score, index, position, self._cut(image, position, stride))
+                # stable: of equal ones the earlier image stays
+                held.append(patch)
+                held.sort(key=lambda patch: patch.similarity, reverse=True)
+                del held[self.count :]
 
     def _cut(self, image: np.ndarray, position: Tuple[int, int], stride: tuple) -> np.ndarray:
-        top, left = self._window(position, stride)
+        top, left = (round((p + 0.5) * s) - self.size // 2 for p, s in zip(position, stride))
         patch = np.full((self.size, self.size, 3), 255, np.uint8)
         rows = slice(max(top, 0), min(top + self.size, image.shape[0]))
         cols = slice(max(left, 0), min(left + self.size, image.shape[1]))
@@ -240,5 +233,4 @@ class NearestPatches:
 
     def of(self, k: int, n: int) -> List[Patch]:
         """Patches of distribution n of class k, the nearest first."""
-        heap = self._heaps[k * self.num_distributions + n]
-        return [entry[2] for entry in sorted(heap, key=lambda entry: entry[:2], reverse=True)]
+        return self._found[k * self.num_distributions + n]

@@ -45,7 +45,6 @@ def labels_of_features(
     image_size: tuple,
     padded_size: tuple,
     feature_size: tuple,
-    ignore_index: int = 255,
 ) -> np.ndarray:
     """Nearest label of each position of a feature map over a padded image.
 
@@ -57,16 +56,15 @@ def labels_of_features(
         image_size (tuple[int, int]): Size of the image as the model saw it.
         padded_size (tuple[int, int]): The same with padding at the lower and right border.
         feature_size (tuple[int, int]): (h, w), over the padded image.
-        ignore_index (int): Label of the padding. Defaults to 255.
 
     Returns:
-        np.ndarray: int64 [h, w].
+        np.ndarray: int64 [h, w], 255 in the padding.
     """
     rows, cols = (np.arange(n) * padded // n for n, padded in zip(feature_size, padded_size))
     inside = (rows < image_size[0])[:, None] & (cols < image_size[1])
     rows = np.minimum(rows, image_size[0] - 1) * truth.shape[0] // image_size[0]
     cols = np.minimum(cols, image_size[1] - 1) * truth.shape[1] // image_size[1]
-    return np.where(inside, truth[rows[:, None], cols], ignore_index).astype(np.int64)
+    return np.where(inside, truth[rows[:, None], cols], 255).astype(np.int64)
 
 
 class ExaminedModel:
@@ -133,10 +131,6 @@ class ExaminedModel:
             model = init_model(cfg, None, device=device)
         load_state(model, checkpoint, 'Give the config that it was trained with')
         return cls(model, dataset, name or Path(config).stem)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
 
     @property
     def memory(self) -> Optional[MemoryBank]:

@@ -117,9 +117,8 @@ def reduce_to_plane(
     method: str = 'tsne',
     seed: int = 0,
     perplexity: float = 30,
-    pca_channels: int = 50,
 ) -> np.ndarray:
-    """PCA, then t-SNE or UMAP. The same seed gives the same points.
+    """PCA to 50 channels, then t-SNE or UMAP. The same seed gives the same points.
 
     Args:
         features (np.ndarray): [M, Z].
@@ -127,7 +126,6 @@ def reduce_to_plane(
         seed (int): Seed of the method.
         perplexity (float): Perplexity of t-SNE, or neighbours of UMAP; lowered where points are
             few.
-        pca_channels (int): Channels that PCA leaves for the method.
 
     Returns:
         np.ndarray: [M, 2].
@@ -143,7 +141,7 @@ def reduce_to_plane(
             'space; choose classes with more pixels, or more images'
         )
     decomposition = _need('sklearn.decomposition', 'scikit-learn', 'the feature space')
-    channels = 2 if method == 'pca' else min(pca_channels, *features.shape)
+    channels = 2 if method == 'pca' else min(50, *features.shape)
     reduced = decomposition.PCA(channels, random_state=seed).fit_transform(features)
     if method == 'pca':
         return reduced

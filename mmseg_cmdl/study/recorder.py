@@ -316,7 +316,7 @@ def _machine(runner: Runner) -> dict:
         iteration_seconds=None if times is None else round(median(times.data[0].tolist()), 5),
         peak_mib=peak,
         peak_gpu_mib=round(torch.cuda.max_memory_allocated() / 2**20, 1) if on_gpu else None,
-        device=torch.cuda.get_device_name() if on_gpu else _cpu_name(),
+        device=torch.cuda.get_device_name() if on_gpu else cpu_name(),
         threads=torch.get_num_threads(),
         versions=dict(
             python=platform.python_version(),
@@ -330,7 +330,8 @@ def _machine(runner: Runner) -> dict:
     )
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Of this machine, with its number of cores."""
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:

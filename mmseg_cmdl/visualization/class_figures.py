@@ -8,9 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .style import LINES, fold, legend_columns, new_figure, readable_text_color
+from .style import LINES, fold, legend_columns, new_figure, write_cell
 
 HATCHES = ('', '//', '..', 'xx', '\\\\', 'oo')
+
+
+def _look(i: int) -> Dict[str, Any]:
+    """Of the bars of the i-th model."""
+    hatch = HATCHES[i // len(LINES) % len(HATCHES)]
+    return dict(color=LINES[i % len(LINES)], hatch=hatch, edgecolor='white', linewidth=0.4)
 
 
 def draw_class_bars(
@@ -37,10 +43,7 @@ def draw_class_bars(
                     rows + (i - (len(models) - 1) / 2) * height,
                     panel[model],
                     height,
-                    color=LINES[i % len(LINES)],
-                    hatch=HATCHES[i // len(LINES) % len(HATCHES)],
-                    edgecolor='white',
-                    linewidth=0.4,
+                    **_look(i),
                 )
         axis.set_title(title, fontsize=10)
         axis.set_xlabel('more is better' if higher else 'less is better', fontsize=8, color='0.35')
@@ -124,15 +127,7 @@ def _matrix(
             value = float(matrix[row, col])
             if np.isfinite(value):
                 shade = colors((value - low) / (high - low))
-                axis.text(
-                    col,
-                    row,
-                    _two_digits(value),
-                    ha='center',
-                    va='center',
-                    fontsize=6.5,
-                    color=readable_text_color(shade),
-                )
+                write_cell(axis, row, col, _two_digits(value), shade, 6.5)
     return image
 
 
@@ -177,10 +172,7 @@ def draw_channel_variance(variances: Dict[str, np.ndarray], bins: int, log: bool
             number,
             width,
             label=label,
-            color=LINES[i % len(LINES)],
-            hatch=HATCHES[i % len(HATCHES)],
-            edgecolor='white',
-            linewidth=0.4,
+            **_look(i),
         )
     axis.set_xticks(range(bins + 1), [f'{edge:.2g}' for edge in edges], fontsize=8, rotation=45)
     axis.set_xlabel('class-wise variance of the channel')

@@ -14,6 +14,7 @@ from .style import (
     readable_text_color,
     resize_nearest,
     show_picture,
+    write_cell,
 )
 
 
@@ -197,15 +198,7 @@ def draw_usage(
     for k, n in np.ndindex(*shares.shape):
         if np.isfinite(shares[k, n]):
             text = '×' if dead[k, n] else f'{100 * shares[k, n]:.0f}'
-            left.text(
-                n,
-                k,
-                text,
-                ha='center',
-                va='center',
-                fontsize=8,
-                color=readable_text_color(colors(shares[k, n] / largest)),
-            )
+            write_cell(left, k, n, text, colors(shares[k, n] / largest), 8)
     labels = [
         name
         + (

@@ -4,21 +4,20 @@ from typing import Sequence
 
 import numpy as np
 
+from .style import IGNORED
 
-def color_labels(
-    labels: np.ndarray, palette: Sequence[Sequence[int]], ignored: Sequence[int] = (255, 255, 255)
-) -> np.ndarray:
+
+def color_labels(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
     """Label map as a picture.
 
     Args:
-        labels (np.ndarray): [H, W]; a value outside the palette is ignored.
+        labels (np.ndarray): [H, W]; a value outside the palette is ignored, and white.
         palette (Sequence): RGB of each class, 0 to 255.
-        ignored (Sequence[int]): RGB of pixels without a class. Defaults to white.
 
     Returns:
         np.ndarray: uint8 [H, W, 3].
     """
-    colors = np.array([*palette, ignored], dtype=np.uint8)
+    colors = np.array([*palette, IGNORED], dtype=np.uint8)
     outside = (labels < 0) | (labels >= len(palette))
     return colors[np.where(outside, len(palette), labels)]
 

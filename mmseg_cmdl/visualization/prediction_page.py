@@ -123,7 +123,6 @@ def prediction_page(
     totals: Dict[str, dict],
     title: str,
     note: str,
-    side: int = 220,
 ) -> str:
     """One HTML page with everything in it: opens offline and can be mailed.
 
@@ -134,7 +133,6 @@ def prediction_page(
         totals (dict): Name of the model to its `mIoU` and `aAcc` over the split.
         title (str): Heading.
         note (str): A sentence on what is shown.
-        side (int): Width of a picture in pixels at first.
 
     Returns:
         str: HTML.
@@ -166,10 +164,10 @@ def prediction_page(
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>
 <meta name="viewport" content="width=device-width,initial-scale=1"><style>{_STYLE}</style></head>
-<body style="--side:{side}px"><h1>{html.escape(title)}</h1><p>{html.escape(note)}</p>
+<body style="--side:220px"><h1>{html.escape(title)}</h1><p>{html.escape(note)}</p>
 <table><tr><th>model</th><th>mIoU</th><th>pixel accuracy</th></tr>{rows}</table>
 <div class="controls"><label>order <select id="order">{options}</select></label>
-<label>size <input id="side" type="range" min="80" max="900" value="{side}"></label>
+<label>size <input id="side" type="range" min="80" max="900" value="220"></label>
 <div class="key">{key}</div></div>
 <div id="cases">
 {cases}

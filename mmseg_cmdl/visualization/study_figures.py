@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .style import LINES, fold, new_figure, readable_text_color
+from .style import LINES, fold, new_figure, write_cell
 
 _BASELINE = '0.45'
 _COLORS = {'better': LINES[2], 'worse': LINES[4], 'hint': LINES[0], 'open': '0.35'}
@@ -180,18 +180,10 @@ def draw_classes(study: dict, most: int = 40) -> Figure:
     for y in range(len(arms)):
         for x, place in enumerate(chosen):
             value = means[y, place]
-            if not np.isfinite(value):
-                continue
-            axis.text(
-                x,
-                y,
-                f'{value:+.1f}',
-                ha='center',
-                va='center',
-                fontsize=8,
-                color=readable_text_color(colors((value / limit + 1) / 2)),
-                fontweight='bold' if sure[y, place] else 'normal',
-            )
+            if np.isfinite(value):
+                weight = 'bold' if sure[y, place] else 'normal'
+                shade = colors((value / limit + 1) / 2)
+                write_cell(axis, y, x, f'{value:+.1f}', shade, 8, fontweight=weight)
     names = [study['classes'][i] for i in chosen]
     axis.set_xticks(range(len(names)), names, rotation=40, ha='right', fontsize=8.5)
     axis.set_yticks(range(len(arms)), [fold(a['name'], 1.9, 9) for a in arms], fontsize=9)

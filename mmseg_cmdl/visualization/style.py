@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch
 
 from ..written_files import written_beside
 
@@ -81,16 +82,21 @@ def show_picture(axis: Axes, picture: np.ndarray, title: str = '', size: float =
         axis.set_title(title, fontsize=size)
 
 
-def _characters(inches: float, size: float) -> int:
-    """How many of them have room, at their mean width of 0.6 em."""
-    return max(4, int(inches * 72 / (0.6 * size)))
+def write_cell(
+    axis: Axes, row: int, column: int, text: str, background: Any, size: float, **options: Any
+) -> None:
+    """Text on a cell of a matrix that `imshow` drew, in a colour that stands out from its own."""
+    color = readable_text_color(background)
+    options = dict(ha='center', va='center', fontsize=size, color=color, **options)
+    axis.text(column, row, text, **options)
 
 
 def fold(text: str, inches: float, size: float) -> str:
     """Text in lines that fit, broken after spaces, hyphens and underscores, as names of configs
     need it.
     """
-    room, lines = _characters(inches, size), []
+    # characters, at their mean width of 0.6 em
+    room, lines = max(4, int(inches * 72 / (0.6 * size))), []
     for line in text.split('\n'):
         lines.append('')
         for word in re.findall(r'[^\s_-]*[\s_-]|[^\s_-]+', line):
@@ -120,8 +126,6 @@ def add_class_legend(
     figure: Figure, palette: Sequence, names: Sequence[str], extra: Sequence[tuple] = ()
 ) -> None:
     """Legend of class colours below the figure; `extra` are further (colour, name) pairs."""
-    from matplotlib.patches import Patch
-
     pairs = [*zip(palette, names), *extra]
     handles = [
         Patch(facecolor=tuple(part / 255 for part in color), edgecolor='0.5', label=name)

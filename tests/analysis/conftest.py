@@ -1,5 +1,6 @@
 """Two small models on synthetic scenes, saved as a user has them: config and checkpoint."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,12 @@ NUM_CLASSES, NUM_DISTRIBUTIONS, IMAGES = 8, 3, 4
 def tool(name):
     """A module of tools/analysis."""
     return load_script(TOOLS / 'analysis' / f'{name}.py')
+
+
+def run_tool(name, files, out, arguments=''):
+    """Runs it on configs and checkpoints; gives the numbers that it writes."""
+    tool(name).main([*files, *arguments.split(), '--out', str(out)])
+    return json.loads((out / f'{name}.json').read_text())
 
 
 def small_config(path, seed=0):

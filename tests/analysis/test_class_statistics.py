@@ -1,14 +1,13 @@
 """Compactness, class dependency and class-wise variance against two-pass loops in float64."""
 
 import functools
-import json
 
 import numpy as np
 import pytest
 import torch
 
 from mmseg_cmdl.analysis import ClassStatistics, ExaminedModel, off_diagonal_mean
-from tests.analysis.conftest import IMAGES, NUM_CLASSES, tool
+from tests.analysis.conftest import IMAGES, NUM_CLASSES, run_tool, tool
 
 
 @functools.cache
@@ -98,8 +97,7 @@ def test_equals_loops_over_pixels():
 
 
 def test_compactness_of_two_models(trained, tmp_path, capsys):
-    tool('compactness').main([*trained.pair, '--names', 'A', 'B', '--out', str(tmp_path)])
-    numbers = json.loads((tmp_path / 'compactness.json').read_text())
+    numbers = run_tool('compactness', trained.pair, tmp_path, '--names A B')
     assert list(numbers['models']) == ['A', 'B']
     for name, pair in zip('AB', (trained.fcn, trained.mdrl)):
         features, labels = pixels_of(pair, unit=True)
@@ -124,14 +122,12 @@ def test_compactness_of_two_models(trained, tmp_path, capsys):
 
 
 def test_class_dependency_map(trained, tmp_path):
-    main = tool('class_dependency').main
-    main([*trained.pair, '--out', str(tmp_path), '--max-images', '2', '--classes', 'sky', 'road'])
-    numbers = json.loads((tmp_path / 'class_dependency.json').read_text())
-    main([*trained.pair, '--out', str(tmp_path / 'raw'), '--max-images', '2', '--raw'])
-    raw = json.loads((tmp_path / 'raw' / 'class_dependency.json').read_text())
-    compactness = tool('compactness').main
-    compactness([*trained.pair, '--out', str(tmp_path), '--max-images', '2'])
-    compact = json.loads((tmp_path / 'compactness.json').read_text())['models']
+    def run(name, arguments=''):
+        return run_tool(name, trained.pair, tmp_path, f'--max-images 2 {arguments}')
+
+    numbers = run('class_dependency', '--classes sky road')
+    raw = run('class_dependency', '--raw')
+    compact = run('compactness')['models']
     (fcn, mdrl) = numbers['models']
     for pair, name, found in ((trained.fcn, fcn, numbers), (trained.mdrl, mdrl, numbers),
                               (trained.mdrl, mdrl, raw)):  # fmt: skip
@@ -152,9 +148,8 @@ def test_class_dependency_map(trained, tmp_path):
 
 
 def test_channel_variance(trained, tmp_path):
-    main = tool('channel_variance').main
-    main([*trained.fcn, '--out', str(tmp_path), '--features', 'backbone', '--bins', '5', '--log'])
-    numbers = json.loads((tmp_path / 'channel_variance.json').read_text())
+    arguments = '--features backbone --bins 5 --log'
+    numbers = run_tool('channel_variance', trained.fcn, tmp_path, arguments)
     features, labels = pixels_of(trained.fcn, 'backbone')
     centers = np.array([features[labels == k].mean(0) for k in range(NUM_CLASSES)])
     (got,) = numbers['models'].values()

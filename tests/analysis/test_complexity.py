@@ -1,19 +1,17 @@
 """Costs of modules against counts by hand."""
 
-import json
-
 import pytest
 import torch
 from mmengine.config import Config
 
 from mmseg_cmdl.analysis.complexity import (
-    available_contexts,
+    CONTEXTS,
     build_context,
     head_of_config,
     measure_complexity,
 )
 from mmseg_cmdl.errors import InputError
-from tests.analysis.conftest import tool
+from tests.analysis.conftest import run_tool, tool
 
 
 def test_fcn_is_counted_by_hand():
@@ -27,37 +25,17 @@ def test_fcn_is_counted_by_hand():
     assert measure_complexity(head, (1, 10, 3, 3), min_seconds=0.01)['ms'] > 0
 
 
-@pytest.mark.parametrize('name', sorted(available_contexts()))
+@pytest.mark.parametrize('name', sorted(CONTEXTS))
 def test_every_module_runs_and_ends_before_its_classifier(name):
-    head = build_context(available_contexts()[name], 16, 8, 5)
+    head = build_context(CONTEXTS[name], 16, 8, 5)
     assert isinstance(head.conv_seg, torch.nn.Identity)
     assert measure_complexity(head, (1, 16, 8, 8), min_seconds=None)['gmacs'] > 0
 
 
 def test_the_command_writes_table_and_picture(tmp_path, capsys, trained):
-    main = tool('complexity').main
-    main(
-        [
-            '--out',
-            str(tmp_path),
-            '--size',
-            '1',
-            '32',
-            '8',
-            '8',
-            '--channels',
-            '8',
-            '--seconds',
-            '0',
-            '--modules',
-            'MDRL',
-            '--configs',
-            trained.fcn[0],
-            '--cfg-options',
-            'model.decode_head.channels=4',
-        ]
-    )
-    numbers = json.loads((tmp_path / 'complexity.json').read_text())
+    arguments = '--size 1 32 8 8 --channels 8 --seconds 0 --modules MDRL'
+    arguments += ' --cfg-options model.decode_head.channels=4'
+    numbers = run_tool('complexity', ['--configs', trained.fcn[0]], tmp_path, arguments)
     assert [row['module'] for row in numbers['modules']] == ['MDRL', 'fcn']
     cfg = Config.fromfile(trained.fcn[0])
     cfg.model.decode_head.channels = 4

@@ -1,7 +1,5 @@
 """Sampling of pixels and their reduction to the plane."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,7 @@ from mmseg_cmdl.analysis import (
     silhouette,
 )
 from mmseg_cmdl.errors import InputError
-from tests.analysis.conftest import IMAGES, NUM_DISTRIBUTIONS, tool
+from tests.analysis.conftest import IMAGES, NUM_DISTRIBUTIONS, run_tool
 
 
 def two_groups(count=40, distance=30.0):
@@ -90,10 +88,7 @@ def test_one_mean_for_each_class_and_image():
 def test_the_command_draws_means(trained, tmp_path):
     """MCIBI, fig. 3: as many points as images have the class, whatever the number of pixels."""
     pytest.importorskip('sklearn')
-    tool('feature_space').main(
-        [*trained.mdrl, '--points', 'means', '--method', 'pca', '--out', str(tmp_path)]
-    )
-    written = json.loads((tmp_path / 'feature_space.json').read_text())
+    written = run_tool('feature_space', trained.mdrl, tmp_path, '--points means --method pca')
     (numbers,) = written['models'].values()
     model = ExaminedModel.load(*trained.mdrl)
     labels = [model.dataset.render(i).label[::8, ::8] for i in range(IMAGES)]
@@ -138,24 +133,8 @@ def test_few_points_and_unknown_methods_are_refused():
 
 def test_the_command_draws_pixels_and_the_bank(trained, tmp_path):
     pytest.importorskip('sklearn')
-    main = tool('feature_space').main
-    arguments = [
-        *trained.pair,
-        '--names',
-        'F',
-        'M',
-        '--classes',
-        'sky',
-        'road',
-        '--pixels',
-        '12',
-        '--perplexity',
-        '5',
-        '--seed',
-        '3',
-    ]
-    main([*arguments, '--out', str(tmp_path / 'a')])
-    numbers = json.loads((tmp_path / 'a' / 'feature_space.json').read_text())['models']
+    arguments = '--names F M --classes sky road --pixels 12 --perplexity 5 --seed 3'
+    numbers = run_tool('feature_space', trained.pair, tmp_path / 'a', arguments)['models']
     assert numbers['F']['features'] == 'classifier'
     assert numbers['M']['features'] == 'embedding'
     model = ExaminedModel.load(*trained.mdrl)
@@ -179,6 +158,6 @@ def test_the_command_draws_pixels_and_the_bank(trained, tmp_path):
     assert numbers['M']['silhouette'] == pytest.approx(
         silhouette(features, arrays['1_labels']), rel=1e-3
     )
-    main([*arguments, '--out', str(tmp_path / 'b')])
+    run_tool('feature_space', trained.pair, tmp_path / 'b', arguments)
     for name in ('feature_space.png', 'feature_space.json'):
         assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()

@@ -38,26 +38,8 @@ def test_deepest_pixel_lies_in_the_middle():
 
 
 def test_the_command_relates_features_of_both_models(trained, tmp_path, capsys):
-    relation.main(
-        [
-            *trained.pair,
-            '--names',
-            'F',
-            'M',
-            '--out',
-            str(tmp_path),
-            '--image',
-            '2',
-            '--pixel',
-            '70',
-            '9',
-            '--pixel-of',
-            'road',
-            '0',
-            '--features',
-            'backbone',
-        ]
-    )
+    arguments = '--names F M --image 2 --pixel 70 9 --pixel-of road 0 --features backbone'
+    relation.main([*trained.pair, *arguments.split(), '--out', str(tmp_path)])
     arrays = np.load(tmp_path / 'pixel_relation.npz')
     assert arrays['names'].tolist() == ['F', 'M']
     assert arrays['pixels'][0].tolist() == [9, 70]

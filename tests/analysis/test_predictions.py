@@ -63,24 +63,8 @@ class Page(HTMLParser):
 @pytest.fixture(scope='module')
 def compared(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp('predictions')
-    compare.main(
-        [
-            *trained.pair,
-            '--names',
-            'F<1>',
-            'M',
-            '--out',
-            str(folder),
-            '--sort',
-            'gain',
-            '--worst',
-            '2',
-            '--best',
-            '1',
-            '--rows',
-            '2',
-        ]
-    )
+    arguments = '--names F<1> M --sort gain --worst 2 --best 1 --rows 2'
+    compare.main([*trained.pair, *arguments.split(), '--out', str(folder)])
     return folder, json.loads((folder / 'predictions.json').read_text())
 
 
@@ -119,14 +103,8 @@ def test_the_page_shows_the_cases_and_needs_nothing_else(trained, compared):
     assert [float(case['data-d1']) for case in page.cases] == pytest.approx(
         [gains[i] for i in numbers['worst'] + numbers['best']], abs=1e-3
     )
-    assert [alt for alt, _ in page.images] == 3 * [
-        'image',
-        'ground truth',
-        'F<1>',
-        'errors of F<1>',
-        'M',
-        'errors of M',
-    ]
+    titles = ['image', 'ground truth', 'F<1>', 'errors of F<1>', 'M', 'errors of M']
+    assert [alt for alt, _ in page.images] == 3 * titles
     model = ExaminedModel.load(*trained.mdrl)
     example = model.example(order[0], predict=True)
     by_name = dict(page.images[:6])

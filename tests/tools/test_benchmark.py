@@ -1,7 +1,6 @@
 """tools/benchmark.py: every section runs, and the numbers that don't depend on the machine."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -14,47 +13,59 @@ def benchmark():
     return load_script(TOOLS / 'benchmark.py')
 
 
-def run(benchmark, monkeypatch, tmp_path, *arguments):
-    options = ['--device', 'cpu', '--repeats', '1', '--warmup', '0', '--threads', '1']
-    monkeypatch.setattr(
-        sys, 'argv', ['benchmark.py', *arguments, *options, '--json', str(tmp_path / 'x.json')]
-    )
-    benchmark.main()
-    return json.loads((tmp_path / 'x.json').read_text())
+@pytest.fixture
+def run(benchmark, tmp_path):
+    """Runs it with a line of arguments, and gives what it writes."""
+
+    def run(arguments):
+        arguments += ' --device cpu --repeats 1 --warmup 0 --threads 1 --json'
+        benchmark.main([*arguments.split(), str(tmp_path / 'x.json')])
+        return json.loads((tmp_path / 'x.json').read_text())
+
+    return run
 
 
-def test_losses_as_a_share_of_a_training_step(benchmark, monkeypatch, tmp_path, capsys):
-    arguments = ['losses', '--classes', '40', '--images', '2', '--image-size', '64']
-    rows = run(benchmark, monkeypatch, tmp_path, *arguments)['losses']
+def test_losses_as_a_share_of_a_training_step(run, capsys):
+    rows = run('losses --classes 40 --images 2 --image-size 64')['losses']
     assert [(row['method'], row['formulation']) for row in rows] == [
         ('MDRL', 'paper'), ('MDRL', 'released'), ('MCIBI++', 'update'),
         ('ProtoSeg', 'losses and update'), ('CAR', 'paper'), ('CAR', 'released')]  # fmt: skip
     for row in rows:
-        assert row['share'] == pytest.approx(row['losses_ms'] / row['step_ms'])
+        assert row['share'] == pytest.approx(100 * row['losses_ms'] / row['step_ms'])
         assert 0 < row['losses_peak_mib'] < row['step_peak_mib']
-        assert row['memory_share'] == row['losses_peak_mib'] / row['step_peak_mib']
+        memory_share = 100 * row['losses_peak_mib'] / row['step_peak_mib']
+        assert row['memory_share'] == pytest.approx(memory_share)
     # the similarity of 128 pixels and 360 distributions, and its gradient
     assert rows[0]['losses_peak_mib'] > 2 * 128 * 40 * 9 * 4 / 2**20
     assert 'share, %' in capsys.readouterr().out
 
 
-def test_other_sections_measure_all_their_forms(benchmark, monkeypatch, tmp_path, capsys):
-    results = run(benchmark, monkeypatch, tmp_path, 'voting', 'head', '--head-size', '8')
+def test_other_sections_measure_all_their_forms(run, capsys):
+    results = run(
+        'voting head channel_weighting --head-size 8 --map-sizes 4x5 12x12 --naive-gib 0.01'
+    )
     assert [row['form'] for row in results['voting']] == ['naive', 'collapsed']
     # 9 maps of 512 channels against one
     assert results['voting'][0]['peak_mib'] > 8 * results['voting'][1]['peak_mib']
-    assert [(row['mode'], row['head']) for row in results['head']] == [
+    assert [(row['mode'], row['form']) for row in results['head']] == [
         ('training step', 'FCNHead'), ('training step', 'MDRLHead'),
         ('inference', 'FCNHead'), ('inference', 'MDRLHead')]  # fmt: skip
-    assert all(row['ms'] > 0 for section in ('voting', 'head') for row in results[section])
+    # 144^2 pairs of 128 channels are 0.01 GiB, of which the naive form needs several
+    layers = [(row['mode'], row['size'], row['form']) for row in results['channel_weighting']]
+    assert layers == [
+        (mode, size, form)
+        for mode in ('training', 'inference')
+        for size, form in (('4x5', 'ours'), ('4x5', 'naive'), ('12x12', 'ours'))
+    ]
+    assert all(row['ms'] > 0 for name, rows in results.items() if name != 'machine' for row in rows)
     shown = capsys.readouterr().out
     assert 'Feature voting + fusion, K=150' in shown
     assert 'Heads, 2x2048x8x8 features' in shown
 
 
-def test_all_forms_of_an_update_give_the_same_memory(benchmark, monkeypatch, tmp_path, capsys):
+def test_all_forms_of_an_update_give_the_same_memory(benchmark, run, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, 'UPDATE_SIZE', 8)
-    rows = run(benchmark, monkeypatch, tmp_path, 'update', '--update-images', '2')['update']
+    rows = run('update --update-images 2')['update']
     forms = ['ours', 'materialised', 'loop over classes', 'floor']
     assert [(row['method'], row['form']) for row in rows] == [
         *(('MCIBI', form) for form in forms),
@@ -69,9 +80,8 @@ def test_all_forms_of_an_update_give_the_same_memory(benchmark, monkeypatch, tmp
     assert '2x512x8x8 features, 64x64 labels' in capsys.readouterr().out
 
 
-def test_networks_are_plain_and_with_a_memory(benchmark, monkeypatch, tmp_path, capsys):
-    arguments = ['networks', '--networks', 'segformer_mit-b0s', '--image-size', '64']
-    rows = run(benchmark, monkeypatch, tmp_path, *arguments)['networks']
+def test_networks_are_plain_and_with_a_memory(run, capsys):
+    rows = run('networks --networks segformer_mit-b0s --image-size 64')['networks']
     assert [(row['mode'], row['form']) for row in rows] == [
         (mode, form)
         for mode in ('training step', 'inference')
@@ -98,10 +108,10 @@ def test_complexity_counts_parameters_and_operations(benchmark, capsys):
     assert rows['none (FCN)']['params_m'] * 1e6 == convs + 3 * 2 * 512
     assert rows['none (FCN)']['gmacs'] * 1e9 == pytest.approx(convs * 128 * 128)
     for name in ('ASPP', 'PPM', 'CCNet', 'DANet', 'ANN', 'DNL', 'APCNet'):
-        params, gmacs, _ = rows[name]['paper']
-        assert rows[name]['params_m'] == pytest.approx(params, rel=2e-3), name
+        row = rows[name]
+        assert row['params_m'] == pytest.approx(row['paper_m'], rel=2e-3), name
         # the paper's are of the convolutions, and of norms
-        assert rows[name]['convs_gmacs'] == pytest.approx(gmacs, rel=1e-3), name
+        assert row['convs_gmacs'] == pytest.approx(row['paper_gmacs'], rel=1e-3), name
     # what it leaves out: the two products of 128^2 pixels each with the other
     left_out = rows['DNL']['gmacs'] - rows['DNL']['convs_gmacs']
     assert left_out == pytest.approx(2 * 128**4 * 256 / 1e9, rel=1e-3)
@@ -109,10 +119,15 @@ def test_complexity_counts_parameters_and_operations(benchmark, capsys):
     assert 'MCIBI, table 3' in capsys.readouterr().out
 
 
-def test_unknown_section_is_named(benchmark, monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(('arguments', 'message'), [
+    ('votting', 'unknown section votting: choose from losses, '),
+    ('voting --device cpu --cpu-time --threads 2',
+     '--cpu-time goes with --device cpu --threads 1'),
+])  # fmt: skip
+def test_wrong_arguments_are_refused(benchmark, arguments, message, capsys):
     with pytest.raises(SystemExit):
-        run(benchmark, monkeypatch, tmp_path, 'votting')
-    assert 'unknown section votting: choose from losses, ' in capsys.readouterr().err
+        benchmark.parse_args(arguments.split())
+    assert message in capsys.readouterr().err
 
 
 def test_medians_of_forms_run_in_turn(benchmark, monkeypatch):
@@ -141,9 +156,3 @@ def test_cpu_time_leaves_out_what_others_do(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark.time, 'perf_counter', None)
     timer = benchmark.Timer(torch.device('cpu'), warmup=0, repeats=2, cpu_time=True)
     assert timer({'a': lambda: None})['a']['ms'] == 3000
-
-
-def test_cpu_time_is_of_one_thread(benchmark, monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        benchmark.parse_args(['voting', '--device', 'cpu', '--cpu-time', '--threads', '2'])
-    assert '--cpu-time goes with --device cpu --threads 1' in capsys.readouterr().err

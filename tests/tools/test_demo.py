@@ -27,9 +27,9 @@ def demo():
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
-    (['--iters', '0'], '--iters must be at least 1'),
-    (['--jobs', '0'], '--jobs must be at least 1'),
-    (['--seed', '-1'], '--seed must not be negative'),
+    (['--iters', '0'], '--iters: must be at least 1, got 0'),
+    (['--jobs', '0'], '--jobs: must be at least 1, got 0'),
+    (['--seed', '-1'], '--seed: must be from 0 to 4294967295, got -1'),
 ])  # fmt: skip
 def test_wrong_arguments_are_refused(demo, arguments, message, capsys):
     with pytest.raises(SystemExit):
@@ -113,11 +113,10 @@ MAIN = """
 import signal
 # ignored where the tests run in the background of a script, and then inherited
 signal.signal(signal.SIGINT, signal.default_int_handler)
-import importlib.util, sys
+import sys
 from pathlib import Path
-spec = importlib.util.spec_from_file_location('demo_tool', {tool!r})
-demo = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(demo)
+sys.path.insert(0, {folder_of_tools!r})
+import demo
 sys.executable = {executable!r}
 demo.load_converter = lambda: None
 demo.prepare_data = lambda converter: (None, None)
@@ -150,7 +149,7 @@ def test_nothing_goes_on_when_the_demo_is_stopped_or_killed(demo, tmp_path, monk
     with monkeypatch.context() as patch:
         fake_mim(tmp_path, patch, script)
         executable = sys.executable
-    code = MAIN.format(tool=str(TOOLS / 'demo.py'), executable=executable,
+    code = MAIN.format(folder_of_tools=str(TOOLS), executable=executable,
                        folder=str(tmp_path / 'work'))  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, '-c', code], env=child_environment(), stderr=subprocess.PIPE,

@@ -6,9 +6,9 @@ PALETTE = [(200, 0, 0), (0, 100, 50)]
 
 
 def test_labels_take_their_colors_and_anything_else_is_ignored():
-    picture = color_labels(np.array([[0, 1], [255, -1]]), PALETTE, ignored=(9, 8, 7))
+    picture = color_labels(np.array([[0, 1], [255, -1]]), PALETTE)
     assert picture.dtype == np.uint8
-    assert picture.tolist() == [[[200, 0, 0], [0, 100, 50]], [[9, 8, 7], [9, 8, 7]]]
+    assert picture.tolist() == [[[200, 0, 0], [0, 100, 50]], [[255] * 3, [255] * 3]]
 
 
 def test_distributions_go_from_dark_to_light_around_the_class_color():

@@ -8,7 +8,7 @@ Example:
     python tools/analysis/channel_variance.py CONFIG CKPT DGCW_CONFIG DGCW_CKPT --out out/
 """
 
-from mmseg_cmdl.analysis import command_line, gather_statistics
+from mmseg_cmdl.analysis import command_line, measure_statistics
 from mmseg_cmdl.command_line import positive, tool
 from mmseg_cmdl.visualization import draw_channel_variance, save_figure
 
@@ -32,10 +32,10 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     variances = {
-        model.name: statistics.channel_variance
-        for model, statistics in gather_statistics(
-            command_line.load_models(args), args, args.normalize
-        )
+        model.name: measure_statistics(
+            model, args.features, args.normalize, args.max_images
+        ).channel_variance
+        for model in command_line.load_models(args)
     }
     figure, edges, counts = draw_channel_variance(variances, args.bins, args.log)
     written = [args.out / 'channel_variance.json', args.out / 'channel_variance.png']
@@ -55,7 +55,7 @@ def main(argv=None):
     save_figure(figure, written[1])
     for name, v in variances.items():
         print(f'{name}: mean class-wise variance {v.mean():.4g} of {len(v)} channels')
-    command_line.report(written)
+    print(*written, sep='\n')
 
 
 if __name__ == '__main__':

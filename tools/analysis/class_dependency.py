@@ -15,7 +15,7 @@ Example:
 from mmseg_cmdl.analysis import (
     chosen_classes,
     command_line,
-    gather_statistics,
+    measure_statistics,
     off_diagonal_mean,
 )
 from mmseg_cmdl.analysis.class_statistics import SIMILARITIES
@@ -55,7 +55,8 @@ def main(argv=None):
     matrices, numbers = {}, {}
     # a product of centres, and so CAR's loss between them, is about the lengths too
     normalize = args.similarity == 'cosine' and not args.raw
-    for model, statistics in gather_statistics(command_line.load_models(args), args, normalize):
+    for model in command_line.load_models(args):
+        statistics = measure_statistics(model, args.features, normalize, args.max_images)
         matrices[model.name] = statistics.similarity(args.similarity)
         numbers[model.name] = dict(
             similarity=matrices[model.name],
@@ -85,12 +86,12 @@ def main(argv=None):
         [classes[k] for k in wanted],
         TITLES[args.similarity],
         [
-            f'mean {off_diagonal_mean(m):.3f}' if off_diagonal_mean(m) is not None else ''
-            for m in matrices.values()
+            '' if found['off_diagonal_mean'] is None else f'mean {found["off_diagonal_mean"]:.3f}'
+            for found in numbers.values()
         ],
     )
     save_figure(figure, written[1])
-    command_line.report(written)
+    print(*written, sep='\n')
 
 
 if __name__ == '__main__':

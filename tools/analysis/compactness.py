@@ -12,10 +12,9 @@ Example:
 """
 
 import numpy as np
-from prettytable import PrettyTable
 
-from mmseg_cmdl.analysis import DistributionUsage, command_line, gather_statistics
-from mmseg_cmdl.command_line import tool
+from mmseg_cmdl.analysis import DistributionUsage, command_line, measure_statistics
+from mmseg_cmdl.command_line import text_table, tool
 from mmseg_cmdl.visualization import draw_class_bars, save_figure
 
 COLUMNS = dict(
@@ -46,32 +45,23 @@ def nearest_without_diagonal(distances):
     return np.where(np.isfinite(nearest), nearest, np.nan)
 
 
+def distribution_usage(model, max_images):
+    """Of a model that has distributions; on its embeddings, whatever the other numbers are of."""
+    usage = DistributionUsage(model.memory.class_vectors())
+    indices = command_line.image_indices(len(model.dataset), max_images)
+    examples = model.examples(indices, 'embedding')
+    for example in command_line.progress(examples, len(indices), f'{model.name}, embeddings'):
+        usage.add(example.features, example.labels)
+    return usage
+
+
 @tool
 def main(argv=None):
     args = parse_args(argv)
-    usages = {}
-
-    def count_distributions(model):
-        """For models that have distributions: counts on their embeddings, whatever the features."""
-        if model.memory is None or model.memory.class_vectors().shape[1] == 1:
-            return None
-        usage = usages[model.name] = DistributionUsage(model.memory.class_vectors())
-
-        def add(example):
-            embedded = (
-                example
-                if args.features == 'embedding'
-                else model.example(example.index, 'embedding')
-            )
-            usage.add(embedded.features, embedded.labels)
-
-        return add
-
     numbers, variance, nearest, accuracy = {}, {}, {}, {}
-    for model, statistics in gather_statistics(
-        command_line.load_models(args), args, not args.raw, count_distributions
-    ):
+    for model in command_line.load_models(args):
         name, classes = model.name, model.classes
+        statistics = measure_statistics(model, args.features, not args.raw, args.max_images)
         distances = statistics.center_distances
         variance[name] = statistics.intra_class_variance
         nearest[name] = nearest_without_diagonal(distances)
@@ -84,8 +74,8 @@ def main(argv=None):
             for k, c in enumerate(classes)
         }
         numbers[name] = dict(all=statistics.summary(), classes=by_class, center_distances=distances)
-        if name in usages:
-            found = usages[name].numbers(classes)
+        if model.memory is not None and model.memory.class_vectors().shape[1] > 1:
+            found = distribution_usage(model, args.max_images).numbers(classes)
             key = 'nearest_distribution_accuracy'
             accuracy[name] = np.array([c[key] for c in found['classes'].values()])
             numbers[name]['all'].update(
@@ -112,14 +102,12 @@ def main(argv=None):
         for key in COLUMNS
         if any(found['all'].get(key) is not None for found in numbers.values())
     ]
-    table = PrettyTable(['model', *(COLUMNS[key] for key in shown)])
-    table.align = 'r'
-    table.align['model'] = 'l'
+    rows = []
     for name, found in numbers.items():
         values = (found['all'].get(key) for key in shown)
-        table.add_row([name, *('-' if v is None else f'{v:.4g}' for v in values)])
-    print(table)
-    command_line.report(written)
+        rows.append([name, *('-' if v is None else f'{v:.4g}' for v in values)])
+    print(text_table(['model', *(COLUMNS[key] for key in shown)], rows))
+    print(*written, sep='\n')
 
 
 if __name__ == '__main__':

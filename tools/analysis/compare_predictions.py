@@ -15,7 +15,6 @@ Example:
 import os
 
 import numpy as np
-from prettytable import PrettyTable
 
 from mmseg_cmdl.analysis import (
     class_iou,
@@ -24,7 +23,7 @@ from mmseg_cmdl.analysis import (
     mean_iou,
     pixel_accuracy,
 )
-from mmseg_cmdl.command_line import not_negative, positive, tool
+from mmseg_cmdl.command_line import not_negative, positive, text_table, tool
 from mmseg_cmdl.errors import InputError
 from mmseg_cmdl.visualization import (
     PredictedImage,
@@ -202,16 +201,13 @@ def main(argv=None):
         ),
     )
 
-    table = PrettyTable(['model', 'mIoU', 'aAcc', 'mean of image mIoU'])
-    table.align = 'r'
-    table.align['model'] = 'l'
+    rows = []
     for name, found in totals.items():
         of_images = [v['mIoU'] for v in per_image[name].values() if v['mIoU'] is not None]
-        table.add_row(
-            [name, f'{found["mIoU"]:.2f}', f'{found["aAcc"]:.2f}', f'{np.mean(of_images):.2f}']
-        )
-    print(table)
-    command_line.report(written)
+        values = found['mIoU'], found['aAcc'], np.mean(of_images)
+        rows.append([name, *(f'{value:.2f}' for value in values)])
+    print(text_table(['model', 'mIoU', 'aAcc', 'mean of image mIoU'], rows))
+    print(*written, sep='\n')
 
 
 if __name__ == '__main__':

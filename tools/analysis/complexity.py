@@ -15,17 +15,16 @@ import argparse
 from pathlib import Path
 
 import torch
-from prettytable import PrettyTable
 
 from mmseg_cmdl.analysis import command_line, measure_complexity
 from mmseg_cmdl.analysis.complexity import (
+    CONTEXTS,
     MCIBI_TABLE_3,
     MCIBI_TABLE_3_SIZE,
-    available_contexts,
     build_context,
     head_of_config,
 )
-from mmseg_cmdl.command_line import device, number, positive, seed, tool
+from mmseg_cmdl.command_line import device, number, positive, seed, text_table, tool
 from mmseg_cmdl.errors import InputError
 from mmseg_cmdl.launch import add_overrides, as_typed, load_config, one_line, type_name
 from mmseg_cmdl.visualization import draw_complexity, save_figure
@@ -36,12 +35,11 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    contexts = available_contexts()
     parser.add_argument(
         '--out', type=Path, required=True, metavar='FOLDER', help='folder for table and picture'
     )
     parser.add_argument(
-        '--modules', nargs='+', metavar='NAME', help=f'any of: {", ".join(contexts)} (default: all)'
+        '--modules', nargs='+', metavar='NAME', help=f'any of: {", ".join(CONTEXTS)} (default: all)'
     )
     parser.add_argument(
         '--configs',
@@ -73,10 +71,10 @@ def parse_args(argv=None):
     parser.add_argument('--seed', type=seed, default=0, help='(default: 0)')
     add_overrides(parser, '--configs')
     args = parser.parse_args(argv)
-    unknown = set(args.modules or ()) - set(contexts)
+    unknown = set(args.modules or ()) - set(CONTEXTS)
     if unknown:
         parser.error(
-            f'there is no module {", ".join(sorted(unknown))}; there are: {", ".join(contexts)}'
+            f'there is no module {", ".join(sorted(unknown))}; there are: {", ".join(CONTEXTS)}'
         )
     refuse_same(args.out, args.configs, '--out')
     make_folder(args.out)
@@ -102,8 +100,7 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     heads = {}
     if not args.configs or args.modules:
-        contexts = available_contexts()
-        heads = {name: contexts[name] for name in args.modules or contexts}
+        heads = {name: CONTEXTS[name] for name in args.modules or CONTEXTS}
     for path in args.configs:
         head = head_of_config(load_config(path, args.cfg_options))
         heads[Path(path).stem] = {**head, 'in_channels': args.size[1]}
@@ -130,15 +127,14 @@ def main(argv=None):
     header = ['module', 'params M', 'GMACs', 'of convs', 'ms', 'MiB']
     if comparable:
         header += ['paper: M', 'paper: GMACs', 'paper: ms (V100)']
-    table = PrettyTable(header)
-    table.align = 'r'
-    table.align['module'] = 'l'
+    lines = []
     for row in rows:
         values = [row[key] for key in ('params_m', 'gmacs', 'convs_gmacs', 'ms', 'peak_mib')]
         if comparable:
             values += row['paper'] or [None] * 3
-        table.add_row([row['module'], *('-' if v is None else f'{v:.2f}' for v in values)])
-    print(f'Inference on a {size} map, heads without classifier, on {device}\n{table}')
+        lines.append([row['module'], *('-' if v is None else f'{v:.2f}' for v in values)])
+    print(f'Inference on a {size} map, heads without classifier, on {device}')
+    print(text_table(header, lines))
     written = [args.out / 'complexity.json', args.out / 'complexity.png']
     command_line.write_json(
         written[0],
@@ -152,7 +148,7 @@ def main(argv=None):
         ),
     )
     save_figure(draw_complexity(rows, f'{size} features, {device}'), written[1])
-    command_line.report(written)
+    print(*written, sep='\n')
 
 
 if __name__ == '__main__':

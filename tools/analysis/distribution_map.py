@@ -11,8 +11,9 @@ Example:
     python tools/analysis/distribution_map.py CONFIG CHECKPOINT --out work_dirs/map --draw 0 1 2 3
 """
 
-import heapq
 import re
+from heapq import nlargest
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ import torch
 from mmseg_cmdl.analysis import (
     DistributionUsage,
     NearestPatches,
+    assign,
     chosen_classes,
     command_line,
     entropy,
@@ -33,29 +35,7 @@ from mmseg_cmdl.visualization import (
     draw_usage,
     save_figure,
 )
-
-
-class BestImages:
-    """For each class the images with most of its pixels."""
-
-    def __init__(self, num_classes, count):
-        self.count = count
-        self.heaps = [[] for _ in range(num_classes)]
-
-    def add(self, index, mapped, wanted):
-        counts = np.bincount(
-            mapped.classes[mapped.classes < 255].ravel(), minlength=len(self.heaps)
-        )
-        for k in wanted:
-            entry = (int(counts[k]), -index, mapped)
-            heap = self.heaps[k]
-            if counts[k] and len(heap) < self.count:
-                heapq.heappush(heap, entry)
-            elif counts[k] and self.count and entry[:2] > heap[0][:2]:
-                heapq.heapreplace(heap, entry)
-
-    def of(self, k):
-        return [entry[2] for entry in sorted(self.heaps[k], key=lambda e: e[:2], reverse=True)]
+from mmseg_cmdl.visualization.style import resize_nearest
 
 
 def parse_args(argv=None):
@@ -131,12 +111,11 @@ def main(argv=None):
     num_classes, count, _ = bank.class_vectors().shape
     usage = DistributionUsage(bank.class_vectors(), args.dead_share, args.duplicate_cosine)
     nearest = NearestPatches(num_classes, count, args.patches, args.patch_size)
-    best, drawn = BestImages(num_classes, args.images_per_class), {}
+    best, drawn = {k: [] for k in wanted}, {}  # of each class the images with most of its pixels
     indices = command_line.image_indices(len(model.dataset), args.max_images)
     judged = set(indices)
-    draw = args.draw or range(min(4, len(model.dataset)))
-    draw = list(dict.fromkeys(draw))
-    outside = [i for i in draw if not 0 <= i < len(model.dataset)]
+    draw = list(dict.fromkeys(args.draw or range(min(4, len(model.dataset)))))
+    outside = [i for i in draw if i >= len(model.dataset)]
     if outside:
         raise InputError(f'--draw {outside[0]}: the split has images 0 to {len(model.dataset) - 1}')
     by_prediction = args.assign_by == 'predictions'
@@ -151,16 +130,14 @@ def main(argv=None):
     ):
         classes = example.labels
         if by_prediction:
-            h, w = classes.shape
-            rows, cols = (
-                np.arange(n) * full // n for n, full in zip((h, w), example.prediction.shape)
-            )
-            found = torch.from_numpy(example.prediction[rows[:, None], cols].astype(np.int64))
-            classes = torch.where(classes == 255, 255, found)
+            found = resize_nearest(example.prediction, classes.shape).astype(np.int64)
+            classes = torch.where(classes == 255, 255, torch.from_numpy(found))
         counted = example.index in judged
         # the images that are only drawn don't count
-        assignment = (usage if counted else DistributionUsage(bank.class_vectors())).add(
-            example.features, classes
+        assignment = (
+            usage.add(example.features, classes)
+            if counted
+            else assign(example.features, classes, usage.distributions)
         )
         mapped = MappedImage(
             f'image {example.index}',
@@ -175,7 +152,13 @@ def main(argv=None):
             # many are held at once, and drawn small
             step = -(-max(example.image.shape[:2]) // 512)
             image = np.ascontiguousarray(example.image[::step, ::step])
-            best.add(example.index, mapped._replace(image=image, truth=None), wanted)
+            mapped = mapped._replace(image=image, truth=None)
+            for k in wanted:
+                pixels = int((mapped.classes == k).sum())
+                if pixels:
+                    best[k] = nlargest(
+                        args.images_per_class, [*best[k], (pixels, mapped)], itemgetter(0)
+                    )
             if args.patches:
                 nearest.add(example.image, example.index, classes, assignment, example.stride)
 
@@ -217,7 +200,7 @@ def main(argv=None):
             draw_class(
                 name,
                 k,
-                best.of(k),
+                [mapped for _, mapped in best[k]],
                 usage.shares[k],
                 np.array(per_class[k]['mean_similarity']),
                 usage.dead[k],
@@ -231,7 +214,7 @@ def main(argv=None):
         f'{summary["dead"]} dead and {summary["duplicates"]} duplicate distributions, nearest '
         f'distribution of the right class for {summary["nearest_distribution_accuracy"]}%'
     )
-    command_line.report(written)
+    print(*written, sep='\n')
 
 
 if __name__ == '__main__':

@@ -111,7 +111,7 @@ def main(argv=None):
             split=args.split,
         ),
     )
-    command_line.report(written)
+    print(*written, sep='\n')
 
 
 if __name__ == '__main__':

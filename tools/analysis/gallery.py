@@ -15,6 +15,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Callable, List, NamedTuple, Optional, Sequence
 
 from PIL import Image
 
@@ -26,25 +27,18 @@ from mmseg_cmdl.written_files import make_folder, written_beside
 
 FOLDERS = {'FCN': 'fcn', 'MDRL': 'mdrl_fcn'}  # of each model in that of the demo
 NAMES = tuple(FOLDERS)
-BOTH, MDRL = 'CONFIG CHECKPOINT MDRL_CONFIG MDRL_CHECKPOINT', 'MDRL_CONFIG MDRL_CHECKPOINT'
 
 
-class Figure:
-    """A picture of the gallery.
+class Figure(NamedTuple):
+    """A picture of the gallery."""
 
-    Args:
-        title (str): Heading.
-        command (str): Module of tools/analysis.
-        arguments (str): After the models.
-        pictures (list[str]): Of what it writes, those that are shown.
-        text (str): What is to be seen.
-        both (bool): Takes both models, else MDRL alone.
-        numbers (callable, optional): From the folder it wrote, a line with its main numbers.
-    """
-
-    def __init__(self, title, command, arguments, pictures, text, both=True, numbers=None):
-        self.title, self.command, self.arguments = title, command, arguments
-        self.pictures, self.text, self.both, self.numbers = pictures, text, both, numbers
+    title: str
+    command: str  # module of tools/analysis
+    arguments: Optional[str]  # after the models; None: what an earlier figure's command wrote
+    pictures: List[str]  # of what it writes, those that are shown
+    text: str  # what is to be seen
+    names: Sequence[str] = NAMES  # of the models that it takes
+    numbers: Optional[Callable] = None  # from the folder it wrote, a line with its main numbers
 
 
 def _read(folder, name):
@@ -95,7 +89,7 @@ FIGURES = [
         ['maps.png'],
         "Each pixel in the color of its class, and in the shade of the nearest of the class's "
         'distributions.',
-        both=False,
+        names=['MDRL'],
     ),
     Figure(
         'What a distribution stands for',
@@ -104,7 +98,7 @@ FIGURES = [
         ['class_02_arid.png', 'class_05_polar.png'],
         'Above, the pixels of the class in the color of their distribution; below, for each '
         "distribution its share of the class's pixels and the real pixels nearest to it.",
-        both=False,
+        names=['MDRL'],
     ),
     Figure(
         'How evenly distributions are used',
@@ -114,7 +108,7 @@ FIGURES = [
         "On the left the share of the class's pixels that each distribution has, with a cross for "
         'a dead one. On the right how even these shares are, and for how many pixels the nearest '
         'distribution is of the right class.',
-        both=False,
+        names=['MDRL'],
         numbers=_usage,
     ),
     Figure(
@@ -181,6 +175,7 @@ FIGURES = [
         ['complexity.png'],
         'Context modules on one feature size. Without `--seconds 0` they are timed too; MCIBI, '
         'table 3, has a larger map: `--size 1 2048 128 128 --channels 512`, the default.',
+        names=[],
         numbers=_complexity,
     ),
 ]
@@ -217,11 +212,6 @@ def parse_args(argv=None):
         metavar='FOLDER',
         help='keep all pictures and numbers there (default: they are not kept)',
     )
-    parser.add_argument(
-        '--reuse',
-        action='store_true',
-        help='take what an earlier run left in --work-dir instead of drawing it again',
-    )
     parser.add_argument('--max-images', type=positive, help='of the split (default: all)')
     parser.add_argument(
         '--only',
@@ -231,14 +221,11 @@ def parse_args(argv=None):
         help='only figures of these commands',
     )
     parser.add_argument('--seed', type=seed, default=0, help='(default: 0)')
-    args = parser.parse_args(argv)
-    if args.reuse and args.work_dir is None:
-        parser.error('--reuse needs --work-dir, where an earlier run left its pictures')
-    return args
+    return parser.parse_args(argv)
 
 
 def models_of_demo(folder):
-    """Config and checkpoint of both models.
+    """Config and checkpoint of both models, one after the other.
 
     Raises:
         InputError: The demo hasn't run there.
@@ -265,13 +252,12 @@ def run(figure, models, folder, args):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     arguments = [*figure.arguments.split(), '--out', str(folder), '--seed', str(args.seed)]
-    if figure.command != 'complexity':
-        arguments = [*(models if figure.both else models[2:]), *arguments]
-        if figure.both:
-            arguments += ['--names', *NAMES]
-        if args.max_images and figure.command != 'pixel_relation':
-            arguments += ['--max-images', str(args.max_images)]
-    module.main(arguments)
+    if len(figure.names) > 1:
+        arguments += ['--names', *figure.names]
+    if args.max_images and figure.command not in ('pixel_relation', 'complexity'):
+        arguments += ['--max-images', str(args.max_images)]
+    files = [file for name in figure.names for file in models[name]]
+    module.main([*files, *arguments])
 
 
 def small_copy(source, target, small=100_000):
@@ -287,10 +273,11 @@ def small_copy(source, target, small=100_000):
 
 def command_line_of(figure):
     """As a user types it."""
-    models = '' if figure.command == 'complexity' else (BOTH if figure.both else MDRL) + ' '
-    names = ' --names ' + ' '.join(NAMES) if figure.both and figure.command != 'complexity' else ''
+    words = {'FCN': ' CONFIG CHECKPOINT', 'MDRL': ' MDRL_CONFIG MDRL_CHECKPOINT'}
+    models = ''.join(words[name] for name in figure.names)
+    names = ' --names ' + ' '.join(figure.names) if len(figure.names) > 1 else ''
     lines = [
-        f'python tools/analysis/{figure.command}.py {models}'.rstrip(),
+        f'python tools/analysis/{figure.command}.py{models}',
         f'--out FOLDER{names} {figure.arguments}'.rstrip(),
     ]
     short = sum(map(len, lines)) < 90
@@ -300,7 +287,8 @@ def command_line_of(figure):
 @tool
 def main(argv=None):
     args = parse_args(argv)
-    models = args.models or models_of_demo(args.demo)
+    files = args.models or models_of_demo(args.demo)
+    models = dict(zip(NAMES, (files[:2], files[2:])))
     work = args.work_dir or Path(tempfile.mkdtemp(prefix='gallery_'))
     pictures = args.out / 'pictures'
     make_folder(pictures)
@@ -325,9 +313,7 @@ def main(argv=None):
             if args.only and figure.command not in args.only:
                 continue
             folder = work / figure.command
-            drawn = args.reuse and all((folder / name).is_file() for name in figure.pictures)
-            # None: what ran before has drawn it
-            if figure.arguments is not None and not drawn:
+            if figure.arguments is not None:
                 print(f'\n{figure.command}', flush=True)
                 run(figure, models, folder, args)
             lines += [f'## {figure.title}', '', figure.text, '']

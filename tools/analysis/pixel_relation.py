@@ -138,7 +138,7 @@ def main(argv=None):
         pixels=np.array([row[0] for row in rows]),
         **arrays,
     )
-    command_line.report(written)
+    print(*written, sep='\n')
 
 
 if __name__ == '__main__':
