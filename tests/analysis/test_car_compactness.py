@@ -1,7 +1,5 @@
 """CAR makes classes compact and their centres dissimilar, against the same training without it."""
 
-import json
-
 import pytest
 import torch
 from mmengine.config import Config
@@ -12,7 +10,7 @@ from mmseg.registry import DATASETS, MODELS
 from mmseg_cmdl.analysis import ExaminedModel, measure_statistics
 from mmseg_cmdl.launch import configs_folder
 from tests import tiny
-from tests.analysis.conftest import tool
+from tests.analysis.conftest import run_tool
 from tests.tools.test_train_test import own_folder, run, train  # noqa: F401
 
 SIZE = 64
@@ -97,13 +95,7 @@ def trained_on(model, items, iterations, batch=4):
     return model
 
 
-def show(capsys, results):
-    with capsys.disabled():
-        for name, result in results.items():
-            print(f'\n{name}: {result}', end='')
-
-
-def test_on_scenes_that_neither_has_seen(capsys):
+def test_on_scenes_that_neither_has_seen():
     data, unseen = scenes('train', 32), scenes('val', 8)
     data = [data[i] for i in range(len(data))]
     results = {}
@@ -113,7 +105,6 @@ def test_on_scenes_that_neither_has_seen(capsys):
         results[name] = measure_statistics(
             ExaminedModel(model, unseen, name), normalize=False
         ).summary()
-    show(capsys, results)
     plain, car = results['plain'], results['CAR']
     assert car['intra_class_variance'] < 0.8 * plain['intra_class_variance']
     assert car['relative_variance'] < plain['relative_variance']
@@ -127,10 +118,8 @@ def test_one_checkpoint_is_as_compact_with_car_as_without(tiny_data, tmp_path, c
     config.write_text("_base_ = 'tiny_fcn.py'\nmodel = dict(type='CAREncoderDecoder')\n")
     run(train.main, plain, '--work-dir', tmp_path / 'work')
     checkpoint = str(tmp_path / 'work' / 'iter_4.pth')
-    tool('compactness').main(
-        [str(plain), checkpoint, str(config), checkpoint, '--raw', '--out', str(tmp_path / 'out')]
-    )
-    numbers = json.loads((tmp_path / 'out' / 'compactness.json').read_text())['models']
+    files = [str(plain), checkpoint, str(config), checkpoint]
+    numbers = run_tool('compactness', files, tmp_path / 'out', '--raw')['models']
     first, second = numbers['tiny_fcn'], numbers['tiny_car']
     assert sum(entry['pixels'] for entry in first['classes'].values()) > 20
     assert first['all']['intra_class_variance'] > 0
@@ -140,7 +129,7 @@ def test_one_checkpoint_is_as_compact_with_car_as_without(tiny_data, tmp_path, c
 
 
 @pytest.mark.long
-def test_on_camvid(camvid_root, tmp_path, capsys):
+def test_on_camvid(camvid_root, tmp_path):
     """The configs whose measured numbers are in configs/car/README.md, with a tenth of the images:
     half the batch, a fifth of the iterations.
     """
@@ -161,6 +150,5 @@ def test_on_camvid(camvid_root, tmp_path, capsys):
             tmp_path / f'{name}.py', tmp_path / name / f'iter_{iterations}.pth'
         )
         results[name] = measure_statistics(examined, normalize=False, max_images=20).summary()
-    show(capsys, results)
     for key in ('intra_class_variance', 'relative_variance', 'center_similarity'):
         assert results['CAR'][key] < results['plain'][key], key
