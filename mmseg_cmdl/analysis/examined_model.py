@@ -8,7 +8,7 @@ from typing import Iterable, Iterator, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmseg.datasets import BaseSegDataset
 from mmseg.models.segmentors import BaseSegmentor
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..checkpoint_file import load_state
 from ..compat import swaps_channels
+from ..data_guard import leaves
 from ..errors import InputError
 from ..launch import checked_checkpoint, load_config, setting_up, without_pretrained
 from ..models.memory import MemoryBank
@@ -308,25 +309,13 @@ def build_dataset(cfg: Config, split: str) -> BaseSegDataset:
                 f'{cfg.filename} has no val_dataloader whose pipeline the '
                 'training images could go through'
             )
-        pipeline = _innermost(plain.dataset).pipeline
-        _set_pipeline(dataset, pipeline)
+        pipeline = next(leaves(plain.dataset)).pipeline
+        for part in leaves(dataset):
+            part.pipeline = pipeline
     from mmengine.registry import init_default_scope
 
     init_default_scope(cfg.get('default_scope') or 'mmseg')
     return DATASETS.build(dataset)
-
-
-def _innermost(dataset: ConfigDict) -> ConfigDict:
-    while 'pipeline' not in dataset and ('dataset' in dataset or 'datasets' in dataset):
-        dataset = dataset.dataset if 'dataset' in dataset else dataset.datasets[0]
-    return dataset
-
-
-def _set_pipeline(dataset: ConfigDict, pipeline: list) -> None:
-    for inner in [dataset.dataset] if 'dataset' in dataset else dataset.get('datasets', []):
-        _set_pipeline(inner, pipeline)
-    if 'dataset' not in dataset and 'datasets' not in dataset:
-        dataset.pipeline = pipeline
 
 
 def _palette(classes: Sequence[str]) -> list:

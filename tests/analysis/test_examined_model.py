@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
 from mmseg_cmdl.analysis import ExaminedModel, chosen_classes
@@ -74,6 +75,13 @@ def test_training_images_come_without_augmentation(trained):
     model = ExaminedModel.load(*trained.fcn, split='train')
     for index in (0, 0, 3):
         np.testing.assert_array_equal(model.example(index).image, model.dataset.render(index).image)
+    inner = Config.fromfile(trained.fcn[0]).train_dataloader.dataset
+    wrapped = dict(type='RepeatDataset', times=2, dataset=inner, _delete_=True)
+    repeated = ExaminedModel.load(
+        *trained.fcn, split='train', options={'train_dataloader.dataset': wrapped}
+    )
+    image = repeated.example(IMAGES + 3).image
+    np.testing.assert_array_equal(image, model.dataset.render(3).image)
 
 
 @pytest.mark.parametrize(('call', 'message'), [
