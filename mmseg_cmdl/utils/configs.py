@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Dict, List, Optional, Sequence, Union
 
 from mmseg.registry import MODELS
@@ -56,7 +56,7 @@ def check_counts(owner: object, **options: int) -> None:
         ValueError: Names the option.
     """
     for name, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(
                 f'{type(owner).__name__}: {name} must be an integer of at least 1, got {value!r}'
             )

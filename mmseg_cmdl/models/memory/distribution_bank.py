@@ -15,6 +15,7 @@ from ...utils import (
     all_reduce_sum_,
     all_reduce_together,
     at_least_float32,
+    check_counts,
     check_finite,
     class_rows,
     entropy_of_counts,
@@ -96,7 +97,8 @@ class DistributionBank(MemoryBank):
         init: str = 'random',
     ):
         super().__init__(None if init == 'random' else init)
-        self._check_counts(
+        check_counts(
+            self,
             num_classes=num_classes,
             num_distributions=num_distributions,
             channels=channels,

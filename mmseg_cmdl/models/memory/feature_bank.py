@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...registry import MODELS
-from ...utils import all_reduce_sum_, at_least_float32
+from ...utils import all_reduce_sum_, at_least_float32, check_counts
 from .class_sums import ClassSums, class_sums
 from .initial_memory import InitialMemory
 from .memory_bank import MemoryBank
@@ -61,7 +61,7 @@ class FeatureBank(MemoryBank):
         self, num_classes: int, channels: int, strategy: str = 'cosine', init: str = 'first_seen'
     ):
         super().__init__(None if init == 'first_seen' else init)
-        self._check_counts(num_classes=num_classes, channels=channels)
+        check_counts(self, num_classes=num_classes, channels=channels)
         if strategy not in ('cosine', 'mean'):
             raise ValueError(f"FeatureBank: strategy must be 'cosine' or 'mean', got {strategy!r}")
         self.num_classes = num_classes

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...registry import MODELS
-from ...utils import all_reduce_sum_, at_least_float32, check_finite
+from ...utils import all_reduce_sum_, at_least_float32, check_counts, check_finite
 from .class_sums import class_sums
 from .feature_bank import FeatureUpdate
 from .initial_memory import InitialMemory
@@ -78,7 +78,7 @@ class GaussianBank(MemoryBank):
         init: str = 'standard',
     ):
         super().__init__(None if init == 'standard' else init)
-        self._check_counts(num_classes=num_classes)
+        check_counts(self, num_classes=num_classes)
         check_finite(self, momentum=momentum)
         if not 0 <= momentum <= 1:
             raise ValueError(
@@ -91,7 +91,7 @@ class GaussianBank(MemoryBank):
         self.register_buffer('statistics', torch.tensor([[0.0, 1.0]]).repeat(num_classes, 1))
         self.register_buffer('num_updates', torch.zeros((), dtype=torch.int64))
         if channels is not None:
-            self._check_counts(channels=channels)
+            check_counts(self, channels=channels)
             if channels < 2:
                 raise ValueError(
                     'GaussianBank: channels must be at least 2 for a standard deviation over them, '

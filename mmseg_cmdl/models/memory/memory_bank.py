@@ -2,7 +2,6 @@
 
 import logging
 from abc import ABC, abstractmethod
-from numbers import Integral
 from typing import Any, Dict, List, Optional, Tuple
 
 import mmengine.dist as dist
@@ -156,13 +155,6 @@ class MemoryBank(nn.Module, ABC):
         had_one = before.norm(dim=-1) > 0
         drift = torch.where(had_one, angles, 0).sum() / had_one.sum().clamp(min=1)
         return dict(bank_drift=float(drift), bank_filled=int(self.filled_classes().sum()))
-
-    def _check_counts(self, **counts: int) -> None:
-        for name, count in counts.items():
-            if not isinstance(count, Integral) or count < 1:
-                raise ValueError(
-                    f'{type(self).__name__}: {name} must be an integer of at least 1, got {count!r}'
-                )
 
     def _check_pixels(
         self, vectors: Tensor, labels: Tensor, channels: Optional[int], maps: bool, **others: Any
