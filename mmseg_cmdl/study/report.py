@@ -292,8 +292,9 @@ def conclusions(study: dict) -> List[str]:
             sound = arm.get('difference_without_failures')
             if sound and sound['mean'] is not None:
                 words.append(f'without failed runs {_interval(sound)} over {sound["count"]} seeds')
-        for against in arm.get('controls', {}).values():
-            words.append(against['verdict']['words'])
+        for name, against in arm.get('controls', {}).items():
+            said = against['verdict']['words']
+            words.append(said if name in said else f'against its control {name}: {said}')
         if words:
             out.append(f'{arm["name"]}: ' + '. '.join(w[0].upper() + w[1:] for w in words) + '.')
     if study['precise_bn']:

@@ -184,6 +184,8 @@ def test_controls_are_compared_with_their_arm(folder):
     expected = np.mean([miou(a) - miou(b) for a, b in ((66, 66), (70, 69), (70, 71))])
     assert against['mIoU']['mean'] == pytest.approx(expected, abs=1e-4)
     assert against['verdict']['kind'] == 'open'
+    words = f'Against its control mdrl~pixels: {against["verdict"]["words"]}'
+    assert any(line.startswith('mdrl: ') and words in line for line in report.conclusions(study))
     # a control adds no comparison to the baseline
     p = [arm_of(study, name)['difference'] for name in ('mdrl', 'car')]
     assert p[0]['adjusted_p'] == pytest.approx(2 * p[0]['mIoU']['p'], abs=2e-4)
