@@ -4,7 +4,7 @@ Source: DGCW, eq. 8 (class average features and their variance per channel); CAR
 (similarity of class centres), which its losses lower together with the variance inside classes.
 """
 
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -179,6 +179,7 @@ def measure_statistics(
     features: str = 'classifier',
     normalize: bool = True,
     max_images: Optional[int] = None,
+    also: Any = None,
 ) -> ClassStatistics:
     """Class statistics of a model over its data set.
 
@@ -188,6 +189,7 @@ def measure_statistics(
             `conv_seg`: with CAR what its losses work on, without it what they would.
         normalize (bool): See :class:`ClassStatistics`.
         max_images (int, optional): Largest number of images, spread evenly; all by default.
+        also: Gets the same pixels by its own `add`, as a :class:`DistributionUsage`, in this pass.
 
     Raises:
         InputError: No image has a labelled pixel.
@@ -196,6 +198,8 @@ def measure_statistics(
     indices = image_indices(len(model.dataset), max_images)
     for example in progress(model.examples(indices, features), len(indices), model.name):
         statistics.add(example.features, example.labels)
+        if also is not None:
+            also.add(example.features, example.labels)
     if not statistics.present.any():
         raise InputError(f'no image of the split that {model.name} was shown has a labelled pixel')
     return statistics

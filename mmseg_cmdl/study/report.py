@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import mmengine
-from prettytable import PrettyTable
 
+from ..command_line import text_table
 from .jobs import describe
 from .plan import write_json
 from .recorder import read_result, rounded, unpack_areas
@@ -365,11 +365,7 @@ def has_curves(study: dict) -> bool:
 
 def as_text(study: dict) -> str:
     """For a terminal."""
-    table = PrettyTable(HEADER)
-    table.align = 'r'
-    table.align['arm'] = 'l'
-    table.add_rows(rows(study))
-    return '\n'.join([str(table), *conclusions(study)])
+    return '\n'.join([text_table(HEADER, rows(study)), *conclusions(study)])
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:

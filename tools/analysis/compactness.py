@@ -45,14 +45,25 @@ def nearest_without_diagonal(distances):
     return np.where(np.isfinite(nearest), nearest, np.nan)
 
 
-def distribution_usage(model, max_images):
-    """Of a model that has distributions; on its embeddings, whatever the other numbers are of."""
-    usage = DistributionUsage(model.memory.class_vectors())
-    indices = command_line.image_indices(len(model.dataset), max_images)
-    examples = model.examples(indices, 'embedding')
-    for example in command_line.progress(examples, len(indices), f'{model.name}, embeddings'):
-        usage.add(example.features, example.labels)
-    return usage
+def measure(model, args):
+    """Statistics of the classes, and of a model that has distributions their use, else None.
+
+    The use is of the embeddings, whatever the other numbers are of: of another pass where those are
+    not of embeddings.
+    """
+    usage = None
+    if model.memory is not None and model.memory.class_vectors().shape[1] > 1:
+        usage = DistributionUsage(model.memory.class_vectors())
+    together = usage if args.features == 'embedding' else None
+    statistics = measure_statistics(
+        model, args.features, not args.raw, args.max_images, also=together
+    )
+    if usage is not None and together is None:
+        indices = command_line.image_indices(len(model.dataset), args.max_images)
+        examples = model.examples(indices, 'embedding')
+        for example in command_line.progress(examples, len(indices), f'{model.name}, embeddings'):
+            usage.add(example.features, example.labels)
+    return statistics, usage
 
 
 @tool
@@ -61,7 +72,7 @@ def main(argv=None):
     numbers, variance, nearest, accuracy = {}, {}, {}, {}
     for model in command_line.load_models(args):
         name, classes = model.name, model.classes
-        statistics = measure_statistics(model, args.features, not args.raw, args.max_images)
+        statistics, usage = measure(model, args)
         distances = statistics.center_distances
         variance[name] = statistics.intra_class_variance
         nearest[name] = nearest_without_diagonal(distances)
@@ -74,8 +85,8 @@ def main(argv=None):
             for k, c in enumerate(classes)
         }
         numbers[name] = dict(all=statistics.summary(), classes=by_class, center_distances=distances)
-        if model.memory is not None and model.memory.class_vectors().shape[1] > 1:
-            found = distribution_usage(model, args.max_images).numbers(classes)
+        if usage is not None:
+            found = usage.numbers(classes)
             key = 'nearest_distribution_accuracy'
             accuracy[name] = np.array([c[key] for c in found['classes'].values()])
             numbers[name]['all'].update(

@@ -203,6 +203,7 @@ class MDRLHead(DatasetContextHead):
         for loss in self.consistency.losses:
             if isinstance(loss, ClassLocalConsistencyLoss) and loss.norm is not None:
                 correct = (loss.class_scores(similarity).argmax(dim=-1) == labels).flatten()
+                break
         counted = self.bank.update_(
             embeddings.flatten(0, 2),
             labels.flatten(),

@@ -5,6 +5,7 @@ times the scores themselves at stride 8. Here it is taken of a band of label row
 the backward pass forms each band anew.
 """
 
+import math
 from typing import Optional
 
 import torch
@@ -41,7 +42,7 @@ def resized_cross_entropy(
     scores = at_least_float32(scores).contiguous()  # once, and not for each band
     if band_rows is None:
         band_bytes = _BAND_BYTES.get(scores.device.type, _BAND_BYTES['cuda'])
-        row_bytes = scores[:, :, 0, 0].numel() * classes.shape[2] * scores.element_size()
+        row_bytes = math.prod(scores.shape[:2]) * classes.shape[2] * scores.element_size()
         band_rows = max(1, band_bytes // row_bytes)
     with torch.autocast(scores.device.type, enabled=False):
         rows, cols = (

@@ -14,7 +14,6 @@ from ...registry import MODELS
 from ...utils import (
     all_reduce_sum_,
     all_reduce_together,
-    at_least_float32,
     check_counts,
     check_finite,
     class_rows,
@@ -175,7 +174,8 @@ class DistributionBank(MemoryBank):
         if not self.begin_update():
             return None
         with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
-            embeddings = embeddings.detach().to(at_least_float32(self.distributions).dtype)
+            precise = torch.promote_types(self.distributions.dtype, torch.float32)
+            embeddings = embeddings.detach().to(precise)
             if similarity is None:
                 similarity = self.similarity(embeddings)
             classes = class_rows(labels, self.num_classes, ignore_index)
