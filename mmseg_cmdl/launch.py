@@ -17,7 +17,7 @@ import tempfile
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterable, Iterator, List, Optional
+from typing import Any, Iterable, Iterator, List, Optional, Tuple
 from urllib.error import URLError
 
 import torch
@@ -46,8 +46,33 @@ def config_files() -> List[Path]:
     return sorted(configs_folder().glob('[!_]*/*.py'))
 
 
-class Overrides(DictAction):
-    """mmengine's DictAction that takes Python's lists and dicts too, and says what is wrong."""
+def parse_override(pair: str) -> Tuple[str, Any]:
+    """KEY=VALUE of a command line: values as mmengine's DictAction reads them, or Python's.
+
+    Raises:
+        InputError: It isn't of that form, or the value can't be read.
+    """
+    key, equals, value = pair.partition('=')
+    if not equals or not all(key.split('.')):
+        raise InputError(f'{pair!r} is not KEY=VALUE')
+    if value[:1] in ('[', '(', '{'):
+        try:
+            return key, ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            pass  # [a,b]: names without quotes
+    try:
+        return key, DictAction._parse_iterable(value)
+    except AssertionError as error:
+        raise InputError(f'{pair!r}: {error}') from None
+    except RecursionError:  # a call in brackets, [dict(a=1,b=2)]
+        raise InputError(
+            f"{pair!r}: the value is none of Python's numbers, strings, lists and dicts "
+            "(a dict reads {'a':1,'b':2})"
+        ) from None
+
+
+class Overrides(argparse.Action):
+    """KEY=VALUE words into a dict, see :func:`parse_override`."""
 
     def __call__(
         self,
@@ -56,21 +81,11 @@ class Overrides(DictAction):
         values: Any,
         option_string: Optional[str] = None,
     ) -> None:
-        for pair in values:
-            key, equals, value = pair.partition('=')
-            if not equals or not all(part for part in key.split('.')):
-                parser.error(f'argument {option_string}: {pair!r} is not KEY=VALUE')
-            try:
-                found = ast.literal_eval(value) if value[:1] in '[({' and value else None
-            except (SyntaxError, ValueError):
-                found = None  # [a,b]: names without quotes
-            if found is None:
-                try:
-                    found = self._parse_iterable(value)
-                except AssertionError as error:
-                    parser.error(f'argument {option_string}: {pair!r}: {error}')
-            options = {**(getattr(namespace, self.dest, None) or {}), key: found}
-            setattr(namespace, self.dest, options)
+        try:
+            found = dict(map(parse_override, values))
+        except InputError as error:
+            parser.error(f'argument {option_string}: {error}')
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest, None) or {}), **found})
 
 
 def add_overrides(parser: argparse.ArgumentParser, of: str = 'the config') -> None:

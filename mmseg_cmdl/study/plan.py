@@ -6,15 +6,16 @@ import inspect
 import json
 import re
 import shlex
-from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import mmengine
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
+from ..errors import InputError
+from ..launch import check_overrides, parse_override
 from ..models.decode_heads.dataset_context_head import DatasetContextHead
 from ..models.decode_heads.mcibi_head import MCIBIHead
 from ..models.decode_heads.mdrl_head import MDRLHead
@@ -181,13 +182,6 @@ def shorten(cfg: Config, iters: int) -> None:
         checkpoint.interval = scaled(checkpoint.interval)
 
 
-def parse_options(words: Sequence[str]) -> dict:
-    """KEY=VALUE words as tools/train.py takes them."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
-    return parser.parse_args(['--cfg-options', *words]).cfg_options if words else {}
-
-
 def parse_arm(text: str) -> Tuple[str, Optional[str], List[str]]:
     """'NAME: [METHOD | CONFIG.py] [KEY=VALUE ...]' into its parts.
 
@@ -265,8 +259,12 @@ def resolve(
             cfg = load(config, options, iters)
             if base is not None and base not in names:
                 apply_method(cfg, base)
-        if words:
-            cfg.merge_from_dict(parse_options(words))
+        try:
+            settings = dict(map(parse_override, words))
+            check_overrides(cfg, settings)
+        except InputError as error:
+            raise StudyError(f'arm {name!r}: {error}') from None
+        cfg.merge_from_dict(settings)
         configs[name] = cfg
     for name in with_controls(configs, controls):
         for kind in ('pixels', 'learned'):

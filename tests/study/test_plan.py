@@ -98,6 +98,8 @@ def test_arms_by_name(tiny_config, tmp_path):
         (['a: mdrl mcibi'], 'must read'),
         (['a b: mdrl'], "arm 'a b': a name is of letters"),
         (['a: mdrl', 'A: mcibi'], "two arms are called 'A'"),
+        (['a: custom_hooks=[dict(type="H",begin=2)]'], "arm 'a': .*a dict reads {'a':1,'b':2}"),
+        (['a: model.decode_head.0.channels=3'], "arm 'a': .*is one dict, not a list"),
     ],
 )
 def test_arms_that_are_none(tiny_config, arms, message):

@@ -117,6 +117,7 @@ OVERRIDES = [
     ['model.decode_head.norm_cfg=5'], ['model.decode_head.loss_consistency.9.loss_weight=1'],
     ['model.decode_head.loss_coarse.0.loss_weight=1'],
     ['model.decode_head.channels.width=1'], ['model.decode_head=3'],
+    ['model.decode_head=dict(channels=1)'], ['model.decode_head=[dict(channels=1,dilation=2)]'],
 ]  # fmt: skip
 MODEL_OVERRIDES = [['model.backbone.depth=7'], ['model.type=NoSuchSegmentor'], ['model=3']]
 DATA_OVERRIDES = [
