@@ -173,16 +173,27 @@ def load_config(
     if not isinstance(cfg.get('model', ConfigDict()), dict):
         raise InputError(f'model of the config {path} is a {type(cfg.model).__name__}, not a dict')
     cfg.launcher = launcher
-    if options:
-        write_out_defaults(cfg, options)
-        check_overrides(cfg, options)
-        try:
-            cfg.merge_from_dict(options)
-        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-            raise InputError(
-                f'{as_typed(options)} does not fit {path}: {one_line(error)}'
-            ) from error
+    override(cfg, options or {}, path)
     return cfg
+
+
+def override(cfg: Config, options: dict, path: str) -> None:
+    """Put overrides into a config, into entries of defaults that stand in code too.
+
+    Args:
+        cfg (Config): Changed in place.
+        options (dict): Dotted keys to values.
+        path (str): Its file, for the message.
+
+    Raises:
+        InputError: One of them doesn't fit.
+    """
+    write_out_defaults(cfg, options)
+    check_overrides(cfg, options)
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        raise InputError(f'{as_typed(options)} does not fit {path}: {one_line(error)}') from error
 
 
 def check_model(cfg: Config, path: str, options: Optional[dict] = None) -> None:

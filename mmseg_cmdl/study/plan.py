@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
 from ..errors import InputError
-from ..launch import check_overrides, parse_override
+from ..launch import override, parse_override
 from ..models.decode_heads.dataset_context_head import DatasetContextHead
 from ..models.decode_heads.mcibi_head import MCIBIHead
 from ..models.decode_heads.mdrl_head import MDRLHead
@@ -207,8 +207,7 @@ def load(
     cfg = Config(Config.fromfile(str(path)).to_dict())
     if iters is not None:
         shorten(cfg, iters)
-    if options:
-        cfg.merge_from_dict(options)
+    override(cfg, options or {}, str(path))
     for key in ('model', 'train_cfg', 'val_evaluator', 'val_dataloader'):
         if not cfg.get(key):
             raise StudyError(f'{path} has no {key}; a study trains and validates')
@@ -260,11 +259,9 @@ def resolve(
             if base is not None and base not in names:
                 apply_method(cfg, base)
         try:
-            settings = dict(map(parse_override, words))
-            check_overrides(cfg, settings)
+            override(cfg, dict(map(parse_override, words)), str(config))
         except InputError as error:
             raise StudyError(f'arm {name!r}: {error}') from None
-        cfg.merge_from_dict(settings)
         configs[name] = cfg
     for name in with_controls(configs, controls):
         for kind in ('pixels', 'learned'):

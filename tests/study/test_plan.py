@@ -79,15 +79,20 @@ def test_arms_by_name(tiny_config, tmp_path):
         [
             'n3: mdrl model.decode_head.bank.num_distributions=3 optim_wrapper.optimizer.lr=0.1',
             'wide: model.decode_head.channels=32',
+            # an entry of a default that stands in code
+            'unweighted: mdrl model.decode_head.loss_consistency.0.loss_weight=0',
             f'other: {other}',
         ],
         options={'optim_wrapper.optimizer.momentum': 0.5},
     )
-    assert [arm.name for arm in arms] == ['fcn', 'mdrl', 'n3', 'wide', 'other']
+    assert [arm.name for arm in arms] == ['fcn', 'mdrl', 'n3', 'wide', 'unweighted', 'other']
     configs = {arm.name: arm.config for arm in arms}
     assert configs['n3'].model.decode_head.bank.num_distributions == 3
     assert configs['wide'].model.decode_head.channels == 32
-    assert [c.optim_wrapper.optimizer.lr for c in configs.values()] == [0.05, 0.05, 0.1, 0.05, 0.02]
+    losses = configs['unweighted'].model.decode_head.loss_consistency
+    assert [loss.loss_weight for loss in losses] == [0, 0.05]
+    rates = [c.optim_wrapper.optimizer.lr for c in configs.values()]
+    assert rates == [0.05, 0.05, 0.1, 0.05, 0.05, 0.02]
     assert {c.optim_wrapper.optimizer.momentum for c in configs.values()} == {0.5}
 
 
