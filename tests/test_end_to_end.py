@@ -48,6 +48,7 @@ def camvid_job(camvid_root, tmp_path_factory):
         f'{split}_dataloader.dataset.data_root={camvid_root}' for split in ('train', 'val', 'test')
     ]
     options = [config(CAMVID), '--work-dir', 'work', '--cfg-options', 'randomness.seed=0', *roots]
+    options += ['train_dataloader.batch_size=4']  # half the config's, and half the time
     # the schedule is that of 200 iterations either way
     through_mim('train', *options, 'train_cfg.max_iters=100', folder=folder)
     assert [file.name for file in sorted(folder.glob('work/iter_*.pth'))] == ['iter_100.pth']
