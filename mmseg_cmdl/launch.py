@@ -173,21 +173,23 @@ def load_config(
     if not isinstance(cfg.get('model', ConfigDict()), dict):
         raise InputError(f'model of the config {path} is a {type(cfg.model).__name__}, not a dict')
     cfg.launcher = launcher
-    override(cfg, options or {}, path)
+    override(cfg, options, path)
     return cfg
 
 
-def override(cfg: Config, options: dict, path: str) -> None:
+def override(cfg: Config, options: Optional[dict], path: str) -> None:
     """Put overrides into a config, into entries of defaults that stand in code too.
 
     Args:
         cfg (Config): Changed in place.
-        options (dict): Dotted keys to values.
+        options (dict, optional): Dotted keys to values.
         path (str): Its file, for the message.
 
     Raises:
         InputError: One of them doesn't fit.
     """
+    if not options:
+        return
     write_out_defaults(cfg, options)
     check_overrides(cfg, options)
     try:

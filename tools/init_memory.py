@@ -121,10 +121,15 @@ def build_model(cfg, checkpoint, device):
     if checkpoint is not None:
         load_layers(model, checkpoint)
     else:
-        for module in model.modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                module.train()
+        use_batch_statistics(model)
     return model.to(device)
+
+
+def use_batch_statistics(model):
+    """Lets the norms of a model in eval mode take the statistics of each batch."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.train()
 
 
 def load_layers(model, checkpoint):

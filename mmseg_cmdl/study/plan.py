@@ -207,7 +207,7 @@ def load(
     cfg = Config(Config.fromfile(str(path)).to_dict())
     if iters is not None:
         shorten(cfg, iters)
-    override(cfg, options or {}, str(path))
+    override(cfg, options, str(path))
     for key in ('model', 'train_cfg', 'val_evaluator', 'val_dataloader'):
         if not cfg.get(key):
             raise StudyError(f'{path} has no {key}; a study trains and validates')
@@ -252,14 +252,13 @@ def resolve(
             raise StudyError(f'arm {name!r}: a name is of letters, digits and . _ + @ ~ -')
         if name.lower() in map(str.lower, configs):
             raise StudyError(f'two arms are called {name!r}')
-        if base is not None and base.endswith('.py'):
-            cfg = load(base, options, iters)
-        else:
-            cfg = load(config, options, iters)
-            if base is not None and base not in names:
-                apply_method(cfg, base)
+        of_its_own = base is not None and base.endswith('.py')
+        path = str(base if of_its_own else config)
+        cfg = load(path, options, iters)
+        if base is not None and not of_its_own and base not in names:
+            apply_method(cfg, base)
         try:
-            override(cfg, dict(map(parse_override, words)), str(config))
+            override(cfg, dict(map(parse_override, words)), path)
         except InputError as error:
             raise StudyError(f'arm {name!r}: {error}') from None
         configs[name] = cfg

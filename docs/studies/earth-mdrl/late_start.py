@@ -7,8 +7,9 @@ Before that iteration the losses on the bank have weight 0, and its rows stay as
 """
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmseg.registry import HOOKS
+
+from mmseg_cmdl.utils import unwrapped
 
 
 @HOOKS.register_module()
@@ -19,8 +20,7 @@ class LateStart(Hook):
         self.begin = begin
 
     def before_train(self, runner):
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        head = model.decode_head
+        head = unwrapped(runner.model).decode_head
         self.settings = [(head.bank, 'momentum', head.bank.momentum, 1.0)]
         self.settings += [
             (loss, 'loss_weight', loss.loss_weight, 0.0) for loss in head.consistency.losses

@@ -11,11 +11,11 @@ import copy
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmseg.registry import HOOKS
 
 from mmseg_cmdl.models.memory import InitialMemory
-from tools.init_memory import build_loader, choose, collect
+from mmseg_cmdl.utils import unwrapped
+from tools.init_memory import build_loader, choose, collect, use_batch_statistics
 
 
 @HOOKS.register_module()
@@ -26,11 +26,9 @@ class PixelStart(Hook):
     def before_train(self, runner):
         if runner.iter:
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        copied = copy.deepcopy(model).eval()  # statistics of norms must not move
-        for module in copied.modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                module.train()
+        model = unwrapped(runner.model)
+        copied = copy.deepcopy(model).eval()  # running statistics of the model must not move
+        use_batch_statistics(copied)
         bank = model.decode_head.bank
         reservoir, _, classes = collect(
             copied, build_loader(copy.deepcopy(runner.cfg), runner.seed), 1000, runner.seed, None
