@@ -63,7 +63,7 @@ def parse_override(pair: str) -> Tuple[str, Any]:
     try:
         return key, DictAction._parse_iterable(value)
     except AssertionError as error:
-        raise InputError(f'{pair!r}: {error}') from None
+        raise InputError(f'the value in {pair!r} can not be read: {error}') from None
     except RecursionError:  # a call in brackets, [dict(a=1,b=2)]
         raise InputError(
             f"{pair!r}: the value is none of Python's numbers, strings, lists and dicts "

@@ -27,7 +27,7 @@ from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
 
 from mmseg_cmdl.conversion import build_without_memory
-from mmseg_cmdl.study.plan import parse_options
+from mmseg_cmdl.launch import parse_override
 from tests.paths import ROOT
 from tests.test_metafiles import ABLATIONS, MCIBI_ABLATIONS
 
@@ -958,7 +958,7 @@ def test_readme_documents_the_papers_ablations():
     ('name', 'options'), DOCUMENTED, ids=[' '.join(options) for _, options in DOCUMENTED]
 )
 def test_documented_options_merge_and_build(name, options):
-    given = parse_options(options)
+    given = dict(map(parse_override, options))
     cfg = load(name)
     cfg.merge_from_dict(given)
     for key, value in given.items():

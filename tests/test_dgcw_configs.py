@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmseg_cmdl.study.plan import parse_options
+from mmseg_cmdl.launch import parse_override
 from tests.test_configs import CONFIGS, MMSEG_CONFIGS, PATHS, load, offline, tiny_model, train_step
 from tests.test_configs import plain as without_method
 from tests.test_metafiles import DGCW, MULTI, SINGLE, table_rows
@@ -138,7 +138,7 @@ def test_trains_every_parameter_of_every_compared_context():
     """Two steps, as the non-local layer starts as the identity."""
     for options in ABLATIONS:
         cfg = offline(load(SYNTHETIC))
-        cfg.merge_from_dict(parse_options(options.split()))
+        cfg.merge_from_dict(dict(map(parse_override, options.split())))
         model = tiny_model(cfg)
         for _ in range(2):
             log, norms = train_step(model, cfg)

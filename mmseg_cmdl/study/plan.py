@@ -260,7 +260,7 @@ def resolve(
         try:
             override(cfg, dict(map(parse_override, words)), path)
         except InputError as error:
-            raise StudyError(f'arm {name!r}: {error}') from None
+            raise StudyError(f'settings of arm {name!r}: {error}') from None
         configs[name] = cfg
     for name in with_controls(configs, controls):
         for kind in ('pixels', 'learned'):
