@@ -6,28 +6,36 @@ from typing import Any, Tuple
 
 import cv2
 import numpy as np
-from mmcv.transforms import BaseTransform
 from mmengine import fileio
 from mmengine.fileio.backends import BaseStorageBackend
 from mmseg.datasets import BaseSegDataset
 
-from ..registry import DATASETS, TRANSFORMS
-from .scene_appearances import APPEARANCES, CLASSES, PALETTE
-from .scene_renderer import Scene, render_scene
+from ..registry import DATASETS
+from .scene_renderer import CLASSES, Scene, render_scene
 
 SCHEME = 'synthetic-scenes'
 SPLITS = ('train', 'val', 'test')
 _PATH = re.compile(
     rf'{SCHEME}://(?P<split>{"|".join(SPLITS)})/(?P<height>\d+)x(?P<width>\d+)'
-    r'-seed(?P<seed>\d+)-border(?P<border>\d+)/'
-    r'(?P<kind>image|label|appearance)/(?P<index>\d+)\.png'
+    r'-seed(?P<seed>\d+)/(?P<kind>image|label)/(?P<index>\d+)\.png'
 )
+# told apart by colour-blind readers too, and from the colours of right and wrong pixels
+PALETTE = [
+    [110, 185, 235],
+    [140, 230, 105],
+    [110, 105, 165],
+    [185, 135, 105],
+    [10, 135, 125],
+    [50, 80, 180],
+    [245, 215, 50],
+    [160, 30, 75],
+]
 
 
-@lru_cache(maxsize=4)  # an image and its maps are asked for one after the other
-def _scene(split: str, height: int, width: int, seed: int, border: int, index: int) -> Scene:
+@lru_cache(maxsize=4)  # an image and its label are asked for one after the other
+def _scene(split: str, height: int, width: int, seed: int, index: int) -> Scene:
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    return render_scene(rng, (height, width), border)
+    return render_scene(rng, (height, width))
 
 
 def _read(path: str) -> Tuple[Scene, str]:
@@ -36,9 +44,9 @@ def _read(path: str) -> Tuple[Scene, str]:
     if match is None:
         raise FileNotFoundError(
             f'{path} is no path of a synthetic scene; one looks like '
-            f'{SCHEME}://val/128x128-seed0-border1/image/000012.png'
+            f'{SCHEME}://val/128x128-seed0/image/000012.png'
         )
-    numbers = [int(match[key]) for key in ('height', 'width', 'seed', 'border', 'index')]
+    numbers = [int(match[key]) for key in ('height', 'width', 'seed', 'index')]
     return _scene(match['split'], *numbers), match['kind']
 
 
@@ -49,14 +57,14 @@ class SyntheticScenesBackend(BaseStorageBackend):
     SegVisualizationHook, MMSegInferencer) works on scenes that are nowhere on
     disk. A path says all there is to know of its scene::
 
-        synthetic-scenes://val/128x128-seed0-border1/image/000012.png
+        synthetic-scenes://val/128x128-seed0/image/000012.png
     """
 
     def get(self, filepath: str) -> bytes:
         """Render.
 
         Args:
-            filepath (str): As above; ``image``, ``label`` or ``appearance``.
+            filepath (str): As above; ``image`` or ``label``.
 
         Returns:
             bytes: A PNG, in colour or with 8-bit ids.
@@ -82,17 +90,15 @@ fileio.register_backend(SCHEME, SyntheticScenesBackend, force=True, prefixes=SCH
 class SyntheticScenesDataset(BaseSegDataset):
     """Eight classes of a street that each come in four clearly different looks.
 
-    A building is of red brick, blue glass, or white or grey with windows; a car
-    red, black, white and striped, or blue. Each colour is shared by at least three classes and
-    most textures by two, so neither tells the class, and the mean feature of a class lies far
-    from all its looks (people aside, whose faces and legs are alike).
-    Scenes differ in layout, light and noise. They are rendered when read and depend on
-    ``seed``, ``split`` and the index alone, in any process. 128x128 pixels take
-    a few milliseconds.
+    A building is of red, blue or grey squares, or of white stripes; a car red, black, white and
+    striped, or blue. Each colour is shared by at least three classes, so it doesn't tell the class,
+    and the mean feature of a class lies far from its looks. Scenes differ in layout, light and
+    noise. They are rendered when read and depend on ``seed``, ``split`` and the index alone, in any
+    process. 128x128 pixels take a few milliseconds. The line between classes is ignored (255).
 
     Pipelines are the usual ones: LoadImageFromFile, LoadAnnotations, ...; paths
-    are served by :class:`SyntheticScenesBackend`. :class:`LoadSceneAppearance` adds
-    the map of looks.
+    are served by :class:`SyntheticScenesBackend`. The shipped ``*_synthetic-128x128`` configs
+    train on it, so that a first training needs nothing else on the disk.
 
     Args:
         length (int): Number of images. Defaults to 256.
@@ -100,8 +106,6 @@ class SyntheticScenesDataset(BaseSegDataset):
             Defaults to (128, 128).
         split (str): 'train', 'val' or 'test'; no scene is in two. Defaults to 'train'.
         seed (int): Another seed gives other scenes. Defaults to 0.
-        border (int): Width in pixels of the ignored (255) line between
-            classes. Defaults to 1.
         **kwargs: Options of :class:`mmseg.datasets.BaseSegDataset`, its paths aside.
 
     Raises:
@@ -110,16 +114,12 @@ class SyntheticScenesDataset(BaseSegDataset):
 
     METAINFO = dict(classes=CLASSES, palette=PALETTE)
 
-    #: looks of each class, in the order of the ``appearance`` map
-    APPEARANCES = {name: tuple(look.name for look in looks) for name, looks in APPEARANCES.items()}
-
     def __init__(
         self,
         length: int = 256,
         size: tuple = (128, 128),
         split: str = 'train',
         seed: int = 0,
-        border: int = 1,
         **kwargs: Any,
     ) -> None:
         height, width = (size, size) if isinstance(size, int) else size
@@ -133,32 +133,27 @@ class SyntheticScenesDataset(BaseSegDataset):
             raise ValueError(
                 f'SyntheticScenesDataset: split must be one of {SPLITS}, got {split!r}'
             )
-        if seed < 0 or border < 0:
-            raise ValueError(
-                'SyntheticScenesDataset: seed and border must not be negative, got '
-                f'{seed} and {border}'
-            )
+        if seed < 0:
+            raise ValueError(f'SyntheticScenesDataset: seed must not be negative, got {seed}')
         for key in ('ann_file', 'data_root', 'data_prefix'):
             if kwargs.get(key):
                 raise ValueError(
                     f'SyntheticScenesDataset reads no files; remove {key}={kwargs[key]!r}'
                 )
         self.length = length
-        self.folder = f'{SCHEME}://{split}/{height}x{width}-seed{seed}-border{border}'
+        self.folder = f'{SCHEME}://{split}/{height}x{width}-seed{seed}'
         super().__init__(**kwargs)
 
     def load_data_list(self) -> list[dict]:
         """Paths of the scenes; nothing is rendered yet.
 
         Returns:
-            list[dict]: As :class:`mmseg.datasets.BaseSegDataset` has it, and
-            ``appearance_path``.
+            list[dict]: As :class:`mmseg.datasets.BaseSegDataset` has it.
         """
         return [
             dict(
                 img_path=f'{self.folder}/image/{index:06d}.png',
                 seg_map_path=f'{self.folder}/label/{index:06d}.png',
-                appearance_path=f'{self.folder}/appearance/{index:06d}.png',
                 label_map=self.label_map,
                 reduce_zero_label=self.reduce_zero_label,
                 seg_fields=[],
@@ -173,42 +168,7 @@ class SyntheticScenesDataset(BaseSegDataset):
             index (int): 0 to ``len(self) - 1``.
 
         Returns:
-            Scene: RGB ``image``, ``label`` and ``appearance``.
+            Scene: RGB ``image`` and ``label``.
         """
         scene, _ = _read(self.get_data_info(index)['img_path'])
         return Scene(*(plane.copy() for plane in scene))
-
-
-@TRANSFORMS.register_module()
-class LoadSceneAppearance(BaseTransform):
-    """Load which look each pixel's thing has, in :class:`SyntheticScenesDataset`.
-
-    Adds ``gt_appearance``, uint8 ``[H, W]``: the index in
-    ``SyntheticScenesDataset.APPEARANCES[class]``, 255 in the ignored border.
-    It is a segmentation field, so what follows (crop, flip, resize) treats it
-    like the labels. PackSegInputs leaves it out.
-
-    Required Keys: ``appearance_path``, ``seg_fields``.
-    """
-
-    def transform(self, results: dict) -> dict:
-        """Add the map.
-
-        Args:
-            results (dict): What the dataset gives for an image.
-
-        Returns:
-            dict: The same, with ``gt_appearance``.
-
-        Raises:
-            KeyError: The dataset has no appearances.
-        """
-        if 'appearance_path' not in results:
-            raise KeyError(
-                'LoadSceneAppearance works on SyntheticScenesDataset alone; '
-                f'{results.get("img_path")} has no appearance_path'
-            )
-        data = np.frombuffer(fileio.get(results['appearance_path']), np.uint8)
-        results['gt_appearance'] = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-        results['seg_fields'].append('gt_appearance')
-        return results

@@ -50,15 +50,9 @@ def labels_at_feature_size(labels: Tensor, size: Sequence[int], mode: str = 'nea
             `F.interpolate`. Defaults to 'nearest'.
 
     Returns:
-        Tensor: Labels [B, h, w], of the same type; a view of `labels` where the sizes divide.
+        Tensor: Labels [B, h, w], of the same type.
     """
     scale, shift = (1, 0) if mode == 'nearest' else (2, 1)
-    if all(full % n == 0 for n, full in zip(size, labels.shape[-2:])):
-        # the general form below, without a gather: every index is a multiple plus a constant
-        row_step, col_step = (full // n for n, full in zip(size, labels.shape[-2:]))
-        return labels[
-            :, shift * row_step // scale :: row_step, shift * col_step // scale :: col_step
-        ]
     rows, cols = (
         (scale * torch.arange(n, device=labels.device) + shift) * full // (scale * n)
         for n, full in zip(size, labels.shape[-2:])

@@ -1,7 +1,6 @@
 """SyntheticScenesDataset: what it draws, and every door of MMSegmentation it must go through."""
 
 import hashlib
-import itertools
 
 import cv2
 import numpy as np
@@ -16,16 +15,13 @@ from mmseg.registry import DATASETS, MODELS
 
 from mmseg_cmdl import environment
 from mmseg_cmdl.datasets import SyntheticScenesDataset, synthetic_scenes
+from mmseg_cmdl.datasets.scene_renderer import LOOKS
 from mmseg_cmdl.visualization.style import IGNORED, RIGHT, WRONG
 from tests.conftest import ROOT
 from tests.paths import python
 
 CLASSES = ('sky', 'ground', 'road', 'building', 'tree', 'car', 'sign', 'person')
-LOAD = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='LoadSceneAppearance'),
-]
+LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
 CONFIG = ROOT / 'configs' / '_base_' / 'datasets' / 'synthetic_scenes.py'
 SCENES = 150
 
@@ -77,7 +73,7 @@ def test_classes(scenes):
     assert len(SyntheticScenesDataset.METAINFO['palette']) == 8
     for scene in scenes:
         assert scene.image.shape == (128, 128, 3)
-        assert scene.label.shape == scene.appearance.shape == (128, 128)
+        assert scene.label.shape == (128, 128)
         assert {plane.dtype for plane in scene} == {np.dtype(np.uint8)}
     values = np.unique(np.stack([scene.label for scene in scenes]))
     assert values.tolist() == [*range(8), 255]
@@ -85,100 +81,45 @@ def test_classes(scenes):
 
 def test_every_class_in_most_scenes_and_no_class_everywhere(scenes):
     shares = np.stack([np.bincount(scene.label.ravel(), minlength=256)[:8] for scene in scenes])
-    assert ((shares > 0).mean(0) > 0.9).all()
+    assert ((shares > 0).mean(0) > 0.7).all()
     share = shares.sum(0) / shares.sum()
     assert share.min() > 0.02
-    assert share.max() < 0.4
+    assert share.max() < 0.45
 
 
-def test_every_class_comes_in_four_looks(scenes):
-    looks = SyntheticScenesDataset.APPEARANCES
-    assert tuple(looks) == CLASSES
-    labels = np.stack([scene.label for scene in scenes])
-    appearances = np.stack([scene.appearance for scene in scenes])
-    assert ((labels == 255) == (appearances == 255)).all()
-    for index, name in enumerate(CLASSES):
-        assert len(set(looks[name])) == 4
-        values, counts = np.unique(appearances[labels == index], return_counts=True)
-        assert values.tolist() == [0, 1, 2, 3]
-        assert counts.min() > 0.1 * counts.sum()
-    # several in one scene: buildings, trees, cars, people each have their own
-    assert any(len(np.unique(scene.appearance[scene.label == 3])) > 2 for scene in scenes)
-
-
-def test_no_color_tells_the_class():
+def test_every_class_has_four_looks_and_no_colour_tells_the_class():
     owners = {}
-    for name, looks in SyntheticScenesDataset.APPEARANCES.items():
+    for name, looks in LOOKS.items():
+        assert len({look.split()[0] for look in looks}) == 4
         for look in looks:
             owners.setdefault(look.split()[0], set()).add(name)
     assert len(owners) == 8
     assert min(len(names) for names in owners.values()) == 3
 
 
-def mean_colors(scenes):
-    """Mean RGB of each class and look, [8, 4, 3]."""
-    images = np.stack([scene.image for scene in scenes]).astype(np.float64)
-    labels = np.stack([scene.label for scene in scenes])
-    appearances = np.stack([scene.appearance for scene in scenes])
-    return np.stack(
-        [[images[(labels == c) & (appearances == a)].mean(0) for a in range(4)] for c in range(8)]
-    )
-
-
-def test_looks_differ_more_within_a_class_than_between_classes(scenes):
-    colors = mean_colors(scenes)
-    for looks in colors:
-        assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(looks, 2)) > 35
-    # the nearest look by colour is one of another class, for nearly all of them
-    flat = colors.reshape(32, 3)
-    distances = np.linalg.norm(flat[:, None] - flat, axis=-1) + np.diag([np.inf] * 32)
-    assert (distances.argmin(1) // 4 != np.arange(32) // 4).sum() >= 30
-
-
-@pytest.mark.parametrize('seed', [0, 1])
-def test_one_feature_per_class_fits_worse_than_one_per_look(seed):
+def test_one_mean_per_class_does_not_fit(scenes):
     """The reason for the data set: a class is not one thing.
 
-    Nearest mean on held-out scenes, by local colour and roughness. Over seeds 0 to 7 the mean
-    recall is 0.24 to 0.27 with a mean per class and 0.32 to 0.35 with one per look (chance is
-    0.125); what the looks' means leave of a class's spread is 0.23 to 0.53, for people, whose legs
-    and faces are alike in all looks, 0.80 to 0.84.
+    Nearest mean colour on held-out scenes. Over seeds 0 to 7 the mean recall is 0.18 to 0.25
+    (chance is 0.125), and the class means leave 0.87 to 0.95 of the spread of colours.
     """
-    dataset = SyntheticScenesDataset(length=300, seed=seed)
-    scenes = [dataset.render(index) for index in range(300)]
-    features, classes, looks = [], [], []
-    for scene in scenes:
-        local = cv2.blur(scene.image, (7, 7)).astype(np.float64)
-        rough = 3 * cv2.blur(np.abs(scene.image - local).mean(-1), (7, 7))[..., None]
-        features.append(np.concatenate([local, rough], -1)[::4, ::4].reshape(-1, 4))
-        classes.append(scene.label[::4, ::4].ravel().astype(int))
-        looks.append(scene.appearance[::4, ::4].ravel().astype(int))
-    features, classes, looks = (np.stack(rows) for rows in (features, classes, looks))
+    colors = np.stack([cv2.blur(scene.image, (5, 5))[::4, ::4] for scene in scenes])
+    labels = np.stack([scene.label[::4, ::4] for scene in scenes])
+    half = SCENES // 2
 
-    def known(half):
-        keep = classes[half] < 255
-        return features[half][keep], classes[half][keep], looks[half][keep]
+    def of_class(part, index):
+        return colors[part][labels[part] == index].astype(np.float64)
 
-    feature, label, look = known(np.s_[:150])
-    per_class = np.stack([feature[label == c].mean(0) for c in range(8)])
-    per_look = np.stack(
-        [[feature[(label == c) & (look == a)].mean(0) for a in range(4)] for c in range(8)]
-    )
-    feature, label, look = known(np.s_[150:])
-
-    def recall(centers, owner):
-        nearest = owner[((feature[:, None] - centers) ** 2).sum(-1).argmin(1)]
-        return np.mean([(nearest[label == c] == c).mean() for c in range(8)])
-
-    one = recall(per_class, np.arange(8))
-    four = recall(per_look.reshape(32, 4), np.arange(32) // 4)
-    assert four > one + 0.04
-    assert four < 0.45  # a pixel's surroundings are not enough either
-    left = ((feature - per_look[label, look]) ** 2).sum(-1)
-    spread = ((feature - per_class[label]) ** 2).sum(-1)
-    ratios = np.array([left[label == c].mean() / spread[label == c].mean() for c in range(8)])
-    assert (ratios[:7] < 0.65).all()
-    assert ratios[7] < 0.9
+    means = np.stack([of_class(np.s_[:half], index).mean(0) for index in range(8)])
+    recall, left = [], []
+    for index in range(8):
+        pixels = of_class(np.s_[half:], index)
+        distances = ((pixels[:, None] - means) ** 2).sum(-1)
+        recall.append((distances.argmin(1) == index).mean())
+        left.append(distances[:, index].mean())
+    spread = colors[labels < 255].astype(np.float64).var(0).sum()
+    assert np.mean(recall) < 0.3
+    assert np.mean(left) > 0.8 * spread
 
 
 def test_depends_on_seed_split_and_index_alone():
@@ -200,10 +141,9 @@ def test_depends_on_seed_split_and_index_alone():
         scenes(seed=1),
         scenes(split='val'),
         scenes(split='test'),
-        scenes(border=0),
         scenes(size=(128, 96)),
     ]
-    assert len({first, *others}) == 6
+    assert len({first, *others}) == 5
 
 
 def test_another_process_draws_the_same(tmp_path):
@@ -243,26 +183,13 @@ def test_train_and_val_share_no_scene():
     assert len(train | val | test) == 180
 
 
-def test_ignored_border():
-    plain, thin, wide = (
-        SyntheticScenesDataset(border=border, size=(48, 64)).render(3) for border in (0, 1, 3)
-    )
-    assert (plain.label < 8).all()
-    assert (plain.image == thin.image).all()
-    label = plain.label.tolist()
-    expected = np.zeros((48, 64), bool)
-    for y in range(48):
-        for x in range(64):
-            expected[y, x] = (x + 1 < 64 and label[y][x] != label[y][x + 1]) or (
-                y + 1 < 48 and label[y][x] != label[y + 1][x]
-            )
-    assert expected.any()
-    assert ((thin.label == 255) == expected).all()
-    assert (thin.label[~expected] == plain.label[~expected]).all()
-    grown = np.zeros_like(expected)
-    for y, x in np.argwhere(expected):
-        grown[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = True
-    assert ((wide.label == 255) == grown).all()
+def test_line_between_classes_is_ignored(scenes):
+    for scene in scenes[:20]:
+        ignored = scene.label == 255
+        assert 0.01 < ignored.mean() < 0.15
+        kept = np.where(ignored, -1, scene.label.astype(int))
+        for one, other in ((kept[:, :-1], kept[:, 1:]), (kept[:-1], kept[1:])):
+            assert ((one == other) | (one < 0) | (other < 0)).all()
 
 
 def test_scenes_of_any_size():
@@ -278,7 +205,7 @@ def test_scenes_of_any_size():
         (dict(length=0), 'length must be at least 1, got 0'),
         (dict(size=(31, 64)), r'at least 32 each way, got \(31, 64\)'),
         (dict(split='training'), r"one of \('train', 'val', 'test'\), got 'training'"),
-        (dict(seed=-1), 'must not be negative, got -1 and 1'),
+        (dict(seed=-1), 'seed must not be negative, got -1'),
         (dict(data_root='data/'), "reads no files; remove data_root='data/'"),
     ],
 )
@@ -290,12 +217,11 @@ def test_wrong_arguments(arguments, words):
 def test_files_by_path():
     dataset = SyntheticScenesDataset(length=2, pipeline=LOAD)
     info, scene = dataset.get_data_info(1), dataset.render(1)
-    assert info['img_path'] == 'synthetic-scenes://train/128x128-seed0-border1/image/000001.png'
+    assert info['img_path'] == 'synthetic-scenes://train/128x128-seed0/image/000001.png'
     assert fileio.get(info['seg_map_path'])[1:4] == b'PNG'
     sample = dataset[1]
     assert (sample['img'] == scene.image[..., ::-1]).all()  # MMSegmentation reads BGR
     assert (sample['gt_seg_map'] == scene.label).all()
-    assert (sample['gt_appearance'] == scene.appearance).all()
     for path in ('synthetic-scenes://train/000001.png', info['img_path'].replace('train', 'all')):
         with pytest.raises(FileNotFoundError, match=r'no path of a synthetic scene.*looks like'):
             fileio.get(path)
@@ -308,39 +234,11 @@ def test_what_render_returns_can_be_drawn_on():
     assert fingerprint([dataset.render(0)]) == before
 
 
-def test_appearance_follows_crop_flip_and_resize():
-    dataset = SyntheticScenesDataset(
-        length=8,
-        border=0,
-        pipeline=[
-            *LOAD,
-            dict(type='RandomResize', scale=(128, 128), ratio_range=(0.75, 1.5), keep_ratio=True),
-            dict(type='RandomCrop', crop_size=(64, 80)),
-            dict(type='RandomFlip', prob=0.5),
-            dict(type='PhotoMetricDistortion'),
-        ],
-    )
-    flips = 0
-    for index, sample in enumerate(dataset):
-        assert sample['img'].shape == (64, 80, 3)
-        pairs = np.stack([sample['gt_seg_map'], sample['gt_appearance']], -1).reshape(-1, 2)
-        scene = dataset.render(index)
-        known = set(zip(scene.label.ravel().tolist(), scene.appearance.ravel().tolist()))
-        assert {tuple(pair) for pair in pairs.tolist()} <= known
-        flips += sample['flip']
-    assert 0 < flips < 8
-
-
-def test_appearance_of_another_data_set():
-    with pytest.raises(KeyError, match=r'SyntheticScenesDataset alone; a\.png'):
-        synthetic_scenes.LoadSceneAppearance()(dict(img_path='a.png', seg_fields=[]))
-
-
 def test_base_config():
     cfg = Config.fromfile(CONFIG)
     train, val = (DATASETS.build(cfg[f'{split}_dataloader'].dataset) for split in ('train', 'val'))
     assert (len(train), len(val)) == (2000, 100)
-    assert val.folder == 'synthetic-scenes://val/128x128-seed0-border1'
+    assert val.folder == 'synthetic-scenes://val/128x128-seed0'
     sample = train[7]
     assert sample['inputs'].shape[0] == 3
     assert set(sample['data_samples'].gt_sem_seg.data.unique().tolist()) <= {*range(8), 255}

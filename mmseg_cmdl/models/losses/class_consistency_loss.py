@@ -40,9 +40,7 @@ def pixel_classes(
     Returns:
         Tensor: int64 [B, h, w] in 0..K.
     """
-    # one strided pass over the label map, rather than one for each comparison
-    labels = labels_at_feature_size(labels, size).contiguous()
-    return class_rows(labels, num_classes, ignore_index)
+    return class_rows(labels_at_feature_size(labels, size), num_classes, ignore_index)
 
 
 def class_balanced_weights(classes: Tensor, num_classes: int) -> Tensor:

@@ -222,8 +222,7 @@ class DistributionBank(MemoryBank):
 
     def _assign(self, own_scores: Tensor, classes: Tensor, draw: bool) -> Tensor:
         """Distribution [P] of its class that each pixel is given to, or that is drawn for it."""
-        # one process takes the path of many, so that both do the same arithmetic
-        options = self.num_classes, self.epsilon, self.iterations, all_reduce_sum_
+        options = self.num_classes, self.epsilon, self.iterations
         if not draw:
             # a pixel's own factor doesn't change which entry is the largest
             return balance(own_scores, classes, *options).argmax(dim=0)
@@ -233,14 +232,13 @@ class DistributionBank(MemoryBank):
         return (sinkhorn(own_scores, classes, *options) + noise).argmax(dim=1)
 
     def _move_(self, sums: Tensor, counts: Tensor) -> None:
-        """MDRL eq. 8 from summed embeddings [K * N, Z], overwritten here, and counts [K * N]."""
+        """MDRL eq. 8 from summed embeddings [K * N, Z] and counts [K * N]."""
         rows = self.distributions.view_as(sums)
-        directions = sums.div_(sums.norm(dim=1, keepdim=True).clamp_(min=1e-12))
-        moved = directions.lerp_(rows.to(sums.dtype), self.momentum)
+        moved = F.normalize(sums, dim=1).lerp(rows.to(sums.dtype), self.momentum)
         length = moved.norm(dim=1, keepdim=True)
         # embeddings that cancel have no direction; with momentum 0 they leave nothing of the row
         moves = (counts[:, None] > 0) & (length > 1e-6)
-        rows.copy_(torch.where(moves, moved.div_(length), rows))
+        rows.copy_(torch.where(moves, moved / length, rows))
 
     def watch(self) -> None:
         """See the base class."""

@@ -3,12 +3,14 @@
 Source: MDRL, eq. 6 and 7; Cuturi, Sinkhorn Distances, NeurIPS 2013.
 """
 
-from typing import Callable, Optional
+from typing import Callable
 
 import torch
 from torch import Tensor
 
-# Without a shared maximum, exponents are held where even their ratios are inside float64.
+from ...utils import all_reduce_sum_
+
+# Ranks share sums and no maximum: exponents are held where even their ratios are inside float64.
 _LARGEST_EXPONENT = 300.0
 
 
@@ -18,13 +20,15 @@ def sinkhorn(
     num_classes: int,
     epsilon: float = 0.05,
     iterations: int = 3,
-    all_reduce: Optional[Callable[[Tensor], Tensor]] = None,
+    all_reduce: Callable[[Tensor], Tensor] = all_reduce_sum_,
 ) -> Tensor:
     """Soft assignment of each pixel to the distributions of its own class (MDRL eq. 7).
 
     Starts from `exp(scores / epsilon)`. Each iteration scales, first, every distribution of every
     class to the same total over the pixels of that class and, second, every pixel to the same
-    total over its distributions. All classes are balanced at once, each on its own, in float64.
+    total over its distributions. All classes are balanced at once, each on its own, over the pixels
+    of all ranks and in float64. Scores beyond `300 * epsilon` in magnitude are held there; a cosine
+    never comes near.
 
     Args:
         scores (Tensor): Similarity [P, N] of each pixel to the N distributions of its own class.
@@ -33,10 +37,8 @@ def sinkhorn(
         epsilon (float): Smoothness (lambda in MDRL eq. 6), in units of the scores. Defaults to
             0.05.
         iterations (int): Number of iterations, at least 1. Defaults to 3.
-        all_reduce (Callable, optional): Sums a tensor over all ranks in place and returns it; then
-            each class is balanced over the pixels of all ranks. Called once per iteration. The
-            ranks share sums and no maximum, so scores beyond `300 * epsilon` in magnitude are held
-            there (a cosine never comes near). Defaults to None: one process, any score.
+        all_reduce (Callable): Sums a tensor over all ranks in place and returns it; called once per
+            iteration.
 
     Returns:
         Tensor: Assignment [P, N]. Rows sum to 1, rows of left-out pixels are 0; the sum over the
@@ -53,7 +55,7 @@ def balance(
     num_classes: int,
     epsilon: float,
     iterations: int,
-    all_reduce: Optional[Callable[[Tensor], Tensor]],
+    all_reduce: Callable[[Tensor], Tensor] = all_reduce_sum_,
 ) -> Tensor:
     """:func:`sinkhorn` but for the last scaling of pixels, which doesn't change a pixel's largest.
 
@@ -62,28 +64,14 @@ def balance(
     """
     num_distributions = scores.shape[1]
     # pixels along the last dimension: sums over the few distributions are then over whole rows
-    log_q = torch.empty(num_distributions, len(scores), dtype=torch.float64, device=scores.device)
-    log_q.copy_(scores.t()).div_(epsilon)
+    q = torch.empty(num_distributions, len(scores), dtype=torch.float64, device=scores.device)
+    q.copy_(scores.t()).div_(epsilon).clamp_(-_LARGEST_EXPONENT, _LARGEST_EXPONENT).exp_()
     # where each entry's (class, distribution) is summed; left-out pixels share a spare class
     columns = classes.expand(num_distributions, -1)
-
-    totals = log_q.new_zeros(num_distributions, num_classes + 1)
-    if all_reduce is None:
-        # The first iteration in log space, where no score is too large or too small. From then on
-        # each row sums to 1 and each column to at least 1 / (P * N), so plain factors are safe.
-        # Totals of absent classes are log 0, which nobody reads.
-        shift = totals.scatter_reduce(1, columns, log_q, 'amax', include_self=False)
-        totals.scatter_add_(1, columns, (log_q - shift.gather(1, columns)).exp_())
-        q = log_q.sub_(totals.log_().add_(shift).gather(1, columns)).softmax(dim=0)
-        iterations -= 1
-    else:
-        q = log_q.clamp_(-_LARGEST_EXPONENT, _LARGEST_EXPONENT).exp_()
-
+    totals = q.new_zeros(num_distributions, num_classes + 1)
     for iteration in range(iterations):
         if iteration > 0:
             q /= q.sum(dim=0)
-        totals.zero_().scatter_add_(1, columns, q)
-        if all_reduce is not None:
-            all_reduce(totals)
+        all_reduce(totals.zero_().scatter_add_(1, columns, q))
         q /= totals.gather(1, columns)
     return q

@@ -61,10 +61,9 @@ def test_golden_update(name, dtype):
     assert change.abs().max() > 100 * TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize('all_reduce', [None, lambda total: total], ids=['alone', 'as_of_many'])
 @pytest.mark.parametrize('name', golden.names('mdrl_update_*'))
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
-def test_golden_assignment(name, dtype, all_reduce):
+def test_golden_assignment(name, dtype):
     """The recorded balance of every step, and the choice that the bank makes of it."""
     data = golden.load(name, dtype)
     several = data['embeddings'].dim() == 3
@@ -80,7 +79,7 @@ def test_golden_assignment(name, dtype, all_reduce):
         assert 1 not in classes.bincount()[: bank.num_classes]
         own = labels.clamp(max=bank.num_classes - 1)
         own_scores = bank.similarity(embeddings)[torch.arange(len(own)), own]
-        got = sinkhorn(own_scores, classes, bank.num_classes, all_reduce=all_reduce, **options)
+        got = sinkhorn(own_scores, classes, bank.num_classes, **options)
         assert got.dtype == dtype
         atol = 1e-10 if dtype == torch.float64 else 1e-5
         torch.testing.assert_close(got, soft, rtol=0, atol=atol)
