@@ -1,16 +1,12 @@
-import copy
 import math
-import pickle
 
 import pytest
 import torch
-import torch.nn.functional as F
 from mmseg.registry import MODELS
 
 from mmseg_cmdl.models.memory import DistributionBank, InitialMemory, sinkhorn
 from mmseg_cmdl.utils import class_rows
 from tests.reference import golden, mdrl
-from tests.reference.dispatch import CountOps
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}
 
@@ -225,48 +221,6 @@ def test_rows_stay_unit_length(dtype):
 # ---- what must not count ----
 
 
-@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
-def test_absent_classes_are_untouched_to_the_bit(dtype):
-    distributions, embeddings, labels = _problem(4, absent=(1, 3), dtype=dtype)
-    bank = _bank(distributions, momentum=0.5)
-    bank.update_(embeddings, labels)
-    for c in range(5):
-        assert torch.equal(bank.distributions[c], distributions[c]) == (c in (1, 3))
-
-
-@pytest.mark.parametrize('ignore_index', [255, -1, 2])
-def test_ignored_pixels_count_nowhere(ignore_index):
-    """Whatever the ignored pixels hold, NaN included, the bank is that of the others alone."""
-    distributions, embeddings, labels = _problem(5, absent=(2,))
-    ignored = labels == 255
-    labels[ignored] = ignore_index
-    bank, alone = _bank(distributions), _bank(distributions)
-    wild = embeddings.clone()
-    wild[ignored] = 1e6
-    wild[ignored.nonzero()[0]] = math.nan
-    counts = bank.update_(wild, labels, ignore_index=ignore_index)
-    alone.update_(embeddings[~ignored], labels[~ignored], ignore_index=ignore_index)
-    torch.testing.assert_close(bank.distributions, alone.distributions, rtol=0, atol=1e-14)
-    assert torch.equal(bank.distributions[2], distributions[2])
-    assert counts.left_out == 0
-
-
-@pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
-def test_all_ignored_batch_leaves_the_bank(assignment):
-    distributions, embeddings, labels = _problem(6, dtype=torch.float32)
-    bank = _bank(distributions, assignment=assignment)
-    counts = bank.update_(embeddings, torch.full_like(labels, 255))
-    assert torch.equal(bank.distributions, distributions)
-    assert counts.labelled == counts.correct == counts.left_out == 0
-
-
-def test_no_pixels_leave_the_bank():
-    bank = DistributionBank(3, 2, 4)
-    before = bank.distributions.clone()
-    bank.update_(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
-    assert torch.equal(bank.distributions, before)
-
-
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize('update_pixels', ['correct', 'all'])
 def test_non_finite_embeddings_are_left_out_and_counted(bad, update_pixels):
@@ -334,23 +288,6 @@ def test_vote(num, training):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-11)
 
 
-def test_what_was_read_stays_valid_after_an_update():
-    distributions, embeddings, labels = _problem(11)
-    bank = _bank(distributions, momentum=0.0)
-    points = embeddings.clone().requires_grad_()
-    weights = torch.rand(1, 5, 3, 3, dtype=torch.float64, requires_grad=True)
-    value = golden.probe(bank.similarity(points)) + golden.probe(bank.vote(weights))
-    bank.update_(embeddings, labels)
-    assert not torch.allclose(bank.distributions, distributions, atol=0.01)
-    got = torch.autograd.grad(value, (points, weights))
-    frozen = torch.einsum('pz,knz->pkn', points, distributions)
-    expected = torch.autograd.grad(
-        golden.probe(frozen) + golden.probe(mdrl.vote(weights, distributions)), (points, weights)
-    )
-    for a, b in zip(got, expected):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-
-
 # ---- state ----
 
 
@@ -365,103 +302,7 @@ def test_start():
     assert bank.distributions.mean().abs() < 0.01
 
 
-def test_state_is_in_buffers_and_nothing_is_trained():
-    bank = DistributionBank(3, 2, 4)
-    assert 'distributions' in bank.state_dict()
-    assert not list(bank.parameters())
-    bank.requires_grad_(True)
-    assert not bank.distributions.requires_grad
-    embeddings = F.normalize(torch.randn(20, 4), dim=1).requires_grad_()
-    bank.update_(embeddings, torch.arange(20) % 3)
-    assert not bank.distributions.requires_grad
-    assert bank.distributions.grad_fn is None
-
-
-def test_update_is_in_place():
-    bank = DistributionBank(3, 2, 4)
-    tensor, address = bank.distributions, bank.distributions.data_ptr()
-    bank.update_(F.normalize(torch.randn(20, 4), dim=1), torch.arange(20) % 3)
-    assert bank.distributions is tensor
-    assert tensor.data_ptr() == address
-
-
-@pytest.mark.parametrize(
-    'copied', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=['deepcopy', 'pickle']
-)
-@pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
-def test_copies_go_on_alone(copied, assignment):
-    distributions, embeddings, labels = _problem(12)
-    bank = _bank(distributions, assignment=assignment, update_pixels='all')
-    bank.update_(embeddings, labels)
-    twin, kept = copied(bank), bank.distributions.clone()
-    twin.update_(embeddings, labels)
-    assert torch.equal(bank.distributions, kept)
-    assert not torch.equal(twin.distributions, kept)
-    bank.update_(embeddings, labels)
-    assert torch.equal(bank.distributions, twin.distributions)
-
-
-@pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
-def test_resumed_equals_uninterrupted(assignment):
-    distributions, embeddings, labels = _problem(13, dtype=torch.float32)
-    options = dict(momentum=0.9, assignment=assignment, update_pixels='all')
-    whole = _bank(distributions, **options)
-    for step in range(6):
-        whole.update_(embeddings.roll(step, 1), labels)
-        if step == 2:
-            saved = copy.deepcopy(whole.state_dict())
-    resumed = DistributionBank(5, 3, 8, **options)
-    resumed.load_state_dict(saved)
-    torch.randn(10)  # the global generator has no say
-    for step in range(3, 6):
-        resumed.update_(embeddings.roll(step, 1), labels)
-    assert torch.equal(resumed.distributions, whole.distributions)
-
-
-# ---- precision ----
-
-
-def test_update_is_in_full_precision_under_autocast():
-    distributions, embeddings, labels = _problem(14, dtype=torch.float32)
-    inside, outside = _bank(distributions), _bank(distributions)
-    with torch.autocast('cpu', torch.bfloat16):
-        inside.update_(embeddings, labels)
-    outside.update_(embeddings, labels)
-    assert torch.equal(inside.distributions, outside.distributions)
-
-
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_half_precision_bank_is_updated_in_single_precision(dtype):
-    """Stored in half precision after ``model.to(dtype)``, it still moves as far as it should."""
-    distributions, embeddings, labels = _problem(15, dtype=torch.float32)
-    half = _bank(distributions.to(dtype), momentum=0.9)
-    single = _bank(distributions.to(dtype).float(), momentum=0.9)
-    half.update_(embeddings, labels)
-    single.update_(embeddings, labels)
-    assert half.distributions.dtype == dtype
-    torch.testing.assert_close(half.distributions, single.distributions.to(dtype), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_half_precision_embeddings(dtype):
-    distributions, embeddings, labels = _problem(15, dtype=torch.float32)
-    bank, exact = _bank(distributions), _bank(distributions)
-    bank.update_(embeddings.to(dtype), labels)
-    exact.update_(embeddings.to(dtype).float(), labels)
-    assert bank.distributions.dtype == torch.float32
-    assert torch.equal(bank.distributions, exact.distributions)
-
-
 # ---- the random assignment ----
-
-
-@pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
-def test_the_global_generator_is_left_alone(assignment):
-    distributions, embeddings, labels = _problem(16)
-    bank = _bank(distributions, assignment=assignment)
-    state = torch.get_rng_state()
-    bank.update_(embeddings, labels)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_gumbel_depends_on_seed_and_step_only():
@@ -520,24 +361,6 @@ def test_gumbel_noise_is_added_to_the_soft_assignment():
         (took_second, (1 - keep) ** 2),
     ]:
         assert seen.double().mean().item() == pytest.approx(expected, abs=0.025)
-
-
-# ---- cost ----
-
-
-def test_no_loop_and_no_host_synchronisation():
-    """The same operations whatever K and N are, and none that waits for the device."""
-    counts = []
-    for num_classes, num in [(3, 2), (11, 7)]:
-        distributions, embeddings, labels = _problem(18, num_classes, num)
-        for assignment in ('argmax', 'gumbel'):
-            bank = _bank(distributions, assignment=assignment)
-            bank.update_(embeddings, labels)
-            with CountOps() as ops:
-                bank.update_(embeddings, labels)
-            assert not ops.synchronising
-            counts.append(ops.total)
-    assert counts[:2] == counts[2:]
 
 
 # ---- construction ----

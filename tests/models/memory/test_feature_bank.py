@@ -1,6 +1,4 @@
-import copy
 import math
-import pickle
 
 import pytest
 import torch
@@ -234,31 +232,6 @@ def test_first_sight_is_the_plain_mean_whatever_the_momentum():
 # ---- what must not count ----
 
 
-@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
-def test_absent_classes_are_untouched_to_the_bit(dtype):
-    memory, _, features, labels = _problem(4, absent=(1, 3), dtype=dtype)
-    bank = _bank(memory)
-    bank.update_(features, labels, 0.5)
-    for c in range(5):
-        assert torch.equal(bank.features[c], memory[c]) == (c in (1, 3))
-
-
-@pytest.mark.parametrize('ignore_index', [255, -1, 2])
-def test_ignored_pixels_count_nowhere(ignore_index):
-    memory, _, features, labels = _problem(5, absent=(2,))
-    ignored = labels == 255
-    labels[ignored] = ignore_index
-    wild = features.clone()
-    wild[ignored] = 1e6
-    wild[ignored.nonzero()[0]] = math.nan
-    bank, alone = _bank(memory), _bank(memory)
-    counts = bank.update_(wild, labels, 0.5, ignore_index)
-    alone.update_(features[~ignored], labels[~ignored], 0.5, ignore_index)
-    torch.testing.assert_close(bank.features, alone.features, rtol=0, atol=1e-14)
-    assert torch.equal(bank.features[2], memory[2])
-    assert counts.left_out == 0
-
-
 def test_ignored_label_pixels_count_nowhere():
     memory, features, labels = _maps(6, (4, 5), (9, 11))
     labels[0] = 255
@@ -271,14 +244,6 @@ def test_ignored_label_pixels_count_nowhere():
     assert counts.left_out == 0
     bank.update_(features, torch.full_like(labels, 255), 0.5)
     torch.testing.assert_close(bank.features, alone.features, rtol=0, atol=0)
-
-
-def test_no_pixels_leave_the_bank():
-    bank = FeatureBank(3, 4)
-    bank.update_(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), 0.9)
-    bank.update_(torch.zeros(0, 4, 2, 2), torch.zeros(0, 8, 8, dtype=torch.long), 0.9)
-    assert not bank.features.any()
-    assert not bank.filled.any()
 
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
@@ -333,115 +298,7 @@ def test_vote_is_eq_12(training):
     torch.testing.assert_close(bank.vote(weights), mcibi.gather(weights, memory))
 
 
-def test_what_was_read_stays_valid_after_an_update():
-    memory, _, features, labels = _problem(11)
-    bank = _bank(memory)
-    weights = torch.rand(1, 5, 3, 3, dtype=torch.float64, requires_grad=True)
-    value = golden.probe(bank.vote(weights))
-    bank.update_(features, labels, 1.0)
-    assert not torch.allclose(bank.features, memory, atol=0.01)
-    (got,) = torch.autograd.grad(value, weights)
-    (expected,) = torch.autograd.grad(golden.probe(mcibi.gather(weights, memory)), weights)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
-
-
-# ---- state ----
-
-
-def test_state_is_in_buffers_and_nothing_is_trained():
-    bank = FeatureBank(3, 4)
-    assert set(bank.state_dict()) == {'features', 'filled', 'num_updates'}
-    assert bank.filled.dtype == torch.bool
-    assert not list(bank.parameters())
-    bank.requires_grad_(True)
-    bank.update_(torch.randn(20, 4).requires_grad_(), torch.arange(20) % 3, 0.9)
-    assert not bank.features.requires_grad
-    assert bank.features.grad_fn is None
-
-
-def test_update_is_in_place():
-    bank = FeatureBank(3, 4)
-    tensors = {name: (buffer, buffer.data_ptr()) for name, buffer in bank.named_buffers()}
-    bank.update_(torch.randn(20, 4), torch.arange(20) % 3, 0.9)
-    for name, (tensor, address) in tensors.items():
-        assert getattr(bank, name) is tensor
-        assert tensor.data_ptr() == address
-
-
-@pytest.mark.parametrize(
-    'copied', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=['deepcopy', 'pickle']
-)
-def test_copies_go_on_alone(copied):
-    memory, filled, features, labels = _problem(12, empty=(1,))
-    bank = _bank(memory, filled)
-    bank.update_(features, labels, 0.5)
-    twin, kept = copied(bank), bank.features.clone()
-    twin.update_(features, labels, 0.5)
-    assert torch.equal(bank.features, kept)
-    bank.update_(features, labels, 0.5)
-    assert torch.equal(bank.features, twin.features)
-    assert not torch.equal(kept, twin.features)
-
-
-def test_resumed_equals_uninterrupted():
-    """A class first seen after resuming, and one seen before, of which `filled` tells."""
-    memory, filled, features, labels = _problem(13, dtype=torch.float32, empty=(0, 1, 2, 3, 4))
-    whole = _bank(memory, filled)
-    first = torch.where(labels == 3, 255, labels)
-    for step in range(6):
-        whole.update_(features.roll(step, 1), first if step < 3 else labels, 0.5)
-        if step == 2:
-            saved = copy.deepcopy(whole.state_dict())
-    resumed = FeatureBank(5, 8)
-    resumed.load_state_dict(saved)
-    assert resumed.filled.tolist() == [True, True, True, False, True]
-    for step in range(3, 6):
-        resumed.update_(features.roll(step, 1), labels, 0.5)
-    for key, value in whole.state_dict().items():
-        assert torch.equal(resumed.state_dict()[key], value), key
-
-
 # ---- precision and cost ----
-
-
-def test_update_is_in_full_precision_under_autocast():
-    memory, _, features, labels = _problem(14, dtype=torch.float32)
-    maps = features.reshape(1, 9, 10, 8).permute(0, 3, 1, 2), labels.reshape(1, 9, 10)
-    for batch in ((features, labels), maps):
-        inside, outside = _bank(memory), _bank(memory)
-        with torch.autocast('cpu', torch.bfloat16):
-            inside.update_(*batch, 0.5)
-        outside.update_(*batch, 0.5)
-        assert torch.equal(inside.features, outside.features)
-
-
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_half_precision(dtype):
-    """Half precision features into a single precision bank, and into one stored in half."""
-    memory, _, features, labels = _problem(15, dtype=torch.float32)
-    for stored in (torch.float32, dtype):
-        bank, exact = _bank(memory.to(dtype).to(stored)), _bank(memory.to(dtype).float())
-        bank.update_(features.to(dtype), labels, 0.5)
-        exact.update_(features.to(dtype).float(), labels, 0.5)
-        assert bank.features.dtype == stored
-        torch.testing.assert_close(bank.features, exact.features.to(stored), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize('strategy', STRATEGIES)
-def test_no_loop_and_no_host_synchronisation(strategy):
-    """The same operations whatever K and the sizes are, and none that waits for the device."""
-    counts = []
-    for num_classes, size in [(3, (4, 5)), (11, (7, 6))]:
-        memory, features, labels = _maps(16, size, (2 * size[0], 3 * size[1]), num_classes)
-        bank = _bank(memory, strategy=strategy)
-        with CountOps() as ops:
-            bank.update_(features, labels, 0.5)
-            bank.update_(
-                features.permute(0, 2, 3, 1).flatten(0, 2), labels[:, ::2, ::3].flatten(), 0.5
-            )
-        assert not ops.synchronising
-        counts.append(ops.total)
-    assert counts[0] == counts[1]
 
 
 def test_no_feature_is_formed_at_label_size():
