@@ -1,6 +1,5 @@
 import copy
 import math
-import pickle
 from contextlib import contextmanager
 
 import pytest
@@ -368,37 +367,6 @@ def test_momentum_is_constant_without_a_runner_or_with_power_0():
 # ---- state, precision, cost ----
 
 
-def test_resumed_equals_uninterrupted():
-    """Memory, momentum and weights to the bit after 2 + 3 iterations instead of 5."""
-
-    def fresh(seed):
-        head = tiny_head.build_mcibi(torch.float32, seed, memory_loss_start=3)
-        return head, torch.optim.SGD(head.parameters(), lr=0.05, momentum=0.9)
-
-    def advance(head, optimizer, iterations):
-        momenta = []
-        for iteration in iterations:
-            with runner_at(iteration, 5):
-                losses, _ = tiny_head.step(head, iteration)
-            momenta.append(losses['stat_memory_momentum'].item())
-            optimizer.step()
-        return momenta
-
-    whole, whole_optimizer = fresh(0)
-    momenta = advance(whole, whole_optimizer, range(5))
-    first, first_optimizer = fresh(0)
-    advance(first, first_optimizer, range(2))
-    saved = pickle.dumps((first.state_dict(), first_optimizer.state_dict()))
-    second, second_optimizer = fresh(7)
-    state, optimizer_state = pickle.loads(saved)
-    second.load_state_dict(state)
-    second_optimizer.load_state_dict(optimizer_state)
-    assert advance(second, second_optimizer, range(2, 5)) == momenta[2:]
-    assert len(set(momenta)) == 5
-    for key, value in whole.state_dict().items():
-        assert torch.equal(second.state_dict()[key], value), key
-
-
 @pytest.mark.parametrize('training', [False, True])
 def test_prediction_changes_nothing(training):
     head = _fill(tiny_head.freeze_norms(tiny_head.build_mcibi()), empty=(1,))
@@ -411,25 +379,6 @@ def test_prediction_changes_nothing(training):
             head.loss(tiny_head.features(), tiny_head.samples(tiny_head.label_maps()), None)
     for key, value in head.state_dict().items():
         assert torch.equal(value, before[key]), key
-
-
-def test_activation_checkpointing_recomputes_the_same():
-    """One update, and the gradient of a pass without checkpointing."""
-    results = []
-    for wrap in (False, True):
-        head = _fill(tiny_head.freeze_norms(tiny_head.build_mcibi()), empty=(3,))
-        inputs = [x.requires_grad_() for x in tiny_head.features()]
-        samples = tiny_head.samples(tiny_head.label_maps())
-
-        def total(*inputs, head=head, samples=samples):
-            return tiny_head.objective(head.loss(list(inputs), samples, None))
-
-        value = checkpoint(total, *inputs, use_reentrant=False) if wrap else total(*inputs)
-        value.backward()
-        assert head.bank.num_updates == 1
-        results.append((head.bank.features, {n: p.grad for n, p in head.named_parameters()}))
-    assert torch.equal(results[0][0], results[1][0])
-    tiny_head.assert_same_grads(results[0][1], results[1][1], atol=1e-12)
 
 
 def test_autocast_keeps_the_memory_in_full_precision():

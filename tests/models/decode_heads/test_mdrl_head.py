@@ -1,6 +1,5 @@
 import copy
 import math
-import pickle
 
 import pytest
 import torch
@@ -393,28 +392,16 @@ BANK_FAR = dict(type='DistributionBank', num_distributions=3, momentum=0.0, upda
 
 
 @pytest.mark.parametrize('reentrant', [True, False])
-@pytest.mark.parametrize('what', ['forward', 'loss'])
-def test_activation_checkpointing(what, reentrant):
-    """Recomputed in backward, after the bank has moved: same gradients, no second update."""
+def test_activation_checkpointing_of_the_forward_pass(reentrant):
+    """Recomputed in backward, after the bank has moved: gradients are those of the bank before."""
     heads = [tiny_head.freeze_norms(tiny_head.build(bank=BANK_FAR)) for _ in range(2)]
     labels = tiny_head.label_maps()
 
     def run(head, through):
         x = tiny_head.features()[3].requires_grad_()
-        inputs = [None, None, None, x]
-        if what == 'forward':
-            logits = through(lambda x: head.forward([None, None, None, x]), x)
-            total = tiny_head.objective(head.loss_by_feat(logits, tiny_head.samples(labels)))
-            pixels = head.bottleneck(x)
-            total = total + tiny_head.objective(head.memory_losses(pixels, labels))
-        else:
-            total = through(
-                lambda x: tiny_head.objective(
-                    head.loss([None, None, None, x], tiny_head.samples(labels), None)
-                ),
-                x,
-            )
-        assert inputs[3] is x
+        logits = through(lambda x: head.forward([None, None, None, x]), x)
+        total = tiny_head.objective(head.loss_by_feat(logits, tiny_head.samples(labels)))
+        total = total + tiny_head.objective(head.memory_losses(head.bottleneck(x), labels))
         total.backward()
         return x.grad, {name: p.grad for name, p in head.named_parameters()}
 
@@ -422,8 +409,7 @@ def test_activation_checkpointing(what, reentrant):
     recomputed = run(heads[1], lambda function, x: checkpoint(function, x, use_reentrant=reentrant))
     torch.testing.assert_close(recomputed[0], plain[0], rtol=0, atol=1e-12)
     tiny_head.assert_same_grads(recomputed[1], plain[1], atol=1e-12)
-    for key, value in heads[0].bank.state_dict().items():
-        assert torch.equal(heads[1].bank.state_dict()[key], value), key
+    assert torch.equal(heads[1].bank.distributions, heads[0].bank.distributions)
 
 
 def test_gradient_accumulation():
@@ -457,67 +443,6 @@ def test_bank_is_saved_and_no_optimizer_sees_it():
     before = head.bank.distributions.clone()
     optimizer.step()
     assert torch.equal(head.bank.distributions, before)
-
-
-def test_save_and_load(tmp_path):
-    head = tiny_head.build()
-    tiny_head.step(head)
-    torch.save(head.state_dict(), tmp_path / 'head.pth')
-    other = tiny_head.build(seed=1)
-    assert not torch.equal(other.bank.distributions, head.bank.distributions)
-    other.load_state_dict(torch.load(tmp_path / 'head.pth'))
-    assert torch.equal(other.bank.distributions, head.bank.distributions)
-    inputs = tiny_head.features()
-    assert torch.equal(head.eval().forward(inputs), other.eval().forward(inputs))
-
-
-@pytest.mark.parametrize(
-    'copied', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=['deepcopy', 'pickle']
-)
-def test_a_copy_has_its_own_bank(copied):
-    """The update hook of the copy moves the copy's bank, not the original's."""
-    head = tiny_head.build()
-    tiny_head.step(head)
-    twin, kept = copied(head), head.bank.distributions.clone()
-    tiny_head.step(twin, seed=1)
-    assert torch.equal(head.bank.distributions, kept)
-    assert not torch.equal(twin.bank.distributions, kept)
-    tiny_head.step(head, seed=1)
-    assert torch.equal(head.bank.distributions, twin.bank.distributions)
-
-
-@pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
-@pytest.mark.parametrize('formulation', FORMULATIONS)
-def test_resumed_equals_uninterrupted(assignment, formulation):
-    """Bank and weights to the bit after 2 + 3 iterations instead of 5, through state dicts."""
-
-    def fresh(seed):
-        head = tiny_head.build(
-            torch.float32,
-            seed,
-            loss_consistency=FORMULATIONS[formulation](),
-            bank=dict(BANK_FAR, momentum=0.9, assignment=assignment),
-        )
-        return head, torch.optim.SGD(head.parameters(), lr=0.05, momentum=0.9)
-
-    def advance(head, optimizer, seeds):
-        for seed in seeds:
-            tiny_head.step(head, seed)
-            optimizer.step()
-
-    whole, whole_optimizer = fresh(0)
-    advance(whole, whole_optimizer, range(5))
-    first, first_optimizer = fresh(0)
-    advance(first, first_optimizer, range(2))
-    saved = pickle.dumps((first.state_dict(), first_optimizer.state_dict()))
-    second, second_optimizer = fresh(7)
-    torch.randn(100)
-    state, optimizer_state = pickle.loads(saved)
-    second.load_state_dict(state)
-    second_optimizer.load_state_dict(optimizer_state)
-    advance(second, second_optimizer, range(2, 5))
-    for key, value in whole.state_dict().items():
-        assert torch.equal(second.state_dict()[key], value), key
 
 
 # ---- precision and cost ----
