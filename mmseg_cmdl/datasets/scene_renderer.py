@@ -135,8 +135,12 @@ def render_scene(rng: np.random.Generator, size: Tuple[int, int] = (128, 128)) -
     # exposure and colour of the light, then the sensor's noise
     light = rng.uniform(0.55, 1.15) * rng.uniform(0.88, 1.12, 3)
     seen = image * light + rng.uniform(-12, 12, (height, width, 1))
-    edge = np.zeros((height, width), bool)
+    return Scene(np.clip(seen, 0, 255).astype(np.uint8), without_edges(label))
+
+
+def without_edges(label: np.ndarray) -> np.ndarray:
+    """Class ids [H, W] with 255 where the pixel to the right or below is of another class."""
+    edge = np.zeros(label.shape, bool)
     edge[:, :-1] |= label[:, :-1] != label[:, 1:]
     edge[:-1] |= label[:-1] != label[1:]
-    label[edge] = VOID
-    return Scene(np.clip(seen, 0, 255).astype(np.uint8), label)
+    return np.where(edge, np.uint8(VOID), label)

@@ -326,6 +326,8 @@ def test_registered():
     bank = MODELS.build(dict(type='FeatureBank', num_classes=4, channels=6))
     assert isinstance(bank, FeatureBank)
     assert bank.strategy == 'cosine'
+    assert set(bank.state_dict()) == {'features', 'filled', 'num_updates'}
+    assert bank.filled.dtype == torch.bool
     assert not bank.filled.any()
 
 

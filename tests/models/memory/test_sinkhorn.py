@@ -151,6 +151,13 @@ def test_a_constant_per_distribution_changes_nothing():
     )
 
 
+def test_scores_of_many_epsilons_match_log_space():
+    scores, classes, num_classes = _problem(6, (30, 1, 17), 4, left_out=2, scale=10.0)
+    plan = sinkhorn(scores, classes, num_classes)
+    expected = mdrl.assign(scores, classes, num_classes, form=mdrl.sinkhorn_log)
+    torch.testing.assert_close(plan, expected, rtol=0, atol=1e-8)
+
+
 @pytest.mark.parametrize('iterations', [1, 3, 5])
 def test_ranks_share_the_balance(iterations):
     """Shards with uneven labels, one of them all left out, give the rows of the whole."""
