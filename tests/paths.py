@@ -16,6 +16,10 @@ PACKAGE = Path(mmseg_cmdl.__file__).resolve().parent
 # The tools that belong to the package under test: the installed ones if there are any.
 TOOLS = PACKAGE / '.mim' / 'tools' if (PACKAGE / '.mim').is_dir() else ROOT / 'tools'
 
+# Without it PyTorch starts CUDA to see whether there is a device, and a process that is forked then
+# has none.
+FORKS = {'PYTORCH_NVML_BASED_CUDA_CHECK': '1'}
+
 
 _number = itertools.count()
 
@@ -35,7 +39,7 @@ def load_script(path):
 def child_environment(*first_on_path):
     """Environment for a child process that imports the same mmseg_cmdl as the tests do."""
     path = [*map(str, first_on_path), str(PACKAGE.parent)]
-    return {**os.environ, 'PYTHONPATH': os.pathsep.join(path), 'OMP_NUM_THREADS': '1'}
+    return {**os.environ, 'PYTHONPATH': os.pathsep.join(path), 'OMP_NUM_THREADS': '1', **FORKS}
 
 
 def python(*words, cwd=None, first_on_path=(), **variables):

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 import mmseg_cmdl  # noqa: F401
+from tests.paths import FORKS
 
 WORLD_SIZES = (1, 2, 4)
 TIMEOUT = timedelta(seconds=120)
@@ -60,7 +61,8 @@ def fork_ranks(run, folder, worlds=WORLD_SIZES, timeout=TIMEOUT):
 
 def results_of_ranks(folder, module, *arguments, worlds=WORLD_SIZES, timeout=400):
     """World size -> list of every rank's results of ``python -m MODULE FOLDER ARGUMENT ...``."""
-    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    path = os.pathsep.join(filter(None, sys.path))
+    env = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=path, **FORKS)
     process = subprocess.Popen(
         [sys.executable, '-m', module, str(folder), *arguments],
         env=env,

@@ -113,6 +113,11 @@ def shared(core, names=CASES):
     ]
 
 
+NORMS = dict(
+    BN=nn.BatchNorm2d, GN=lambda channels: nn.GroupNorm(2, channels), SyncBN=nn.SyncBatchNorm
+)
+
+
 @MODELS.register_module(force=True)
 class GuaranteesBackbone(BaseModule):
     """Four 3x3 convs with norms; the last two maps at a fourth of the image."""
@@ -123,7 +128,7 @@ class GuaranteesBackbone(BaseModule):
         norm_type = (norm_cfg or {}).get('type', 'BN')
         previous = 3
         for channels, stride in zip(CHANNELS, (2, 2, 1, 1)):
-            norm = nn.GroupNorm(2, channels) if norm_type == 'GN' else nn.BatchNorm2d(channels)
+            norm = NORMS[norm_type](channels)
             conv = nn.Conv2d(previous, channels, 3, stride, 1, bias=False)
             self.layers.append(nn.Sequential(conv, norm, nn.ReLU()))
             previous = channels
@@ -235,9 +240,9 @@ def objective(losses):
 
 def step(model, seed=0, **options):
     """(losses, total) of one iteration, with gradients left on the parameters."""
-    dtype = next(model.parameters()).dtype
-    images, samples = batch(seed, dtype=dtype, **options)
-    losses = model.loss(images, samples)
+    like = next(model.parameters())
+    images, samples = batch(seed, dtype=like.dtype, **options)
+    losses = model.loss(images.to(like.device), [sample.to(like.device) for sample in samples])
     total = objective(losses)
     total.backward()
     return losses, total.detach()

@@ -48,7 +48,7 @@ class GuaranteesShareOfCrossEntropy(nn.Module):
         return self.loss_weight * world * total / (IMAGES * SIZE[0] * SIZE[1])
 
 
-def build(name, seed, dtype):
+def build(name, seed, dtype, norm):
     share = dict(type='GuaranteesShareOfCrossEntropy')
     options = dict(loss_decode=share)
     case = cases.CASES[name]['head']
@@ -60,7 +60,7 @@ def build(name, seed, dtype):
         options['loss_coarse'] = dict(share, loss_weight=0.4)
     if head == 'MCIBIPlusPlusHead':
         options['loss_context'] = share
-    config = cases.model_config(name, norm='GN', head_options=options, image_size=SIZE)
+    config = cases.model_config(name, norm=norm, head_options=options, image_size=SIZE)
     config['auxiliary_head']['loss_decode'] = dict(share, loss_weight=0.4)
     config['data_preprocessor'] = dict(type='mmengine.BaseDataPreprocessor')
     torch.manual_seed(seed)
@@ -76,9 +76,12 @@ def labels_of(step):
     return labels
 
 
-def train(name, rank, world, dtype=torch.float64, broadcast_buffers=False, steps=STEPS):
+def train(
+    name, rank, world, dtype=torch.float64, broadcast_buffers=False, steps=STEPS, device='cpu',
+    norm='GN',
+):  # fmt: skip
     """Losses, gradients, bank, collectives of each step; every rank starts from another seed."""
-    model = build(name, rank, dtype)
+    model = build(name, rank, dtype, norm).to(device)
     chosen = []
     bank = getattr(model.decode_head, 'bank', None)
     if hasattr(bank, '_assign'):
@@ -104,13 +107,13 @@ def train(name, rank, world, dtype=torch.float64, broadcast_buffers=False, steps
                 dict(inputs=images[part], data_samples=samples[part]), optim_wrapper
             )
         out['log'].append(list(log))
-        out['losses'].append({key: torch.as_tensor(value).detach().double().clone()
+        out['losses'].append({key: torch.as_tensor(value).detach().double().cpu()
                               for key, value in values.items()})  # fmt: skip
         if step in (0, 9, steps - 1):
-            out['grads'].append({key: p.grad.clone() for key, p in model.named_parameters()})
-        out['bank'].append({key: value.clone() for key, value in cases.memory(model).items()})
-    out['weights'] = {key: p.detach().clone() for key, p in model.named_parameters()}
-    out['chosen'] = chosen
+            out['grads'].append({key: p.grad.cpu().clone() for key, p in model.named_parameters()})
+        out['bank'].append({key: value.cpu().clone() for key, value in cases.memory(model).items()})
+    out['weights'] = {key: p.detach().cpu() for key, p in model.named_parameters()}
+    out['chosen'] = [x.cpu() for x in chosen]
     return out
 
 
@@ -119,11 +122,18 @@ SCENARIOS = {
     **{f'{name}_float32': dict(name=name, dtype=torch.float32) for name in cases.METHODS},
     **{f'{name}_broadcast': dict(name=name, broadcast_buffers=True) for name in cases.METHODS},
 }
+# All ranks on one device: NCCL refuses two of them there, gloo doesn't.
+ON_CUDA = {
+    f'{name}_{norm}_cuda': dict(name=name, norm=norm, device='cuda')
+    for norm in ('GN', 'SyncBN') for name in cases.METHODS
+}  # fmt: skip
 
 
 def main(folder, names):
     def run(rank, world):
-        return {name: train(rank=rank, world=world, **SCENARIOS[name]) for name in names}
+        return {
+            name: train(rank=rank, world=world, **{**SCENARIOS, **ON_CUDA}[name]) for name in names
+        }
 
     return fork_ranks(run, folder, SHARES, timedelta(seconds=600))
 
