@@ -360,7 +360,7 @@ def test_trains_scores_draws_and_infers(tmp_path):
         palette=dataset.metainfo['palette'],
     )
     mask = inferencer(dataset.get_data_info(4)['img_path'])['predictions']
-    assert (mask == expected.pred_sem_seg.data[0].numpy()).all()
+    assert (mask == expected.pred_sem_seg.data[0].cpu().numpy()).all()
 
     averaged = DATASETS.build(dict(cfg.val_dataloader.dataset, pipeline=cfg.tta_pipeline))[4]
     assert len(averaged['inputs']) == 2 * 6  # flipped or not, at six scales

@@ -11,6 +11,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmseg.models import SegTTAModel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from tests import tiny
@@ -83,6 +84,46 @@ def test_activation_checkpointing(name, reentrant):
     )
     total.backward()
     assert_same(everything(model), everything(plain), atol=1e-12)
+
+
+# mmcv's criss-cross attention makes a constant on the CPU
+@pytest.mark.parametrize('name', [n for n in cases.CASES if not n.endswith('_cc')])
+def test_nothing_is_made_on_another_device(name):
+    """What a step makes, it makes where the features are: a copy to a GPU would wait for it.
+
+    The default device stands for the CPU here, and the CPU for the GPU.
+    """
+    model = cases.build(name)
+    cases.step(model)
+    model.zero_grad()
+    images, samples = cases.batch()
+    with torch.device('meta'):
+        cases.objective(model.loss(images, samples)).backward()
+        model.eval()
+        with torch.no_grad():
+            model(images)
+
+
+class SumsOverMaps(TorchDispatchMode):
+    """Calls of `nll_loss2d` that sum up."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name() == 'aten::nll_loss2d_forward' and args[3] != 0:
+            self.found.append(args)
+        return func(*args, **(kwargs or {}))
+
+
+@ALL
+def test_no_sum_that_cuda_has_no_deterministic_form_of(name):
+    """mmengine's `randomness=dict(deterministic=True)` makes an error of it on a GPU."""
+    model = cases.build(name)
+    with SumsOverMaps() as sums:
+        cases.step(model)
+    assert not sums.found
 
 
 @ALL

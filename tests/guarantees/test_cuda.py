@@ -95,18 +95,21 @@ def test_waiting_is_noticed():
 
 @pytest.mark.parametrize('name', cases.CASES)
 def test_no_step_waits_for_the_device(name):
-    """Neither a training step nor a prediction; MMSegmentation's accuracy, which does, aside."""
+    """Neither a training step nor a prediction; MMSegmentation's accuracy and mmcv's criss-cross
+    attention, which do, aside.
+    """
     model = cases.build(name).cuda()
     train(model, 2)
     images, samples = cases.batch(5)
     images, samples = images.cuda(), [sample.to('cuda') for sample in samples]
     losses = []
     found = waits(lambda: losses.append(model.loss(images, samples)))
-    assert [x for x in found if f'{os.sep}accuracy.py:' not in x] == []
-    assert waits(lambda: cases.objective(losses[0]).backward()) == []
+    found += waits(lambda: cases.objective(losses[0]).backward())
     model.eval()
     with torch.no_grad():
-        assert waits(lambda: model(images)) == []
+        found += waits(lambda: model(images))
+    host = [f'{os.sep}{file}.py:' for file in ('accuracy', 'cc_attention')]
+    assert [x for x in found if not any(y in x for y in host)] == []
 
 
 def undetermined(run):
@@ -133,9 +136,11 @@ def undetermined(run):
 
 @pytest.mark.parametrize('name', cases.CASES)
 def test_deterministic_algorithms(name):
-    """With them, two trainings are equal bit for bit, and nothing is used that FCNHead doesn't."""
-    plain = cases.build(head=cases.FCN).cuda()
-    host = undetermined(lambda: train(plain, 2))
+    """With them, two trainings are equal bit for bit, and all is used that they have a form of, but
+    for the pooling in PSPHead.
+    """
+    plain = [cases.build(head=dict(x, channels=8)).cuda() for x in (cases.FCN, cases.PSP)]
+    host = undetermined(lambda: [train(x, 2) for x in plain])
     results = []
 
     def run():

@@ -9,17 +9,17 @@ from tests.paths import TOOLS, load_script
 
 
 @pytest.fixture(scope='module')
-def benchmark():
+def script():
     return load_script(TOOLS / 'benchmark.py')
 
 
 @pytest.fixture
-def run(benchmark, tmp_path):
+def run(script, tmp_path):
     """Runs it with a line of arguments, and gives what it writes."""
 
     def run(arguments):
         arguments += ' --device cpu --repeats 1 --warmup 0 --threads 1 --json'
-        benchmark.main([*arguments.split(), str(tmp_path / 'x.json')])
+        script.main([*arguments.split(), str(tmp_path / 'x.json')])
         return json.loads((tmp_path / 'x.json').read_text())
 
     return run
@@ -63,8 +63,8 @@ def test_other_sections_measure_all_their_forms(run, capsys):
     assert 'Heads, 2x2048x8x8 features' in shown
 
 
-def test_all_forms_of_an_update_give_the_same_memory(benchmark, run, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, 'UPDATE_SIZE', 8)
+def test_all_forms_of_an_update_give_the_same_memory(script, run, monkeypatch, capsys):
+    monkeypatch.setattr(script, 'UPDATE_SIZE', 8)
     rows = run('update --update-images 2')['update']
     forms = ['ours', 'materialised', 'loop over classes', 'floor']
     assert [(row['method'], row['form']) for row in rows] == [
@@ -95,14 +95,14 @@ def test_networks_are_plain_and_with_a_memory(run, capsys):
     assert 'segformer_mit-b0s, 2 images of 64x64, K=150' in capsys.readouterr().out
 
 
-def test_complexity_counts_parameters_and_operations(benchmark, capsys):
+def test_complexity_counts_parameters_and_operations(script, capsys):
     class NoTime:
         device = torch.device('meta')  # shapes are enough to count
 
         def __call__(self, forms):
             return {name: dict(ms=0.0, peak_mib=0.0) for name in forms}
 
-    rows = {row['module']: row for row in benchmark.benchmark_complexity(NoTime(), None)}
+    rows = {row['module']: row for row in script.benchmark_complexity(NoTime(), None)}
     # FCN: two 3x3 convs, a 3x3 conv on [x, convs(x)], batch norms
     convs = 9 * 512 * (2048 + 512 + 2048 + 512)
     assert rows['none (FCN)']['params_m'] * 1e6 == convs + 3 * 2 * 512
@@ -124,13 +124,13 @@ def test_complexity_counts_parameters_and_operations(benchmark, capsys):
     ('voting --device cpu --cpu-time --threads 2',
      '--cpu-time goes with --device cpu --threads 1'),
 ])  # fmt: skip
-def test_wrong_arguments_are_refused(benchmark, arguments, message, capsys):
+def test_wrong_arguments_are_refused(script, arguments, message, capsys):
     with pytest.raises(SystemExit):
-        benchmark.parse_args(arguments.split())
+        script.parse_args(arguments.split())
     assert message in capsys.readouterr().err
 
 
-def test_medians_of_forms_run_in_turn(benchmark, monkeypatch):
+def test_medians_of_forms_run_in_turn(script, monkeypatch):
     clock, order = [0.0], []
 
     def takes(name, *seconds):
@@ -142,17 +142,17 @@ def test_medians_of_forms_run_in_turn(benchmark, monkeypatch):
 
         return run
 
-    monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: clock[0])
-    monkeypatch.setattr(benchmark, 'peak_memory', lambda form, device: 2**20)
-    timer = benchmark.Timer(torch.device('cpu'), warmup=1, repeats=3)
+    monkeypatch.setattr(script.time, 'perf_counter', lambda: clock[0])
+    monkeypatch.setattr(script, 'peak_memory', lambda form, device: 2**20)
+    timer = script.Timer(torch.device('cpu'), warmup=1, repeats=3)
     measured = timer({'a': takes('a', 99, 1, 7, 2), 'b': takes('b', 99, 4, 3, 5)})
     assert measured == {'a': dict(ms=2000, peak_mib=1), 'b': dict(ms=4000, peak_mib=1)}
     assert order == ['a', 'b'] * 4
 
 
-def test_cpu_time_leaves_out_what_others_do(benchmark, monkeypatch):
-    monkeypatch.setattr(benchmark, 'peak_memory', lambda form, device: 0)
-    monkeypatch.setattr(benchmark.time, 'process_time', iter(range(0, 10, 3)).__next__)
-    monkeypatch.setattr(benchmark.time, 'perf_counter', None)
-    timer = benchmark.Timer(torch.device('cpu'), warmup=0, repeats=2, cpu_time=True)
+def test_cpu_time_leaves_out_what_others_do(script, monkeypatch):
+    monkeypatch.setattr(script, 'peak_memory', lambda form, device: 0)
+    monkeypatch.setattr(script.time, 'process_time', iter(range(0, 10, 3)).__next__)
+    monkeypatch.setattr(script.time, 'perf_counter', None)
+    timer = script.Timer(torch.device('cpu'), warmup=0, repeats=2, cpu_time=True)
     assert timer({'a': lambda: None})['a']['ms'] == 3000

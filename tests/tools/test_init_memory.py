@@ -230,7 +230,7 @@ def test_a_head_trains_from_the_file(tool, kind, tmp_path, tiny_data, capsys, mo
 
     def look(module, args):
         if not seen:
-            seen.update({key: value.clone() for key, value in module.state_dict().items()})
+            seen.update({key: value.cpu().clone() for key, value in module.state_dict().items()})
 
     runner.model.decode_head.bottleneck.register_forward_pre_hook(
         lambda *args: look(runner.model.decode_head, args)

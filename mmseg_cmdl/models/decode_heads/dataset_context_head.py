@@ -388,8 +388,9 @@ class DatasetContextHead(MemoryHead):
 
         Holds for a :meth:`read_memory` that is linear in the weights and looks at no neighbours.
         """
-        one_class = torch.eye(self.num_classes).to(self.conv_seg.weight)[None, :, :, None]
-        kernel = self.read_memory(one_class)[0].clone()  # [C, K, 1]
+        like = self.conv_seg.weight
+        one_class = torch.eye(self.num_classes, dtype=like.dtype, device=like.device)
+        kernel = self.read_memory(one_class[None, ..., None])[0].clone()  # [C, K, 1]
         conv = nn.Conv2d(self.num_classes, len(kernel), 1, bias=False).to(kernel)
         conv.weight.copy_(kernel[..., None])
         return conv

@@ -245,6 +245,6 @@ class MCIBIHead(DatasetContextHead):
         if counted is None:
             return {}
         return dict(
-            stat_memory_momentum=torch.as_tensor(momentum).to(pixels),
+            stat_memory_momentum=pixels.new_zeros(()) + momentum,
             stat_left_out_pixels=counted.left_out,
         )

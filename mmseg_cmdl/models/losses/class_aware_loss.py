@@ -227,7 +227,8 @@ class InterClassCenterToCenterLoss(InterClassLoss):
         if absent is not None:
             products = products.masked_fill(absent, -torch.inf)
         excess = (products.softmax(dim=1) - self.margin(counts)).clamp(min=0)
-        sums = (excess * (1 - torch.eye(num_classes).to(excess))).sum(dim=1)
+        itself = torch.eye(num_classes, dtype=torch.bool, device=excess.device)
+        sums = excess.masked_fill(itself, 0).sum(dim=1)
         if self.formulation == 'released':
             sums = sums.clamp(*_SUM_RANGE)
         else:

@@ -120,7 +120,9 @@ class ClassLocalConsistencyLoss(FormulatedLoss):
         if self.formulation == 'released':
             total = resized_cross_entropy(scores, classes, align_corners=True)
         else:  # MDRL eq. 14
-            total = F.cross_entropy(scores, classes, ignore_index=num_classes, reduction='sum')
+            # the sum by itself: cross_entropy's own over maps is not deterministic on CUDA
+            losses = F.cross_entropy(scores, classes, ignore_index=num_classes, reduction='none')
+            total = losses.sum()
         return self.loss_weight * global_mean(total, (classes < num_classes).sum())
 
 

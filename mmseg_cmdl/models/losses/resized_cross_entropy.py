@@ -68,4 +68,5 @@ def _resizing(cells: int, size: int, align_corners: bool, like: Tensor) -> Tenso
 def _band_loss(scores: Tensor, rows: Tensor, cols: Tensor, classes: Tensor) -> Tensor:
     """Of the label rows [n, h] that `rows` resizes to; classes are theirs, [B, n, W]."""
     resized = rows @ scores @ cols.t()
-    return F.cross_entropy(resized, classes, ignore_index=scores.shape[1], reduction='sum')
+    # the sum by itself: cross_entropy's own over maps is not deterministic on CUDA
+    return F.cross_entropy(resized, classes, ignore_index=scores.shape[1], reduction='none').sum()
