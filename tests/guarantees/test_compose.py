@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -346,16 +347,27 @@ def test_car_with_loss_weight_zero_is_the_plain_segmentor(name):
         assert torch.equal(model.get_parameter(key).grad, p.grad), key
 
 
+# Graphs, hooks, in-place updates and saved tensors as compiled; and with generated code, which on a
+# CPU is C++, and where the passes that form it have removed what they take for a useless copy.
+COMPILER = pytest.mark.skipif(not shutil.which('g++'), reason='needs a C++ compiler')
+COMPILED = [
+    pytest.param(
+        name, backend,
+        marks=[COMPILER] * (backend == 'inductor') + [pytest.mark.long] * (name != quick),
+    )
+    for backend, quick in (('aot_eager', 'mdrl'), ('inductor', 'protoseg'))
+    for name in cases.METHODS
+]  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('name', cases.shared(['mdrl'], cases.METHODS))
-def test_compiled_model(name):
+@pytest.mark.parametrize(('name', 'backend'), COMPILED)
+def test_compiled_model(name, backend):
     """torch.compile of the whole training step: the same losses, gradients and bank."""
     if not hasattr(torch, 'compile'):
         pytest.skip('torch.compile came with PyTorch 2.0')
     plain, model = cases.build(name, norm='GN'), cases.build(name, norm='GN')
-    # aot_eager: what compiling may break (graph breaks, hooks, in-place updates, saved tensors)
-    # is there; code generation, which needs a C++ compiler, is PyTorch's own
-    compiled = torch.compile(model, backend='aot_eager')
+    compiled = torch.compile(model, backend=backend)
     for seed in range(3):
         images, samples = cases.batch(seed)
         model.zero_grad()

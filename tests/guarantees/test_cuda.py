@@ -9,6 +9,7 @@ import subprocess
 import sys
 import traceback
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def waits(run):
 
     def record(message, *args, **kwargs):
         if 'synchroniz' in str(message):
-            inner = (warnings.__file__, __file__, os.sep + 'torch' + os.sep)
+            inner = (warnings.__file__, __file__, str(Path(torch.__file__).parent) + os.sep)
             frames = [
                 x for x in traceback.extract_stack() if not any(y in x.filename for y in inner)
             ]

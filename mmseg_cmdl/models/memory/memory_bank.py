@@ -20,6 +20,12 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def _compiling() -> bool:
+    """Whether `torch.compile` records; PyTorch says so since 2.3."""
+    compiling = getattr(getattr(torch, 'compiler', None), 'is_compiling', None)
+    return compiling is not None and compiling()
+
+
 class MemoryBank(nn.Module, ABC):
     """Non-learnable class memory: buffers changed in place, equal on all ranks.
 
@@ -206,7 +212,12 @@ class MemoryBank(nn.Module, ABC):
             return buffer
         if self._before_update is not None and in_backward():
             return self._before_update[name]
-        return buffer.clone()
+        copy = buffer.clone()
+        if _compiling():
+            # else the backward pass of a compiled graph would form the copy anew, from a bank that
+            # has moved by then
+            torch._dynamo.graph_break()
+        return copy
 
     def vote(self, weights: Tensor) -> Tensor:
         """Class weights times the memory: MDRL eq. 9, and with one vector a class MCIBI eq. 12.
