@@ -152,6 +152,7 @@ class StudyRecorder(Hook):
         self._validations: List[list] = []
         self._last_validation = -1
         self._cpu_times: List[float] = []  # of each iteration, all threads
+        self._gpu_memory: List[int] = []  # peak before each iteration since mmengine's last log
 
     def before_run(self, runner: Runner) -> None:
         """Claims the folder.
@@ -182,12 +183,14 @@ class StudyRecorder(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
     ) -> None:
-        """Records the first iteration in which a loss is not finite.
+        """Records the first iteration in which a loss is not finite, and the GPU's peak memory.
 
         Raises:
             InputError: The study that started this job has ended.
         """
         self._cpu_times[-1] = time.process_time() - self._cpu_times[-1]
+        if torch.cuda.is_available():
+            self._gpu_memory.append(torch.cuda.max_memory_allocated())
         if self._first_not_finite is None and outputs is not None:
             values = [v for key, v in outputs.items() if 'loss' in key]
             if not all(math.isfinite(v) for v in values):
@@ -234,7 +237,7 @@ class StudyRecorder(Hook):
             parameters=sum(p.numel() for p in model.parameters()),
             **{key: so_far[key] for key in ('seconds', 'cpu_seconds', 'stops')},
             iteration_cpu_seconds=round(median(self._cpu_times), 5) if self._cpu_times else None,
-            **_machine(runner),
+            **_machine(runner, self._gpu_memory),
             commit=_commit(),
             areas=pack_areas(metric.areas),
         )
@@ -304,7 +307,7 @@ def _loss_curve(runner: Runner, points: int = 25) -> List[list]:
     return [[int(part[-1]) + 1, rounded(values[part].mean())] for part in parts]
 
 
-def _machine(runner: Runner) -> dict:
+def _machine(runner: Runner, gpu_memory: Sequence[int]) -> dict:
     """What a job took, and on what."""
     times = runner.message_hub.log_scalars.get('train/time')
     on_gpu = torch.cuda.is_available() and next(runner.model.parameters()).is_cuda
@@ -315,7 +318,8 @@ def _machine(runner: Runner) -> dict:
     return dict(
         iteration_seconds=None if times is None else round(median(times.data[0].tolist()), 5),
         peak_mib=peak,
-        peak_gpu_mib=round(torch.cuda.max_memory_allocated() / 2**20, 1) if on_gpu else None,
+        # not the largest: in the first steps cuDNN tries all that it has
+        peak_gpu_mib=round(median(gpu_memory) / 2**20, 1) if on_gpu and gpu_memory else None,
         device=torch.cuda.get_device_name() if on_gpu else cpu_name(),
         threads=torch.get_num_threads(),
         versions=dict(

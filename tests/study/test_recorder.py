@@ -66,3 +66,22 @@ def test_statistics_are_taken_anew_from_batches_of_any_loop(workers, by_epoch):
     assert len(model.seen) == 5
     expected = torch.stack([batch.mean(dim=0) for batch in model.seen]).mean(dim=0)
     torch.testing.assert_close(model.norm.running_mean, expected)
+
+
+def test_gpu_memory_is_the_peak_of_a_training_step(tmp_path, monkeypatch):
+    """mmengine's logger resets PyTorch's peak, so at the end it was that of the last validation."""
+    peaks = iter([900, 70, 70, 71, 10])
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'max_memory_allocated', lambda: next(peaks) * 2**20)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'a GPU')
+    recording = hook(tmp_path)
+    recording._parent = None
+    for i in range(5):
+        recording.before_train_iter(None, i)
+        recording.after_train_iter(SimpleNamespace(iter=i), i)
+    runner = SimpleNamespace(
+        message_hub=SimpleNamespace(log_scalars={}),
+        model=SimpleNamespace(parameters=lambda: iter([SimpleNamespace(is_cuda=True)])),
+    )
+    machine = recorder._machine(runner, recording._gpu_memory)
+    assert (machine['peak_gpu_mib'], machine['device']) == (70.0, 'a GPU')

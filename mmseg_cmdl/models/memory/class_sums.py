@@ -4,7 +4,7 @@ Source: MCIBI, eq. 8 to 10. Pixels are those of the feature map, or those of the
 features brought to them bilinearly. In the second case no feature is ever formed at label size:
 interpolation is linear, so a sum over label pixels is a sum over feature cells with weights added
 up, and length and product of an interpolated feature follow from lengths and products of the
-cells around it. What is held at label size is a few scalars a pixel, for one image at a time.
+cells around it. What is held at label size is a few scalars a pixel.
 """
 
 from typing import NamedTuple, Optional, Tuple
@@ -72,12 +72,8 @@ def class_sums(
     sums = ClassSums.zeros(num_classes, features.shape[1], features, memory is not None)
     if features.dim() == 2:
         _add_pixels(sums, features, labels, memory, ignore_index)
-        return sums
-    rows, cols = (
-        _Axis(labels.shape[i + 1], features.shape[i + 2], align_corners, features) for i in range(2)
-    )
-    for feature_map, label_map in zip(features, labels):
-        _add_image(sums, feature_map, label_map, memory, ignore_index, rows, cols)
+    else:
+        _add_maps(sums, features, labels, memory, ignore_index, align_corners)
     return sums
 
 
@@ -151,33 +147,36 @@ class _Axis:
         self.crossed = here * (2 * here_weight * beside_weight)
 
 
-def _add_image(
+def _add_maps(
     sums: ClassSums,
     features: Tensor,
     labels: Tensor,
     memory: Optional[Tensor],
     ignore_index: int,
-    rows: _Axis,
-    cols: _Axis,
+    align_corners: bool,
 ) -> None:
-    """Adds the sums of one image [C, h, w], [H, W]."""
-    num_classes, channels = len(sums.plain), len(features)
-    height, width = features.shape[1:]
+    """Adds the sums of maps [B, C, h, w], [B, H, W]."""
+    num_classes, (images, channels, height, width) = len(sums.plain), features.shape
+    rows, cols = (
+        _Axis(size, cells, align_corners, features)
+        for size, cells in zip(labels.shape[1:], (height, width))
+    )
     known = has_class(labels, num_classes, ignore_index)
-    finite_cells = features.square().sum(dim=0).isfinite()
-    features = torch.where(finite_cells, features, 0)
+    finite_cells = features.square().sum(dim=1).isfinite()
+    features = torch.where(finite_cells[:, None], features, 0)
     # a pixel is bad if a cell that it takes a share of is
     bad = rows.matrix @ (~finite_cells).to(features.dtype) @ cols.matrix.t() > 0
     used = known & ~bad
 
     classes = torch.where(used, labels.long(), 0)
-    starts = classes * (height * width)
+    cells = features.transpose(0, 1).flatten(1)  # [C, Bhw]
+    starts = classes * cells.shape[1]
+    starts += torch.arange(images, device=labels.device)[:, None, None] * (height * width)
     corners = [
         (starts + (y * width)[:, None] + x, wy[:, None] * wx)
         for y, wy in zip((rows.first, rows.second), rows.weights)
         for x, wx in zip((cols.first, cols.second), cols.weights)
     ]
-    cells = features.flatten(1)  # [C, hw]
     tables = [(sums.plain, used.to(features.dtype))]
     if memory is not None and sums.weighted is not None:
         of_cells = (memory @ cells).view(-1)  # of each class's memory and each cell
@@ -188,22 +187,21 @@ def _add_image(
 
     # how much of each cell the pixels of each class take, plain and weighted
     for table, weight in tables:
-        shares = cells.new_zeros(num_classes * height * width)
+        shares = cells.new_zeros(num_classes, cells.shape[1])
         for index, share in corners:
-            shares.scatter_add_(0, index.flatten(), (share * weight).flatten())
-        shares = shares.view(num_classes, height * width)
-        table[:, :channels] += shares @ cells.t()
-        table[:, channels] += shares.sum(dim=1)
-    sums.labelled.add_(known.sum())
-    sums.left_out.add_((known & bad).sum())
+            shares.view(-1).scatter_add_(0, index.flatten(), (share * weight).flatten())
+        table[:, :channels] = shares @ cells.t()
+        table[:, channels] = shares.sum(dim=1)
+    sums.labelled.copy_(known.sum())
+    sums.left_out.copy_((known & bad).sum())
 
 
 def _interpolated_squares(features: Tensor, rows: _Axis, cols: _Axis) -> Tensor:
-    """Squared length [H, W] of the interpolated features, from products of neighbouring cells."""
-    padded = F.pad(features[None], (0, 1, 0, 1), mode='replicate')[0]
+    """Squared length [B, H, W] of the interpolated features, from products of neighbours."""
+    padded = F.pad(features, (0, 1, 0, 1), mode='replicate')
 
     def dot(first: Tuple, second: Tuple) -> Tensor:
-        return (padded[(slice(None), *first)] * padded[(slice(None), *second)]).sum(dim=0)
+        return (padded[(..., *first)] * padded[(..., *second)]).sum(dim=1)
 
     every, here, right = slice(None), slice(None, -1), slice(1, None)
     squares = dot((every, every), (every, every))
