@@ -130,7 +130,7 @@ def test_exit_code_of_a_failed_run_is_kept(tmp_path):
 def test_two_ranks_on_cpus(tiny_config, tmp_path):
     """Train on two processes, test on two and on one: one history, one answer."""
     gloo = ['--cfg-options', 'env_cfg.dist_cfg.backend=gloo']
-    variables = {'PYTHON': sys.executable}
+    variables = {'PYTHON': sys.executable, 'CUDA_VISIBLE_DEVICES': ''}
     done = bash(
         'dist_train.sh', tiny_config.name, '2', '--work-dir', 'job', *gloo,
         cwd=tiny_config.parent, PORT=str(free_port()), **variables,
@@ -149,7 +149,7 @@ def test_two_ranks_on_cpus(tiny_config, tmp_path):
     # Each rank predicted one of the two images.
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['0.png', '1.png']
     single = [TOOLS / 'test.py', tiny_config.name, 'job/iter_4.pth', '--work-dir', 'one']
-    alone = python(*single, cwd=tiny_config.parent)
+    alone = python(*single, cwd=tiny_config.parent, CUDA_VISIBLE_DEVICES='')
     assert alone.returncode == 0, alone.stderr[-3000:]
     two, one = (
         json.loads(next((tmp_path / name).glob('*/*.json')).read_text()) for name in ('two', 'one')
