@@ -21,9 +21,9 @@ CHANNELS = (4, 6, 8, 10)
 
 BANK = dict(type='DistributionBank', num_distributions=3, momentum=0.9)
 LESS_CROSS_ENTROPY = dict(type='CrossEntropyLoss', loss_weight=0.4)
-RELEASED = [
-    dict(type='ClassLocalConsistencyLoss', formulation='released', loss_weight=0.1),
-    dict(type='ClassGlobalConsistencyLoss', formulation='released', loss_weight=0.1),
+PAPER = [
+    dict(type='ClassLocalConsistencyLoss', formulation='paper', loss_weight=0.1),
+    dict(type='ClassGlobalConsistencyLoss', formulation='paper', loss_weight=0.1),
 ]
 MDRL = dict(type='MDRLHead', bank=BANK)
 MCIBI = dict(type='MCIBIHead')
@@ -42,7 +42,7 @@ CASES = {
     'mdrl_psp': dict(head=dict(MDRL, context=PSP)),
     'mdrl_aspp': dict(head=dict(MDRL, context=ASPP)),
     'mdrl_cc': dict(head=dict(MDRL, context=CC)),
-    'mdrl_released': dict(head=dict(MDRL, loss_consistency=RELEASED)),
+    'mdrl_paper': dict(head=dict(MDRL, loss_consistency=PAPER)),
     'mdrl_pixel_gumbel': dict(
         head=dict(
             MDRL, embedding='pixel', fusion='add',

@@ -1,4 +1,3 @@
-import copy
 import inspect
 
 import pytest
@@ -362,24 +361,6 @@ def test_label_of_another_ignore_index():
 # ---- inference ----
 
 
-@pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize('context', [None, dict(type='PSPHead', norm_cfg=None)])
-def test_prediction_changes_nothing(training, context):
-    """Not even with the module in training mode under no_grad; norm statistics aside."""
-    head = tiny_head.freeze_norms(tiny_head.build(context=context))
-    if not training:
-        head.eval()
-    before = copy.deepcopy(head.state_dict())
-    random_state = torch.get_rng_state()
-    with torch.no_grad():
-        first = head.predict(tiny_head.features(), tiny_head.metas(), None)
-        second = head.predict(tiny_head.features(), tiny_head.metas(), None)
-    assert torch.equal(first, second)
-    assert torch.equal(torch.get_rng_state(), random_state)
-    for key, value in head.state_dict().items():
-        assert torch.equal(value, before[key]), key
-
-
 def test_prediction_reads_the_bank():
     head = tiny_head.build().eval()
     first = head.predict(tiny_head.features(), tiny_head.metas(), None)
@@ -394,36 +375,6 @@ def test_prediction_of_one_image_is_that_of_its_batch():
     both = head.predict(tiny_head.features(), tiny_head.metas(), None)
     one = head.predict([x[1:] for x in tiny_head.features()], tiny_head.metas(1), None)
     torch.testing.assert_close(one[0], both[1], rtol=0, atol=1e-12)
-
-
-@stack.needs_export
-def test_exports_with_dynamic_shapes_and_plain_operations():
-    """torch.export of the forward pass: dynamic batch and size, nothing written, plain only."""
-    head = tiny_head.build(torch.float32).eval()
-
-    class Forward(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.head = head
-
-        def forward(self, x):
-            return self.head([x])
-
-    head.in_index = 0
-    x = torch.randn(2, 10, 8, 9)
-    dims = {
-        0: torch.export.Dim('batch', min=1, max=16),
-        2: torch.export.Dim('h', min=4, max=64),
-        3: torch.export.Dim('w', min=4, max=64),
-    }
-    program = torch.export.export(Forward(), (x,), dynamic_shapes=(dims,))
-    operations = {str(node.target) for node in program.graph.nodes if node.op == 'call_function'}
-    for word in ('einsum', 'nonzero', 'rand', 'dropout', 'index_put', 'copy_', 'item'):
-        assert not any(word in operation for operation in operations), (word, operations)
-    assert not program.graph_signature.buffers_to_mutate
-    for shape in [(2, 10, 8, 9), (1, 10, 13, 6)]:
-        x = torch.randn(shape)
-        torch.testing.assert_close(program.module()(x), head([x]))
 
 
 # ---- construction ----

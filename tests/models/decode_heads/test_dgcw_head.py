@@ -5,10 +5,8 @@ from mmcv.cnn import NonLocal2d
 from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS
 
-from tests import stack
 from tests.models.decode_heads import tiny_head
 from tests.reference import dgcw
-from tests.reference.dispatch import CountOps
 
 NORM = dict(type='BN')
 PPM = dict(type='PSPHead', pool_scales=(1, 2), channels=12)
@@ -181,17 +179,6 @@ def test_loss_is_that_of_the_upsampled_logits():
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-11)
 
 
-def test_ignored_pixels_have_no_gradient():
-    head, labels = build(), torch.full((2, *tiny_head.LABEL_SIZE), 255)
-    labels[0, :2, :2] = 1
-    inputs = features()
-    inputs[3].requires_grad_()
-    tiny_head.freeze_norms(head)
-    tiny_head.objective(head.loss(inputs, tiny_head.samples(labels), None)).backward()
-    assert inputs[3].grad[0].abs().sum() > 0
-    assert not inputs[3].grad[1].any()
-
-
 def test_hard_examples_are_mined():
     """Table 3: the sampler leaves out pixels that are right and sure."""
     sampler = dict(type='OHEMPixelSampler', thresh=0.7, min_kept=10)
@@ -202,67 +189,6 @@ def test_hard_examples_are_mined():
         torch.nn.init.normal_(head.conv_seg.weight, std=3)
     losses = [head.loss(features(), samples, None)['loss_ce'] for head in (plain, mined)]
     assert losses[0] != losses[1]
-
-
-@pytest.mark.parametrize('half', stack.HALVES)
-def test_trains_under_autocast(half):
-    head = build(torch.float32, context=PPM)
-    with torch.autocast('cpu', dtype=half):
-        losses = head.loss(
-            [100 * x for x in features(dtype=torch.float32)],
-            tiny_head.samples(tiny_head.label_maps()),
-            None,
-        )
-    tiny_head.objective(losses).backward()
-    assert losses['loss_ce'].isfinite()
-    assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
-
-
-def test_labels_out_of_range_are_named():
-    labels = tiny_head.label_maps()
-    labels[1, 3, 3] = 7
-    with pytest.raises(ValueError, match=r'labels \[7\] of .*image_1.png.* outside 0..4'):
-        build().loss(features(), tiny_head.samples(labels), None)
-
-
-def test_training_step_never_waits_for_the_device():
-    """Accuracy aside, which the host does too."""
-    head = build(torch.float32)
-    inputs = features(dtype=torch.float32)
-    with CountOps() as ops:
-        head(inputs).sum().backward()
-    assert ops.total
-    assert not ops.synchronising
-
-
-@stack.needs_export
-@pytest.mark.parametrize(
-    'options', [dict(), dict(concat_features=True), dict(context=ASPP)], ids=str
-)
-def test_exports_with_dynamic_shapes_and_plain_operations(options):
-    head = build(torch.float32, in_index=0, **options).eval()
-
-    class Forward(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.head = head
-
-        def forward(self, x):
-            return self.head([x])
-
-    dims = {
-        0: torch.export.Dim('batch', min=1, max=16),
-        2: torch.export.Dim('h', min=6, max=64),
-        3: torch.export.Dim('w', min=6, max=64),
-    }
-    program = torch.export.export(Forward(), (torch.randn(2, 10, 12, 13),), dynamic_shapes=(dims,))
-    operations = {str(node.target) for node in program.graph.nodes if node.op == 'call_function'}
-    for word in ('einsum', 'nonzero', 'rand', 'dropout', 'index_put', 'copy_', 'item'):
-        assert not any(word in operation for operation in operations), (word, operations)
-    assert not program.graph_signature.buffers_to_mutate
-    for shape in [(2, 10, 12, 13), (1, 10, 17, 9)]:
-        x = torch.randn(shape)
-        torch.testing.assert_close(program.module()(x), head([x]))
 
 
 def test_takes_the_place_of_another_head():

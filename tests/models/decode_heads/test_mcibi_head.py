@@ -10,10 +10,8 @@ from mmseg.registry import MODELS
 from torch.utils.checkpoint import checkpoint
 
 from mmseg_cmdl.models.memory import InitialMemory
-from tests import stack
 from tests.models.decode_heads import golden_head, tiny_head
 from tests.reference import golden, mcibi, mdrl
-from tests.reference.dispatch import CountOps
 
 CONTEXTS = {
     'PSPHead': dict(pool_scales=(1, 2, 3)),
@@ -270,35 +268,6 @@ def test_total_is_eq_19():
     assert head.fusion == 'concat'
 
 
-@pytest.mark.parametrize('name', CONTEXTS)
-@pytest.mark.parametrize('fusion', ['concat', 'weighted_add'])
-def test_context_trains_every_parameter_and_predicts(name, fusion):
-    head = tiny_head.build_mcibi(
-        torch.float32, context=dict(type=name, **CONTEXTS[name]), fusion=fusion
-    )
-    for seed in range(2):
-        losses, grads = tiny_head.step(head, seed)
-        assert all(value.isfinite().all() for value in losses.values())
-        assert not [key for key, grad in grads.items() if grad is None]
-    head.eval()
-    with torch.no_grad():
-        logits = head.predict(tiny_head.features(dtype=torch.float32), tiny_head.metas(), None)
-    assert logits.shape == (2, 5, *tiny_head.LABEL_SIZE)
-    assert logits.isfinite().all()
-
-
-@pytest.mark.parametrize('update_size', ['label', 'feature'])
-def test_all_ignored_batch(update_size):
-    head = _fill(tiny_head.build_mcibi(update_size=update_size), empty=(1,))
-    before = head.bank.features.clone()
-    losses, grads = tiny_head.step(head, ignored=2.0)
-    assert all(value.isfinite() for value in losses.values())
-    assert losses['loss_ce'] == losses['coarse_loss_ce'] == 0
-    assert torch.equal(head.bank.features, before)
-    assert not head.bank.filled[1]
-    assert all(grad is not None for grad in grads.values())
-
-
 @pytest.mark.parametrize('bad', [math.nan, math.inf])
 @pytest.mark.parametrize('update_size', ['label', 'feature'])
 def test_non_finite_features_never_reach_the_memory(bad, update_size):
@@ -367,20 +336,6 @@ def test_momentum_is_constant_without_a_runner_or_with_power_0():
 # ---- state, precision, cost ----
 
 
-@pytest.mark.parametrize('training', [False, True])
-def test_prediction_changes_nothing(training):
-    head = _fill(tiny_head.freeze_norms(tiny_head.build_mcibi()), empty=(1,))
-    if not training:
-        head.eval()
-    before = {key: value.clone() for key, value in head.state_dict().items()}
-    with torch.no_grad():
-        head.predict(tiny_head.features(), tiny_head.metas(), None)
-        if not training:  # not even losses of a head in eval mode
-            head.loss(tiny_head.features(), tiny_head.samples(tiny_head.label_maps()), None)
-    for key, value in head.state_dict().items():
-        assert torch.equal(value, before[key]), key
-
-
 def test_autocast_keeps_the_memory_in_full_precision():
     head = _fill(tiny_head.build_mcibi(torch.float32))
     seen, before = _record_pixels(head), head.bank.features.clone()
@@ -400,48 +355,6 @@ def test_autocast_keeps_the_memory_in_full_precision():
     assert head.bank.features.dtype == torch.float32
     torch.testing.assert_close(head.bank.features, expected.float(), rtol=0, atol=1e-5)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
-
-
-@pytest.mark.parametrize('update_size', ['label', 'feature'])
-def test_training_step_has_no_loop_and_no_host_synchronisation(update_size, monkeypatch):
-    """The host's own accuracy indexes with a mask, so it is taken out first."""
-    for module in (
-        'mmseg.models.decode_heads.decode_head',
-        'mmseg_cmdl.models.decode_heads.dataset_context_head',
-    ):
-        monkeypatch.setattr(f'{module}.accuracy', lambda *args, **kwargs: torch.zeros(()))
-    counts = []
-    for num_classes in (4, 9):
-        head = tiny_head.build_mcibi(num_classes=num_classes, update_size=update_size)
-        inputs = tiny_head.features()
-        samples = tiny_head.samples(tiny_head.label_maps(num_classes=num_classes))
-        tiny_head.objective(head.loss(inputs, samples, None)).backward()  # grads exist
-        with CountOps() as ops:
-            tiny_head.objective(head.loss(inputs, samples, None)).backward()
-        assert not ops.synchronising
-        counts.append(ops.total)
-    assert counts[0] == counts[1]
-
-
-@stack.needs_export
-def test_exports():
-    """torch.export of the forward pass with a dynamic size; the memory is a constant."""
-    head = _fill(tiny_head.build_mcibi(torch.float32)).eval()
-
-    class Forward(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.head = head
-
-        def forward(self, x):
-            return self.head([x])
-
-    head.in_index = 0
-    dims = {0: torch.export.Dim('batch', min=1, max=16), 2: torch.export.Dim('h', min=4, max=64)}
-    program = torch.export.export(Forward(), (torch.randn(2, 10, 8, 9),), dynamic_shapes=(dims,))
-    assert not program.graph_signature.buffers_to_mutate
-    x = torch.randn(1, 10, 13, 9)
-    torch.testing.assert_close(program.module()(x), head([x]))
 
 
 # ---- starting from a file ----
@@ -556,25 +469,6 @@ def test_refusals(options, words):
         assert word in str(error.value)
 
 
-def test_one_class_and_one_pixel():
-    head = tiny_head.build_mcibi(num_classes=1)
-    losses = head.loss(
-        tiny_head.features(),
-        tiny_head.samples(torch.zeros(2, *tiny_head.LABEL_SIZE, dtype=torch.long)),
-        None,
-    )
-    assert all(value.isfinite().all() for value in losses.values())
-    head = tiny_head.freeze_norms(tiny_head.build_mcibi())
-    for _ in range(2):
-        losses = head.loss(
-            tiny_head.features(batch=1, sizes=[(1, 1)] * 4),
-            tiny_head.samples(torch.zeros(1, 1, 1, dtype=torch.long)),
-            None,
-        )
-        assert all(value.isfinite().all() for value in losses.values())
-    assert head.bank.filled.tolist() == [True] + [False] * 4
-
-
 # ---- a loop without mmengine's Runner ----
 
 
@@ -621,19 +515,6 @@ def _loss(head, seed):
     return tiny_head.objective(
         head.loss(inputs, tiny_head.samples(tiny_head.label_maps(seed)), None)
     )
-
-
-def test_two_losses_and_one_backward_under_batch_norm():
-    """The gradient of a sum of two batches' losses is that of one and then the other."""
-    together = tiny_head.build_mcibi()
-    _loss(together, 0).backward()  # fills the memory
-    together.zero_grad()
-    apart = copy.deepcopy(together)
-    (_loss(together, 1) + _loss(together, 2)).backward()
-    _loss(apart, 1).backward()
-    _loss(apart, 2).backward()
-    for (name, p), q in zip(together.named_parameters(), apart.parameters()):
-        torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=1e-12, msg=name)
 
 
 @pytest.mark.parametrize('reentrant', [False, True])

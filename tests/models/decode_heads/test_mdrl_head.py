@@ -9,7 +9,6 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.models.decode_heads import tiny_head
 from tests.reference import mdrl
-from tests.reference.dispatch import CountOps
 
 FORMULATIONS = {'paper': tiny_head.paper, 'released': tiny_head.released}
 
@@ -245,24 +244,6 @@ def test_gradient_at_ignored_pixels_is_exactly_zero(formulation):
     assert not touched[1].any()
 
 
-@pytest.mark.parametrize('formulation', FORMULATIONS)
-def test_all_ignored_batch(formulation):
-    head = tiny_head.build(loss_consistency=FORMULATIONS[formulation]())
-    before = head.bank.distributions.clone()
-    losses, grads = tiny_head.step(head, ignored=2.0)
-    for key, value in losses.items():
-        assert value.isfinite(), key
-        if 'loss' in key:
-            assert value.item() == 0, key
-            assert value.requires_grad, key
-    assert torch.equal(head.bank.distributions, before)
-    for name, grad in grads.items():
-        assert grad is not None, name
-        assert not grad.any(), name
-    assert losses['acc_distribution'] == 0
-    assert losses['stat_left_out_pixels'] == 0
-
-
 @pytest.mark.parametrize('bad', [math.nan, math.inf])
 def test_non_finite_embeddings_never_reach_the_bank(bad):
     """Two labelled pixels and an ignored one go bad; the first two are counted."""
@@ -290,32 +271,6 @@ def test_non_finite_embeddings_never_reach_the_bank(bad):
     assert all(value.isfinite().all() for value in losses.values())
 
 
-@pytest.mark.parametrize('embedding', ['projection', 'pixel'])
-@pytest.mark.parametrize('scale', [1e4, 1e-4])
-def test_features_of_another_size(embedding, scale):
-    head = tiny_head.freeze_norms(tiny_head.build(torch.float32, embedding=embedding))
-    inputs = [x * scale for x in tiny_head.features(dtype=torch.float32)]
-    losses = head.loss(inputs, tiny_head.samples(tiny_head.label_maps()), None)
-    tiny_head.objective(losses).backward()
-    assert all(value.isfinite().all() for value in losses.values())
-    assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
-    assert _unit_rows(head.bank)
-
-
-def test_a_single_pixel():
-    """One image, one pixel at feature size, one class of one pixel, fewer pixels than N."""
-    head = tiny_head.freeze_norms(tiny_head.build())
-    before = head.bank.distributions.clone()
-    inputs = tiny_head.features(batch=1, sizes=((4, 4), (2, 2), (1, 1), (1, 1)))
-    labels = torch.full((1, 8, 8), 3)
-    losses = head.loss(inputs, tiny_head.samples(labels), None)
-    tiny_head.objective(losses).backward()
-    assert all(value.isfinite().all() for value in losses.values())
-    changed = (head.bank.distributions != before).any(-1)
-    assert changed.sum() <= 1
-    assert not changed[[0, 1, 2, 4]].any()
-
-
 def test_class_255_is_a_class_where_another_label_is_ignored():
     """More than 255 classes: only `ignore_index` itself is left out, not the usual 255."""
     head = tiny_head.build(num_classes=260, ignore_index=1000, bank=BANK_FAR)
@@ -329,29 +284,6 @@ def test_class_255_is_a_class_where_another_label_is_ignored():
 
 
 # ---- when the bank moves ----
-
-
-def test_bank_moves_in_training_only():
-    head = tiny_head.build()
-    inputs, samples = tiny_head.features(), tiny_head.samples(tiny_head.label_maps())
-    before = copy.deepcopy(head.bank.state_dict())
-
-    def unmoved():
-        return all(torch.equal(value, before[key]) for key, value in head.bank.state_dict().items())
-
-    head.forward(inputs)
-    with torch.no_grad():
-        head.predict(inputs, tiny_head.metas(), None)
-    assert unmoved()
-    head.eval()
-    losses = head.loss(inputs, samples, None)  # a validation loss
-    assert {'loss_clcl', 'loss_cgcl', 'loss_ce'} <= losses.keys()
-    assert unmoved()
-    head.predict(inputs, tiny_head.metas(), None)
-    assert unmoved()
-    head.train()
-    head.loss(inputs, samples, None)
-    assert not unmoved()
 
 
 @pytest.mark.parametrize('build', [tiny_head.build, tiny_head.build_mcibi])
@@ -413,37 +345,7 @@ def test_activation_checkpointing_of_the_forward_pass(reentrant):
         assert torch.equal(heads[1].bank.state_dict()[key], value), key
 
 
-def test_gradient_accumulation():
-    """Two forward passes before their backward passes: each one keeps the bank it has read."""
-    head = tiny_head.freeze_norms(tiny_head.build(bank=BANK_FAR))
-    totals = []
-    for seed in range(2):
-        losses = head.loss(
-            tiny_head.features(seed), tiny_head.samples(tiny_head.label_maps(seed)), None
-        )
-        totals.append(tiny_head.objective(losses))
-    grads = [torch.autograd.grad(total, list(head.parameters())) for total in totals]
-    again = tiny_head.freeze_norms(tiny_head.build(bank=BANK_FAR))
-    for seed in range(2):
-        _, expected = tiny_head.step(again, seed)
-        for got, want in zip(grads[seed], expected.values()):
-            torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
-
-
 # ---- state ----
-
-
-def test_bank_is_saved_and_no_optimizer_sees_it():
-    head = tiny_head.build()
-    assert 'bank.distributions' in head.state_dict()
-    assert not any('bank' in name for name, _ in head.named_parameters())
-    head.requires_grad_(True)
-    tiny_head.step(head)
-    assert not head.bank.distributions.requires_grad
-    optimizer = torch.optim.SGD(head.parameters(), lr=1e9, weight_decay=1.0)
-    before = head.bank.distributions.clone()
-    optimizer.step()
-    assert torch.equal(head.bank.distributions, before)
 
 
 # ---- precision and cost ----
@@ -469,34 +371,6 @@ def test_autocast_keeps_bank_and_losses_in_full_precision():
     assert losses['loss_clcl'].item() == pytest.approx(local.item(), rel=1e-5)
     assert losses['loss_cgcl'].item() == pytest.approx(contrast.item(), rel=1e-5)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
-
-
-@pytest.mark.parametrize('formulation', FORMULATIONS)
-@pytest.mark.parametrize('assignment', ['argmax', 'gumbel'])
-def test_training_step_has_no_loop_and_no_host_synchronisation(
-    formulation, assignment, monkeypatch
-):
-    """The host's own accuracy indexes with a mask, so it is taken out first."""
-    for module in (
-        'mmseg.models.decode_heads.decode_head',
-        'mmseg_cmdl.models.decode_heads.dataset_context_head',
-    ):
-        monkeypatch.setattr(f'{module}.accuracy', lambda *args, **kwargs: torch.zeros(()))
-    counts = []
-    for num_classes, num in [(4, 2), (9, 5)]:
-        head = tiny_head.build(
-            num_classes=num_classes,
-            loss_consistency=FORMULATIONS[formulation](),
-            bank=dict(type='DistributionBank', num_distributions=num, assignment=assignment),
-        )
-        inputs = tiny_head.features()
-        samples = tiny_head.samples(tiny_head.label_maps(num_classes=num_classes))
-        tiny_head.objective(head.loss(inputs, samples, None)).backward()  # grads exist
-        with CountOps() as ops:
-            tiny_head.objective(head.loss(inputs, samples, None)).backward()
-        assert not ops.synchronising
-        counts.append(ops.total)
-    assert counts[0] == counts[1]
 
 
 # ---- options ----
