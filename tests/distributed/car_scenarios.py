@@ -5,8 +5,6 @@ and class 5 is a single pixel of the last; a rank may have no pixel at all.
 """
 
 import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from mmseg_cmdl.models.losses import (
     InterClassCenterToCenterLoss,
@@ -14,9 +12,7 @@ from mmseg_cmdl.models.losses import (
     IntraClassCenterToPixelLoss,
     class_centers,
 )
-from tests.distributed.scenarios import image_labels, logged_collectives
-from tests.models.decode_heads import tiny_head
-from tests.models.segmentors import tiny_segmentor
+from tests.distributed.scenarios import logged_collectives
 
 K = 6
 SPLITS = {
@@ -78,55 +74,6 @@ def centers_and_losses(rank, world, split):
     return out
 
 
-class Step(torch.nn.Module):
-    """One iteration as a forward pass, for DDP."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images, samples):
-        losses = self.model.loss(images, samples)
-        return tiny_head.objective(losses), losses
-
-
-def train(rank, world, steps=3, **options):
-    """CAREncoderDecoder under DDP: weights, the losses of CAR and the collectives of each step."""
-    model = tiny_segmentor.build(tiny_segmentor.head(dropout_ratio=0.0), **options).double()
-    model.backbone.mix[:3].requires_grad_(False)  # maps that the head doesn't read
-    wrapped = Step(tiny_head.freeze_norms(model.train()))
-    if dist.is_initialized():
-        wrapped = DistributedDataParallel(
-            wrapped, broadcast_buffers=False, find_unused_parameters=False
-        )
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    part = slice(rank * 4 // world, (rank + 1) * 4 // world)
-    out = dict(losses=[], log=[])
-    for step in range(steps):
-        images = tiny_segmentor.images(step, batch=4)[part].double()
-        samples = tiny_head.samples(image_labels(step)[part])
-        optimizer.zero_grad()
-        with logged_collectives() as log:
-            total, losses = wrapped(images, samples)
-            total.backward()
-        optimizer.step()
-        out['losses'].append(
-            {key: value.detach() for key, value in losses.items() if key.startswith('car.')}
-        )
-        out['log'].append(log)
-    out['weights'] = {key: value.detach().clone() for key, value in model.named_parameters()}
-    return out
-
-
-TRAININGS = {
-    'paper': {},
-    'released': dict(formulation='released'),
-}
-
-
 def run_all(rank, world):
     """Every scenario in the same order on every rank: name -> numbers."""
-    out = {split: centers_and_losses(rank, world, split) for split in ('even', 'empty')}
-    for name, options in TRAININGS.items():
-        out[f'train_{name}'] = train(rank, world, **options)
-    return out
+    return {split: centers_and_losses(rank, world, split) for split in ('even', 'empty')}

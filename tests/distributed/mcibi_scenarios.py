@@ -3,10 +3,8 @@
 import math
 
 import torch
-from mmengine.logging import MessageHub
 
 from mmseg_cmdl.models.memory import FeatureBank
-from tests.models.decode_heads import tiny_head
 
 
 def _bank_batch(step):
@@ -54,49 +52,9 @@ def feature_bank_steps(shares, logged_collectives, dtype, strategy, at_label_siz
     return {key: value if key == 'log' else torch.stack(value) for key, value in out.items()}
 
 
-def head_steps(rank, world, wrap, image_labels, logged_collectives, steps=4, **options):
-    """Training under DDP, the momentum annealed: losses, gradients, memory and collectives.
-
-    Class 2, which the other scenarios have nowhere, is first seen at step 2 on the last rank.
-    """
-    hub = MessageHub.get_current_instance()
-    head = tiny_head.freeze_norms(tiny_head.build_mcibi(**options))
-    model = wrap(head)
-    optimizer = torch.optim.SGD(head.parameters(), lr=0.05, momentum=0.9)
-    out = dict(losses=[], grads=[], bank=[], filled=[], log=[])
-    part = slice(rank * 4 // world, (rank + 1) * 4 // world)
-    for step in range(steps):
-        hub.update_info_dict(dict(iter=step, max_iters=steps, loop_stage='train'))
-        labels = image_labels(step)
-        if step >= 2:
-            labels[3, 12:, 12:] = 2
-        inputs = [x[part] for x in tiny_head.features(step, batch=4)]
-        optimizer.zero_grad()
-        with logged_collectives() as log:
-            total, losses = model(inputs, tiny_head.samples(labels[part]))
-            total.backward()
-        optimizer.step()
-        out['losses'].append({key: value.detach() for key, value in losses.items()})
-        out['grads'].append({name: p.grad.clone() for name, p in head.named_parameters()})
-        out['bank'].append(head.bank.features.clone())
-        out['filled'].append(head.bank.filled.clone())
-        out['log'].append(list(log))
-    hub.pop_info('loop_stage')
-    return out
-
-
 BANKS = {
     f'features_{strategy}_{size}_{str(dtype)[6:]}': (dtype, strategy, size == 'label')
     for strategy in ('cosine', 'mean')
     for size in ('label', 'feature')
     for dtype in (torch.float64, torch.float32)
-}
-HEADS = {
-    'mcibi_label': dict(),
-    'mcibi_feature_context': dict(
-        update_size='feature',
-        context=dict(type='PSPHead'),
-        fusion='weighted_add',
-        memory_loss_start=2,
-    ),
 }

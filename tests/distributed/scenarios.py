@@ -4,15 +4,12 @@ The batch has blocks with uneven labels: one block all ignored, one class in one
 class of a single pixel, one class nowhere, one non-finite embedding.
 """
 
-import copy
 import math
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from mmseg.registry import MODELS
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from mmseg_cmdl.models.memory import DistributionBank
 from tests.distributed import mcibi_scenarios as mcibi
@@ -178,28 +175,6 @@ def image_labels(step=0):
     return labels
 
 
-class Step(nn.Module):
-    """One iteration as a forward pass, for DDP."""
-
-    def __init__(self, head):
-        super().__init__()
-        self.head = head
-
-    def forward(self, inputs, samples):
-        losses = self.head.loss(inputs, samples, None)
-        return tiny_head.objective(losses), losses
-
-
-def _wrapped(head):
-    """The head as a model of one iteration, under DDP where there are ranks."""
-    model = Step(head)
-    if dist.is_initialized():
-        model = DistributedDataParallel(
-            model, broadcast_buffers=False, find_unused_parameters=False
-        )
-    return model
-
-
 def mcibi_bank_steps(rank, world, name):
     """Updates of FeatureBank, see mcibi_scenarios."""
     return mcibi.feature_bank_steps(
@@ -207,66 +182,6 @@ def mcibi_bank_steps(rank, world, name):
     )
 
 
-def mcibi_head_steps(rank, world, name):
-    """Training of MCIBIHead, see mcibi_scenarios."""
-    return mcibi.head_steps(
-        rank, world, _wrapped, image_labels, logged_collectives, **mcibi.HEADS[name]
-    )
-
-
-def head_steps(rank, world, steps=3, wild_seed=False, dtype=torch.float64, **options):
-    """Training under DDP: losses, gradients, weights, bank and collectives of each step."""
-    head = tiny_head.freeze_norms(tiny_head.build(dtype, **options))
-    if wild_seed:  # every rank starts, or restarts, from a bank of its own
-        head.bank.distributions.copy_(head.bank.distributions.roll(rank, 0))
-    model = _wrapped(head)
-    optimizer = torch.optim.SGD(head.parameters(), lr=0.05, momentum=0.9)
-    out = dict(losses=[], grads=[], bank=[], log=[])
-    per_rank = 4 // world
-    part = slice(rank * per_rank, (rank + 1) * per_rank)
-    for step in range(steps):
-        inputs = [x[part].to(dtype) for x in tiny_head.features(step, batch=4)]
-        samples = tiny_head.samples(image_labels(step)[part])
-        optimizer.zero_grad()
-        with logged_collectives() as log:
-            total, losses = model(inputs, samples)
-            total.backward()
-        optimizer.step()
-        out['losses'].append({key: value.detach() for key, value in losses.items()})
-        out['grads'].append({name: p.grad.clone() for name, p in head.named_parameters()})
-        out['bank'].append(head.bank.distributions.clone())
-        out['log'].append(list(log))
-        if wild_seed and step == 1:  # a load makes them differ once more
-            state = copy.deepcopy(head.state_dict())
-            state['bank.distributions'] = state['bank.distributions'].roll(rank, 0)
-            head.load_state_dict(state)
-    out['weights'] = {name: p.detach().clone() for name, p in head.named_parameters()}
-    head.eval()
-    with logged_collectives() as log, torch.no_grad():
-        if rank == 0:  # the others do not take part, so a collective would hang
-            out['logits'] = head.predict(tiny_head.features(dtype=dtype), tiny_head.metas(), None)
-    out['log_of_prediction'] = list(log)
-    return out
-
-
-def fresh_prediction(rank, world):
-    """A head that has never been trained predicts on one rank alone."""
-    head = tiny_head.build().eval()
-    with logged_collectives() as log, torch.no_grad():
-        if rank == world - 1:
-            head.predict(tiny_head.features(), tiny_head.metas(), None)
-    return dict(log=list(log))
-
-
-HEADS = {
-    'paper': dict(loss_consistency=tiny_head.paper()),
-    'released': dict(loss_consistency=tiny_head.released()),
-    'pixel_with_context': dict(embedding='pixel', context=dict(type='PSPHead'), fusion='add'),
-    'mixed_gumbel': dict(
-        loss_consistency=[tiny_head.paper()[0], tiny_head.released()[1]],
-        bank=dict(tiny_head.BANK, assignment='gumbel', update_pixels='all'),
-    ),
-}
 UNEVEN_IMAGES = {1: (4,), 2: (3, 1), 4: (1, 1, 1, 1)}
 
 
@@ -280,13 +195,6 @@ def run_all(rank, world):
             )
     out['gumbel'] = gumbel_steps(rank, world)
     out['losses'] = losses(rank, world, UNEVEN_IMAGES[world])
-    out['fresh_prediction'] = fresh_prediction(rank, world)
-    for name, options in HEADS.items():
-        out[f'head_{name}'] = head_steps(rank, world, **options)
-    out['head_wild_seed'] = head_steps(rank, world, wild_seed=True)
-    out['head_float32'] = head_steps(rank, world, dtype=torch.float32)
     for name in mcibi.BANKS:
         out[name] = mcibi_bank_steps(rank, world, name)
-    for name in mcibi.HEADS:
-        out[name] = mcibi_head_steps(rank, world, name)
     return out

@@ -17,7 +17,6 @@ WORLDS = [2, 4]
 BANKS = [
     f'bank_{pixels}_{dtype}' for pixels in ('correct', 'all') for dtype in ('float64', 'float32')
 ]
-HEADS = [f'head_{name}' for name in (*scenarios.HEADS, 'wild_seed', 'float32')]
 
 
 @pytest.fixture(scope='module')
@@ -81,77 +80,6 @@ def test_losses_and_gradients_are_those_of_the_whole_batch(results, name, world)
         assert len(rank['losses'][name]['log']) <= 2 * (world > 1)
 
 
-@pytest.fixture(scope='module')
-def one_process():
-    """Head scenarios without a process group, each computed once."""
-    seen = {}
-
-    def get(name):
-        if name not in seen:
-            if name in mcibi_scenarios.HEADS:
-                seen[name] = scenarios.mcibi_head_steps(0, 1, name)
-                return seen[name]
-            options = {'wild_seed': dict(wild_seed=True), 'float32': dict(dtype=torch.float32)}
-            seen[name] = scenarios.head_steps(
-                0, 1, **{**options, **scenarios.HEADS}[name.removeprefix('head_')]
-            )
-        return seen[name]
-
-    return get
-
-
-@pytest.mark.parametrize('world', [1, *WORLDS])
-@pytest.mark.parametrize('name', HEADS)
-def test_training_is_that_of_one_process(results, one_process, name, world):
-    """Losses, gradients, weights and bank over three DDP steps."""
-    expected, ranks = one_process(name), [rank[name] for rank in results[world]]
-    # the host adds 1e-7 to each rank's pixel count, which is 2e-10 of the cross entropy
-    atol = 3e-5 if name == 'head_float32' else 1e-9
-    for step in range(3):
-        for rank in ranks:
-            assert torch.equal(rank['bank'][step], ranks[0]['bank'][step])
-            for key, grad in rank['grads'][step].items():
-                _close(grad, expected['grads'][step][key], atol)
-        _close(ranks[0]['bank'][step], expected['bank'][step], atol)
-        for key, value in expected['losses'][step].items():
-            if key.startswith(('loss_cl', 'loss_cg', 'acc_dist', 'stat_')):  # global numbers
-                for rank in ranks:
-                    _close(rank['losses'][step][key], value, 10 * atol)
-            elif 'loss' in key:  # the host's: each rank's own images
-                mean = sum(rank['losses'][step][key] for rank in ranks) / world
-                _close(mean, value, atol)
-    for rank in ranks:
-        for key, weight in rank['weights'].items():
-            _close(weight, expected['weights'][key], atol)
-    _close(ranks[0]['logits'], expected['logits'], 10 * atol)
-
-
-@pytest.mark.parametrize('world', WORLDS)
-@pytest.mark.parametrize('name', HEADS)
-def test_collectives_of_a_training_step(results, name, world):
-    """Equal on every rank in kind, size and order; the same at every step but for the first use.
-
-    The bank takes rank 0's value before its first use and after a load, and never otherwise.
-    """
-    logs = [rank[name]['log'] for rank in results[world]]
-    assert all(log == logs[0] for log in logs)
-    first, second, third = logs[0]
-    broadcasts = [call for call in first if call[0] == 'broadcast']
-    assert broadcasts
-    assert first == broadcasts + second
-    assert third == (first if name == 'head_wild_seed' else second)
-    assert not any(call == 'broadcast' for call, _ in second)
-    num_losses = 2
-    assert len(second) <= (3 + 1) + 2 * num_losses + 1
-
-
-@pytest.mark.parametrize('world', WORLDS)
-def test_prediction_on_one_rank_alone_needs_nobody(results, world):
-    for rank in results[world]:
-        assert rank['fresh_prediction']['log'] == []
-        assert all(rank[name]['log_of_prediction'] == [] for name in HEADS)
-
-
 @pytest.mark.parametrize('world', [1, *WORLDS])
 @pytest.mark.parametrize('name', mcibi_scenarios.BANKS)
 def test_feature_bank_is_that_of_one_process(results, name, world):
@@ -172,37 +100,6 @@ def test_feature_bank_is_that_of_one_process(results, name, world):
     assert expected['filled'][:, 2].tolist() == [False] + [True] * 4
     assert not expected['filled'][:, 5].any()
     assert (expected['counts'][:, 1] > 0).tolist() == [False, False, True, False, False]
-
-
-@pytest.mark.parametrize('world', [1, *WORLDS])
-@pytest.mark.parametrize('name', mcibi_scenarios.HEADS)
-def test_training_of_mcibi_is_that_of_one_process(results, one_process, name, world):
-    """Losses, gradients and memory over DDP steps, the momentum annealed."""
-    expected, ranks = one_process(name), [rank[name] for rank in results[world]]
-    for step in range(4):
-        for rank in ranks:
-            assert torch.equal(rank['bank'][step], ranks[0]['bank'][step])
-            assert torch.equal(rank['filled'][step], expected['filled'][step])
-            for key, grad in rank['grads'][step].items():
-                _close(grad, expected['grads'][step][key], 1e-9)
-        _close(ranks[0]['bank'][step], expected['bank'][step], 1e-9)
-        for key, value in expected['losses'][step].items():
-            if key.startswith(('memory_', 'acc_memory', 'stat_')):  # global numbers
-                for rank in ranks:
-                    _close(rank['losses'][step][key], value, 1e-8)
-            elif 'loss' in key:  # the host's: each rank's own images
-                mean = sum(rank['losses'][step][key] for rank in ranks) / world
-                _close(mean, value, 1e-9)
-    logs = [rank['log'] for rank in ranks]
-    assert all(log == logs[0] for log in logs)
-    first, *others = logs[0]
-    assert [call for call, _ in first[:3]] == ['broadcast'] * 3 * (world > 1)
-    assert all([call for call, _ in log] == ['all_reduce'] * (world > 1) for log in others)
-    assert expected['filled'][1].tolist() == [True, True, False, True, True]
-    assert expected['filled'][2].all()
-    momenta = [losses['stat_memory_momentum'].item() for losses in expected['losses']]
-    assert momenta == sorted(momenta, reverse=True)
-    assert len(set(momenta)) == 4
 
 
 def test_scenarios_hold_what_they_promise():

@@ -21,6 +21,7 @@ from tests.distributed.scenarios import logged_collectives
 from tests.guarantees import cases
 
 STEPS = 20
+RELOADED = 7  # the step before which some scenarios load a checkpoint
 IMAGES = 6
 # How many of the six images each rank has; the second image has no labelled pixel, so with four
 # processes rank 1 has none, and the only pixels of class 4 are in the last image.
@@ -76,12 +77,31 @@ def labels_of(step):
     return labels
 
 
+def predict_alone(model, which, rank):
+    """Collectives of a prediction on one rank; the others don't take part, so one would hang."""
+    images, _ = cases.batch(dtype=next(model.parameters()).dtype, image_size=SIZE)
+    model.eval()
+    with logged_collectives() as log, torch.no_grad():
+        if rank == which:
+            model(images.to(next(model.parameters()).device))
+    model.train()
+    return list(log)
+
+
+def load_another_bank(model, rank):
+    """A state whose memory is another on each rank, as before the bank's first use."""
+    state = model.state_dict()
+    name = f'decode_head.bank.{model.decode_head.bank.memory_name}'
+    model.load_state_dict({**state, name: state[name].roll(rank, 0)})
+
+
 def train(
     name, rank, world, dtype=torch.float64, broadcast_buffers=False, steps=STEPS, device='cpu',
-    norm='GN',
+    norm='GN', reload=False,
 ):  # fmt: skip
     """Losses, gradients, bank, collectives of each step; every rank starts from another seed."""
     model = build(name, rank, dtype, norm).to(device)
+    alone = predict_alone(model, world - 1, rank)
     chosen = []
     bank = getattr(model.decode_head, 'bank', None)
     if hasattr(bank, '_assign'):
@@ -100,6 +120,8 @@ def train(
     out = dict(losses=[], grads=[], bank=[], log=[])
     optim_wrapper.zero_grad = lambda **kwargs: None  # gradients are looked at after the step
     for step in range(steps):
+        if reload and step == RELOADED:
+            load_another_bank(model, rank)
         images, samples = cases.batch(step, dtype=dtype, labels=labels_of(step))
         optimizer.zero_grad()
         with logged_collectives() as log:
@@ -112,6 +134,7 @@ def train(
         if step in (0, 9, steps - 1):
             out['grads'].append({key: p.grad.cpu().clone() for key, p in model.named_parameters()})
         out['bank'].append({key: value.cpu().clone() for key, value in cases.memory(model).items()})
+    out['log_of_predictions'] = alone + predict_alone(model, 0, rank)
     out['weights'] = {key: p.detach().cpu() for key, p in model.named_parameters()}
     out['chosen'] = [x.cpu() for x in chosen]
     return out
@@ -121,6 +144,7 @@ SCENARIOS = {
     **{name: dict(name=name) for name in cases.CASES},
     **{f'{name}_float32': dict(name=name, dtype=torch.float32) for name in cases.METHODS},
     **{f'{name}_broadcast': dict(name=name, broadcast_buffers=True) for name in cases.METHODS},
+    **{f'{name}_reload': dict(name=name, reload=True) for name in ('mdrl', 'mcibi', 'mcibipp')},
 }
 # All ranks on one device: NCCL refuses two of them there, gloo doesn't.
 ON_CUDA = {

@@ -21,7 +21,10 @@ pytestmark = [
 ]
 WORLDS = [2, 3, 4]
 # What `make test` runs; all ranks of all worlds train 20 steps for each name.
-CORE = [*cases.METHODS, 'mdrl_float32']
+CORE = [
+    *cases.METHODS, 'mdrl_paper', 'mdrl_pixel_gumbel', 'mcibi_aspp', 'car_released', 'mdrl_float32',
+    'mdrl_reload', 'mcibi_reload',
+]  # fmt: skip
 
 
 def scenarios(chosen=lambda name: True):
@@ -127,6 +130,8 @@ def test_collectives_are_equal_and_constant(results, name, world):
     logs = [rank[name]['log'] for rank in results[world]]
     assert all(log == logs[0] for log in logs)
     first, *others = logs[0]
+    if name.endswith('reload'):  # a load is followed by a first use
+        assert others.pop(ranks.RELOADED - 1) == first
     broadcasts = [call for call in first if call[0] == 'broadcast']
     assert all(log == others[0] for log in others)
     assert first == broadcasts + others[0]
@@ -135,6 +140,13 @@ def test_collectives_are_equal_and_constant(results, name, world):
     if not name.startswith(('dgcw', 'caa')) and 'SyncBN' not in name:
         assert 0 < len(others[0]) <= 12
     assert not any(results[1][0][name]['log'])  # one process asks nobody
+
+
+@pytest.mark.parametrize('world', WORLDS)
+@scenarios()
+def test_prediction_on_one_rank_alone_needs_nobody(results, name, world):
+    """Of a model that has never been trained, and of one that has."""
+    assert all(rank[name]['log_of_predictions'] == [] for rank in results[world])
 
 
 def test_the_batch_is_as_uneven_as_promised():

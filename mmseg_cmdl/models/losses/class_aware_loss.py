@@ -154,6 +154,16 @@ class InterClassLoss(FormulatedLoss):
         absent = counts <= 0
         return absent & ~absent.all()  # a softmax over no class at all would be NaN
 
+    def beyond_margin(self, products: Tensor, own: Tensor, counts: Tensor) -> Tensor:
+        """Sums [P] over the classes but the `own` (mask [P, K]) of what the softmax of `products`
+        [P, K] has beyond the margin.
+        """
+        absent = self.absent(counts)
+        if absent is not None:
+            products = products.masked_fill(absent, -torch.inf)
+        excess = (products.softmax(dim=1) - self.margin(counts)).clamp(min=0)
+        return excess.masked_fill(own, 0).sum(dim=1)
+
     def extra_repr(self) -> str:
         return (
             f'threshold={self.threshold}, classes={self.classes!r}, '
@@ -223,12 +233,8 @@ class InterClassCenterToCenterLoss(InterClassLoss):
         columns = centers if self.both_sides else centers.detach()
         with torch.autocast(centers.device.type, enabled=False):
             products = centers @ columns.t() / math.sqrt(channels)
-        absent = self.absent(counts)
-        if absent is not None:
-            products = products.masked_fill(absent, -torch.inf)
-        excess = (products.softmax(dim=1) - self.margin(counts)).clamp(min=0)
-        itself = torch.eye(num_classes, dtype=torch.bool, device=excess.device)
-        sums = excess.masked_fill(itself, 0).sum(dim=1)
+        itself = torch.eye(num_classes, dtype=torch.bool, device=products.device)
+        sums, absent = self.beyond_margin(products, itself, counts), self.absent(counts)
         if self.formulation == 'released':
             sums = sums.clamp(*_SUM_RANGE)
         else:
@@ -310,11 +316,7 @@ class InterClassCenterToPixelLoss(InterClassLoss):
         products = torch.where(own_class, centers.square().sum(dim=1), products)
         if self.scale:
             products = products / math.sqrt(features.shape[1])
-        absent = self.absent(counts)
-        if absent is not None:
-            products = products.masked_fill(absent, -torch.inf)
-        excess = (products.softmax(dim=1) - self.margin(counts)).clamp(min=0)
-        sums = excess.masked_fill(own_class, 0).sum(dim=1)
+        sums = self.beyond_margin(products, own_class, counts)
         labelled = rows < len(centers)
         if self.formulation == 'paper':
             total = torch.where(labelled, sums.square(), 0.0).sum()
