@@ -42,6 +42,15 @@ def child_environment(*first_on_path):
     return {**os.environ, 'PYTHONPATH': os.pathsep.join(path), 'OMP_NUM_THREADS': '1', **FORKS}
 
 
+def launcher_environment():
+    """Environment of dist_train.sh and its like on this machine alone, with a port of its own."""
+    environment = child_environment()
+    for variable in ('NNODES', 'NODE_RANK', 'MASTER_ADDR'):
+        environment.pop(variable, None)
+    path = os.pathsep.join(filter(None, sys.path))
+    return {**environment, 'PYTHON': sys.executable, 'PYTHONPATH': path, 'PORT': str(free_port())}
+
+
 def python(*words, cwd=None, first_on_path=(), **variables):
     """Run Python in a process that imports the same mmseg_cmdl as the tests do."""
     return subprocess.run(

@@ -17,7 +17,7 @@ from mmengine.config import Config
 
 from tests import tiny
 from tests.guarantees import cases, jobs
-from tests.paths import TOOLS, child_environment, free_port, python
+from tests.paths import TOOLS, launcher_environment, python
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 # what cuBLAS needs for equal sums in every run, read when it is first used
@@ -65,27 +65,29 @@ def test_a_training_is_that_of_a_cpu(name, norm):
     torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-9)
 
 
-def waits(run):
-    """Where Python was, outside PyTorch, whenever `run` made the host wait for the device."""
+def warned(run):
+    """Text of each warning of `run`, and where Python was, outside PyTorch and this file."""
     found = []
+    inner = (warnings.__file__, __file__, str(Path(torch.__file__).parent) + os.sep)
 
     def record(message, *args, **kwargs):
-        if 'synchroniz' in str(message):
-            inner = (warnings.__file__, __file__, str(Path(torch.__file__).parent) + os.sep)
-            frames = [
-                x for x in traceback.extract_stack() if not any(y in x.filename for y in inner)
-            ]
-            found.append(f'{frames[-1].filename}:{frames[-1].lineno}')
+        frames = [x for x in traceback.extract_stack() if not any(y in x.filename for y in inner)]
+        found.append((str(message), f'{frames[-1].filename}:{frames[-1].lineno}'))
 
+    with warnings.catch_warnings():
+        warnings.simplefilter('always')
+        warnings.showwarning = record
+        run()
+    return found
+
+
+def waits(run):
+    """Where `run` made the host wait for the device."""
     torch.cuda.set_sync_debug_mode('warn')
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('always')
-            warnings.showwarning = record
-            run()
+        return [place for text, place in warned(run) if 'synchroniz' in text]
     finally:
         torch.cuda.set_sync_debug_mode('default')
-    return found
 
 
 def test_waiting_is_noticed():
@@ -115,24 +117,11 @@ def test_no_step_waits_for_the_device(name):
 
 def undetermined(run):
     """Operations of `run` of which PyTorch says that their results may differ from run to run."""
-    found = set()
-
-    def record(message, *args, **kwargs):
-        text = str(message)
-        if 'does not have a deterministic implementation' in text:
-            found.add(text.split()[0])
-        elif 'deterministic' in text:
-            found.add(text)
-
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('always')
-            warnings.showwarning = record
-            run()
+        return {text.split()[0] for text, _ in warned(run) if 'deterministic' in text}
     finally:
         torch.use_deterministic_algorithms(False)
-    return found
 
 
 @pytest.mark.parametrize('name', cases.CASES)
@@ -206,11 +195,7 @@ def test_a_wrong_label_stops_the_job_with_a_sentence(name):
 @pytest.mark.parametrize('norm', ['BN', 'SyncBN'])
 def test_dist_train_on_nccl(norm, tiny_data, tmp_path):
     """`dist_train.sh CONFIG 1` with NCCL and DDP trains as `tools/train.py` does, to 1e-4."""
-    environment = child_environment()
-    for variable in ('NNODES', 'NODE_RANK', 'MASTER_ADDR'):
-        environment.pop(variable, None)
-    path = os.pathsep.join(filter(None, sys.path))
-    environment.update(PYTHON=sys.executable, PYTHONPATH=path, PORT=str(free_port()))
+    environment = launcher_environment()
     base = tiny.write_config(tmp_path / 'tiny.py', tiny_data)
     config = jobs.write_config(tmp_path / 'job.py', base, 'mdrl', 4, 4, dropout=0.0, norm=norm)
     cfg = Config.fromfile(config)

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from mmengine.config import Config
 from tests import tiny
 from tests.distributed.launch import results_of_ranks
 from tests.guarantees import cases, jobs, ranks
-from tests.paths import TOOLS, child_environment, free_port
+from tests.paths import TOOLS, launcher_environment
 
 pytestmark = [
     pytest.mark.slow,
@@ -180,12 +179,7 @@ def write_job(path, name, data, gpus):
 @pytest.mark.parametrize('name', cases.shared(['mdrl'], cases.METHODS))
 def test_dist_train_with_two_processes(name, tiny_data, tmp_path):
     """`dist_train.sh CONFIG 2` on CPUs leaves the checkpoint that one process leaves."""
-    environment = child_environment()
-    for variable in ('NNODES', 'NODE_RANK', 'MASTER_ADDR'):
-        environment.pop(variable, None)
-    path = os.pathsep.join(filter(None, sys.path))
-    environment.update(PYTHON=sys.executable, PYTHONPATH=path, PORT=str(free_port()))
-    environment['CUDA_VISIBLE_DEVICES'] = ''
+    environment = dict(launcher_environment(), CUDA_VISIBLE_DEVICES='')
     saved = []
     for gpus in (1, 2):
         config = write_job(tmp_path / str(gpus) / 'job.py', name, tiny_data, gpus)
