@@ -348,20 +348,22 @@ def test_car_with_loss_weight_zero_is_the_plain_segmentor(name):
 
 
 # Graphs, hooks, in-place updates and saved tensors as compiled; and with generated code, which on a
-# CPU is C++, and where the passes that form it have removed what they take for a useless copy.
-COMPILER = pytest.mark.skipif(not shutil.which('g++'), reason='needs a C++ compiler')
-COMPILED = [
+# CPU is C++ (the fault that it had, in short: test_every_bank.py).
+BACKENDS = [
+    'aot_eager',
     pytest.param(
-        name, backend,
-        marks=[COMPILER] * (backend == 'inductor') + [pytest.mark.long] * (name != quick),
-    )
-    for backend, quick in (('aot_eager', 'mdrl'), ('inductor', 'protoseg'))
-    for name in cases.METHODS
-]  # fmt: skip
+        'inductor',
+        marks=[
+            pytest.mark.long,
+            pytest.mark.skipif(not shutil.which('g++'), reason='needs a C++ compiler'),
+        ],
+    ),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('name', 'backend'), COMPILED)
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('name', cases.shared(['mdrl'], cases.METHODS))
 def test_compiled_model(name, backend):
     """torch.compile of the whole training step: the same losses, gradients and bank."""
     if not hasattr(torch, 'compile'):

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -137,6 +138,24 @@ def test_what_was_read_stays_valid_after_an_update(kind):
         torch.autograd.grad(expected, (points, weights)),
     ):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.skipif(not shutil.which('g++'), reason='code for a CPU needs a C++ compiler')
+@pytest.mark.parametrize('kind', ['distributions', 'features'])
+def test_what_was_read_in_a_compiled_graph_stays_valid(kind):
+    """The backward pass doesn't form the copy anew, from a bank that has moved by then."""
+    first, grads = build(kind, torch.float32), []
+    for compiled in (False, True):
+        bank = copy.deepcopy(first)
+
+        def read(pixels, bank=bank):
+            return (pixels @ bank.class_vectors().flatten(0, 1).t()).square().sum()
+
+        pixels = batch(2, dtype=torch.float32)[0].requires_grad_()
+        total = (torch.compile(read) if compiled else read)(pixels)
+        move(bank, *batch(1, dtype=torch.float32))
+        grads += torch.autograd.grad(total, pixels)
+    torch.testing.assert_close(grads[1], grads[0])
 
 
 @every_bank
