@@ -152,7 +152,7 @@ class StudyRecorder(Hook):
         self._validations: List[list] = []
         self._last_validation = -1
         self._cpu_times: List[float] = []  # of each iteration, all threads
-        self._gpu_memory: List[int] = []  # peak before each iteration since mmengine's last log
+        self._gpu_memory: List[int] = []  # after each iteration, peak since mmengine's last log
 
     def before_run(self, runner: Runner) -> None:
         """Claims the folder.

@@ -1,4 +1,5 @@
 from .class_labels import class_rows, has_class, labels_at_feature_size, of_own_class, row_sums
+from .compiler import compiler_is
 from .configs import (
     add_loss,
     as_list,
@@ -23,6 +24,7 @@ __all__ = [
     'check_counts',
     'check_finite',
     'class_rows',
+    'compiler_is',
     'entropy_of_counts',
     'global_mean',
     'global_sum',

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...registry import MODELS
-from ...utils import check_finite
+from ...utils import check_finite, compiler_is
 
 NORMS = ('sum', 'softmax', 'tanh')
 
@@ -186,10 +186,4 @@ class ChannelWeighting(BaseModule):
 
 def _exporting() -> bool:
     """Whether a graph is being recorded that must not depend on the sizes of this example."""
-    compiler = getattr(torch, 'compiler', None)
-    exporting = getattr(compiler, 'is_exporting', None)
-    return (
-        torch.jit.is_tracing()
-        or torch.onnx.is_in_onnx_export()
-        or (exporting is not None and exporting())
-    )
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or compiler_is('exporting')

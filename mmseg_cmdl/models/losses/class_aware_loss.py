@@ -154,11 +154,12 @@ class InterClassLoss(FormulatedLoss):
         absent = counts <= 0
         return absent & ~absent.all()  # a softmax over no class at all would be NaN
 
-    def beyond_margin(self, products: Tensor, own: Tensor, counts: Tensor) -> Tensor:
+    def beyond_margin(
+        self, products: Tensor, own: Tensor, counts: Tensor, absent: Optional[Tensor]
+    ) -> Tensor:
         """Sums [P] over the classes but the `own` (mask [P, K]) of what the softmax of `products`
-        [P, K] has beyond the margin.
+        [P, K] has beyond the margin; `absent` is what :meth:`absent` gives.
         """
-        absent = self.absent(counts)
         if absent is not None:
             products = products.masked_fill(absent, -torch.inf)
         excess = (products.softmax(dim=1) - self.margin(counts)).clamp(min=0)
@@ -234,7 +235,8 @@ class InterClassCenterToCenterLoss(InterClassLoss):
         with torch.autocast(centers.device.type, enabled=False):
             products = centers @ columns.t() / math.sqrt(channels)
         itself = torch.eye(num_classes, dtype=torch.bool, device=products.device)
-        sums, absent = self.beyond_margin(products, itself, counts), self.absent(counts)
+        absent = self.absent(counts)
+        sums = self.beyond_margin(products, itself, counts, absent)
         if self.formulation == 'released':
             sums = sums.clamp(*_SUM_RANGE)
         else:
@@ -316,7 +318,7 @@ class InterClassCenterToPixelLoss(InterClassLoss):
         products = torch.where(own_class, centers.square().sum(dim=1), products)
         if self.scale:
             products = products / math.sqrt(features.shape[1])
-        sums = self.beyond_margin(products, own_class, counts)
+        sums = self.beyond_margin(products, own_class, counts, self.absent(counts))
         labelled = rows < len(centers)
         if self.formulation == 'paper':
             total = torch.where(labelled, sums.square(), 0.0).sum()

@@ -23,7 +23,7 @@ from ...utils import (
     of_own_class,
 )
 from .formulated_loss import FormulatedLoss
-from .resized_cross_entropy import resized_cross_entropy
+from .resized_cross_entropy import resized_cross_entropy, summed_cross_entropy
 
 
 def pixel_classes(
@@ -120,9 +120,7 @@ class ClassLocalConsistencyLoss(FormulatedLoss):
         if self.formulation == 'released':
             total = resized_cross_entropy(scores, classes, align_corners=True)
         else:  # MDRL eq. 14
-            # the sum by itself: cross_entropy's own over maps is not deterministic on CUDA
-            losses = F.cross_entropy(scores, classes, ignore_index=num_classes, reduction='none')
-            total = losses.sum()
+            total = summed_cross_entropy(scores, classes)
         return self.loss_weight * global_mean(total, (classes < num_classes).sum())
 
 

@@ -67,6 +67,20 @@ def _resizing(cells: int, size: int, align_corners: bool, like: Tensor) -> Tenso
 
 def _band_loss(scores: Tensor, rows: Tensor, cols: Tensor, classes: Tensor) -> Tensor:
     """Of the label rows [n, h] that `rows` resizes to; classes are theirs, [B, n, W]."""
-    resized = rows @ scores @ cols.t()
-    # the sum by itself: cross_entropy's own over maps is not deterministic on CUDA
-    return F.cross_entropy(resized, classes, ignore_index=scores.shape[1], reduction='none').sum()
+    return summed_cross_entropy(rows @ scores @ cols.t(), classes)
+
+
+def summed_cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
+    """Sum over pixels of the cross entropy.
+
+    The same number as `F.cross_entropy(reduction='sum')`, which over maps has no deterministic form
+    on CUDA.
+
+    Args:
+        scores (Tensor): [B, K, H, W].
+        classes (Tensor): int64 [B, H, W] in 0..K, K for pixels that don't count.
+
+    Returns:
+        Tensor: Scalar.
+    """
+    return F.cross_entropy(scores, classes, ignore_index=scores.shape[1], reduction='none').sum()

@@ -11,19 +11,13 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ...utils import of_own_class
+from ...utils import compiler_is, of_own_class
 from .initial_memory import InitialMemory
 
 
 def in_backward() -> bool:
     """Whether autograd is running a backward pass, as when activation checkpointing recomputes."""
     return torch._C._current_graph_task_id() != -1
-
-
-def _compiling() -> bool:
-    """Whether `torch.compile` records; PyTorch says so since 2.3."""
-    compiling = getattr(getattr(torch, 'compiler', None), 'is_compiling', None)
-    return compiling is not None and compiling()
 
 
 class MemoryBank(nn.Module, ABC):
@@ -213,7 +207,7 @@ class MemoryBank(nn.Module, ABC):
         if self._before_update is not None and in_backward():
             return self._before_update[name]
         copy = buffer.clone()
-        if _compiling():
+        if compiler_is('compiling'):
             # else the backward pass of a compiled graph would form the copy anew, from a bank that
             # has moved by then
             torch._dynamo.graph_break()
