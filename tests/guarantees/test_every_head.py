@@ -1,10 +1,12 @@
 """What every head keeps to in a step, whatever it learns."""
 
 import copy
+import operator
 
 import pytest
 import torch
 
+from tests import stack
 from tests.guarantees import cases
 from tests.reference.dispatch import CountOps
 
@@ -19,7 +21,8 @@ def assert_unmoved(model, before):
 
 @ALL
 def test_a_step_has_no_loop_over_classes_and_waits_for_no_device(name, monkeypatch):
-    """As many operations for nine classes as for four, none of which asks the device for a value.
+    """As many operations for nine classes with five distributions each as for four with two, none
+    of which asks the device for a value.
 
     MMSegmentation's accuracy indexes with a mask, so it is taken out first.
     """
@@ -28,9 +31,10 @@ def test_a_step_has_no_loop_over_classes_and_waits_for_no_device(name, monkeypat
         'mmseg_cmdl.models.decode_heads.dataset_context_head',
     ):
         monkeypatch.setattr(f'{module}.accuracy', lambda *args, **kwargs: torch.zeros(()))
-    counts = []
-    for num_classes in (4, 9):
-        model = cases.build(name, num_classes=num_classes)
+    counts, bank = [], cases.CASES[name]['head'].get('bank')
+    for num_classes, num in ((4, 2), (9, 5)):
+        options = dict(bank=dict(bank, num_distributions=num)) if bank else {}
+        model = cases.build(name, num_classes=num_classes, head_options=options)
         labels = cases.label_maps(num_classes=num_classes)
         cases.step(model, labels=labels)  # gradients exist
         with CountOps() as ops:
@@ -97,6 +101,8 @@ def test_a_batch_that_is_ignored_whole(name):
             if 'loss' in key and name != 'car_released':  # its constants count ignored pixels
                 assert x.item() == 0 or 'memory_loss' in key, key
                 assert x.requires_grad, key
+            if key.endswith(('acc_distribution', 'stat_left_out_pixels')):
+                assert x == 0, key
     for key, p in model.named_parameters():
         assert p.grad is not None, key
         assert not p.grad.any() or name in ('car_released', *IN_MEMORY), key
@@ -107,3 +113,35 @@ def test_a_batch_that_is_ignored_whole(name):
 
 # whose classifier learns the memory itself, with or without a labelled pixel
 IN_MEMORY = [name for name in cases.CASES if name.startswith('mcibi') and 'mcibipp' not in name]
+
+
+@stack.needs_export
+@pytest.mark.parametrize('name', ['mdrl', 'mcibi', 'mcibipp', 'protoseg', 'dgcw', 'dgcw_aspp'])
+def test_exports_with_dynamic_shapes_and_plain_operations(name):
+    """torch.export of the head as it is: dynamic batch and size, nothing written, plain only."""
+    head = cases.build(name, head_options=dict(in_index=0)).decode_head.eval()
+
+    class Forward(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = head
+
+        def forward(self, x):
+            return self.head([x])
+
+    dims = {
+        0: torch.export.Dim('batch', min=1, max=16),
+        2: torch.export.Dim('h', min=6, max=64),
+        3: torch.export.Dim('w', min=6, max=64),
+    }
+    channels = cases.CHANNELS[-1]
+    example = (torch.randn(2, channels, 12, 13),)
+    program = torch.export.export(Forward(), example, dynamic_shapes=(dims,))
+    operations = {str(node.target) for node in program.graph.nodes if node.op == 'call_function'}
+    operations.discard(str(operator.getitem))  # of several outputs, not of a tensor
+    for word in ('einsum', 'nonzero', 'rand', 'dropout', 'index_put', 'copy_', 'item'):
+        assert not any(word in operation for operation in operations), (word, operations)
+    assert not program.graph_signature.buffers_to_mutate
+    for shape in [(2, channels, 12, 13), (1, channels, 17, 9)]:
+        x = torch.randn(shape)
+        torch.testing.assert_close(program.module()(x), head([x]))

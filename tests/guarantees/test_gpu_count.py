@@ -32,6 +32,9 @@ def scenarios(chosen=lambda name: True):
     return pytest.mark.parametrize('name', cases.shared([*CORE, *on_cuda], names))
 
 
+# At most, in a step: one for each of three Sinkhorn iterations, one for the sums of an update, two
+# for each loss, and one. MCIBI's update is one, and so is that of MCIBI++.
+COLLECTIVES = {'mdrl': (3 + 1) + 2 * 2 + 1, 'mcibi': 1}
 ATOL = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -137,7 +140,8 @@ def test_collectives_are_equal_and_constant(results, name, world):
     assert not any(call == 'broadcast' for call, _ in others[0])
     assert len(broadcasts) == len(results[1][0][name]['bank'][0])
     if not name.startswith(('dgcw', 'caa')) and 'SyncBN' not in name:
-        assert 0 < len(others[0]) <= 12
+        most = next((most for start, most in COLLECTIVES.items() if name.startswith(start)), 12)
+        assert 0 < len(others[0]) <= most
     assert not any(results[1][0][name]['log'])  # one process asks nobody
 
 

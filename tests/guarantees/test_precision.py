@@ -22,9 +22,10 @@ COSINE = {torch.bfloat16: 0.9, torch.float16: 0.98}
 # is decided otherwise in one step is gone on from in the next.
 TRAINING = {'bfloat16': 0.03, 'float16': 0.02}
 # On a decoder the memory learns from 20 pixels of an image this small. Of MCIBI, weights that
-# differ by a thousandth move the losses by 4 % in float32, too; of MDRL the cosine was 0.68 on
-# another CPU and 0.69 on an H200.
+# differ by a thousandth move the losses by 4 % in float32, too; of MDRL the cosine in bfloat16 was
+# 0.68 on another CPU and 0.69 on an H200.
 ON_DECODERS = ('mdrl_segformer', 'mcibi_uper')
+COSINE_ON_DECODER = {('mdrl_segformer', torch.bfloat16): 0.5}
 DEVICES = ['cpu'] + (['cuda'] if torch.cuda.is_available() else [])
 
 
@@ -61,8 +62,9 @@ def test_autocast_is_near_float32(name, dtype, device):
     names = [key for key in expected if 'loss' in key]
     assert got.keys() == expected.keys()
     for key in names:
-        close = pytest.approx(expected[key].item(), rel=LOSS[dtype], abs=1e-4)
-        assert got[key].item() == close, key
+        # on an H200 ProtoSeg's L_ppd, which is 0.001 here, was off by 3e-5
+        within = dict(rel=LOSS[dtype], abs=1e-4 if device == 'cuda' else None)
+        assert got[key].item() == pytest.approx(expected[key].item(), **within), key
     # the halves differ: autocast was at work
     assert any(got[key] != expected[key] for key in names)
     for key, p in half.named_parameters():
@@ -70,7 +72,8 @@ def test_autocast_is_near_float32(name, dtype, device):
         assert p.grad.isfinite().all(), key
     check_memory(half)
     whole = [torch.cat([p.grad.flatten() for p in x.parameters()]) for x in (full, half)]
-    assert torch.cosine_similarity(*whole, dim=0) > (0.5 if name in ON_DECODERS else COSINE[dtype])
+    least = COSINE_ON_DECODER.get((name, dtype), COSINE[dtype])
+    assert torch.cosine_similarity(*whole, dim=0) > least
 
 
 @pytest.mark.parametrize('device', DEVICES)
@@ -117,8 +120,8 @@ def test_training_under_amp_optim_wrapper(name, dtype, device, monkeypatch):
 
 
 def _spoil(kind, maps):
-    if kind == 'times 1e4':
-        return maps * 1e4
+    if kind.startswith('times'):
+        return maps * float(kind.split()[1])
     if kind == 'all equal':
         return torch.ones_like(maps)
     if kind == 'all zero':
@@ -143,7 +146,7 @@ def spoiled_step(name, kind, labels=None):
     return model, losses, memory_head
 
 
-@pytest.mark.parametrize('kind', ['times 1e4', 'all equal', 'all zero'])
+@pytest.mark.parametrize('kind', ['times 1e4', 'times 1e-4', 'all equal', 'all zero'])
 @pytest.mark.parametrize('name', cases.CASES)
 def test_extreme_features(name, kind):
     """Losses, gradients and banks stay finite; nothing is left out."""

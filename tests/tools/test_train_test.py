@@ -72,7 +72,8 @@ def test_train_then_test(job, tiny_data, tmp_path):
     found = metrics(tmp_path / 'test')['mIoU']
     assert found == pytest.approx(validated, abs=1e-3)
     assert found == pytest.approx(naive_miou(tiny_data, tmp_path / 'out'), abs=0.01)
-    assert found > 30  # always saying `ground` gives about 20
+    # always saying `ground` gives about 20; an H200 came to 35
+    assert found > (30 if torch.cuda.is_available() else 40)
     painted = sorted((tmp_path / 'shown' / 'vis_data' / 'vis_image').iterdir())
     steps = (1, 2) if environment.is_fork() else (0, 0)  # the fork counts the images
     assert [path.name for path in painted] == [

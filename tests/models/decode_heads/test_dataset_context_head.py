@@ -209,14 +209,17 @@ def test_bias_of_the_fused_memory(hook):
 # ---- contexts ----
 
 
+@pytest.mark.parametrize('fusion', ['concat', 'weighted_add'])
+@pytest.mark.parametrize('build', [tiny_head.build, tiny_head.build_mcibi])
 @pytest.mark.parametrize('name', stack.for_training(CONTEXTS))
-def test_context_trains_every_parameter_and_predicts(name):
+def test_context_trains_every_parameter_and_predicts(name, build, fusion):
     """No parameter without gradient, so DDP needs no find_unused_parameters."""
-    head = tiny_head.build(torch.float32, context=dict(type=name, **CONTEXTS[name]))
-    losses, grads = tiny_head.step(head)
-    assert all(value.isfinite().all() for value in losses.values())
-    without = [key for key, grad in grads.items() if grad is None]
-    assert not without
+    head = build(torch.float32, context=dict(type=name, **CONTEXTS[name]), fusion=fusion)
+    for seed in range(2):  # MCIBI's memory is empty in the first step
+        losses, grads = tiny_head.step(head, seed)
+        assert all(value.isfinite().all() for value in losses.values())
+        without = [key for key, grad in grads.items() if grad is None]
+        assert not without
     assert any(grad.any() for key, grad in grads.items() if key.startswith('context.'))
     head.eval()
     with torch.no_grad():

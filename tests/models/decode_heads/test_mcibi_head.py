@@ -13,15 +13,6 @@ from mmseg_cmdl.models.memory import InitialMemory
 from tests.models.decode_heads import golden_head, tiny_head
 from tests.reference import golden, mcibi, mdrl
 
-CONTEXTS = {
-    'PSPHead': dict(pool_scales=(1, 2, 3)),
-    'ASPPHead': dict(dilations=(1, 2, 3)),
-    'OCRHead': dict(ocr_channels=4),
-    'UPerHead': dict(
-        in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3], pool_scales=(1, 2)
-    ),
-}
-
 
 @contextmanager
 def runner_at(iteration, num_iterations):

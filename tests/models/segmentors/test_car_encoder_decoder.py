@@ -355,6 +355,21 @@ def test_losses_see_the_features_before_the_dropout(linear):
     assert torch.equal(seen[1], features + 1)
 
 
+def test_trains_with_the_loss_going_down():
+    """The three losses by themselves, on one batch."""
+    model = build(head(dropout_ratio=0.0)).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    history = []
+    for _ in range(40):
+        losses = model.loss(tiny_segmentor.images(), tiny_segmentor.samples())
+        total = sum(value for key, value in losses.items() if key.startswith('car.loss'))
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        history.append(total.item())
+    assert history[-1] < 0.8 * history[0]
+
+
 @pytest.mark.parametrize(('kind', 'stages'), [
     ('CAREncoderDecoder', 1), ('CARCascadeEncoderDecoder', 2),
 ])  # fmt: skip
