@@ -212,7 +212,7 @@ def label_maps(seed=0, batch=2, size=SIZE, num_classes=NUM_CLASSES, ignored=0.15
     return labels
 
 
-def batch(seed=0, size=2, dtype=torch.float32, labels=None, image_size=SIZE):
+def batch(seed=0, size=2, dtype=torch.float32, labels=None, image_size=SIZE, device='cpu'):
     """(images [B, 3, H, W], samples) whose images depend on their labels."""
     if labels is None:
         labels = label_maps(seed, size, image_size)
@@ -230,7 +230,7 @@ def batch(seed=0, size=2, dtype=torch.float32, labels=None, image_size=SIZE):
         )
         for i, label in enumerate(labels)
     ]  # fmt: skip
-    return images.to(dtype), samples
+    return images.to(device, dtype), [sample.to(device) for sample in samples]
 
 
 def objective(losses):
@@ -241,8 +241,7 @@ def objective(losses):
 def step(model, seed=0, **options):
     """(losses, total) of one iteration, with gradients left on the parameters."""
     like = next(model.parameters())
-    images, samples = batch(seed, dtype=like.dtype, **options)
-    losses = model.loss(images.to(like.device), [sample.to(like.device) for sample in samples])
+    losses = model.loss(*batch(seed, dtype=like.dtype, device=like.device, **options))
     total = objective(losses)
     total.backward()
     return losses, total.detach()
@@ -255,3 +254,26 @@ def memory(model):
 
 def gradients(model):
     return {name: p.grad for name, p in model.named_parameters()}
+
+
+def everything(model, losses=()):
+    """State and gradients, copied, and those losses of steps that are given."""
+    out = {f'step {i}: {key}': x for i, step in enumerate(losses) for key, x in step.items()}
+    out.update(model.state_dict())
+    out.update({f'grad {key}': grad for key, grad in gradients(model).items()})
+    return {
+        key: None if value is None else torch.as_tensor(value).detach().clone()
+        for key, value in out.items()
+    }
+
+
+def assert_same(got, expected, rtol=0.0, atol=0.0):
+    """Tensors by name, None where the other is None; they may be on two devices."""
+    assert got.keys() == expected.keys()
+    for key, value in expected.items():
+        assert (got[key] is None) == (value is None), key
+        if value is not None:
+            torch.testing.assert_close(
+                got[key], value, rtol=rtol, atol=atol, check_device=False,
+                msg=lambda text, key=key: f'{key}: {text}',
+            )  # fmt: skip

@@ -149,15 +149,14 @@ SCENARIOS = {
 # All ranks on one device: NCCL refuses two of them there, gloo doesn't.
 ON_CUDA = {
     f'{name}_{norm}_cuda': dict(name=name, norm=norm, device='cuda')
-    for norm in ('GN', 'SyncBN') for name in cases.METHODS
+    for norm in ('GN', 'SyncBN') for name in cases.METHODS if torch.cuda.is_available()
 }  # fmt: skip
+SCENARIOS.update(ON_CUDA)
 
 
 def main(folder, names):
     def run(rank, world):
-        return {
-            name: train(rank=rank, world=world, **{**SCENARIOS, **ON_CUDA}[name]) for name in names
-        }
+        return {name: train(rank=rank, world=world, **SCENARIOS[name]) for name in names}
 
     return fork_ranks(run, folder, SHARES, timedelta(seconds=600))
 

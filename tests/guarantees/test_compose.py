@@ -12,33 +12,16 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmseg.models import SegTTAModel
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from tests import tiny
 from tests.guarantees import cases
+from tests.guarantees.cases import assert_same, everything
+from tests.reference.dispatch import SumsOverMaps
 
 
 def double(name, **options):
     return cases.build(name, dtype=torch.float64, norm='GN', **options)
-
-
-def assert_same(got, expected, atol=0.0):
-    assert got.keys() == expected.keys()
-    for key, value in expected.items():
-        assert (got[key] is None) == (value is None), key
-        if value is not None:
-            torch.testing.assert_close(
-                got[key], value, rtol=0, atol=atol, msg=lambda text, key=key: f'{key}: {text}'
-            )
-
-
-def everything(model):
-    """Gradients and state, copied."""
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    grads = {f'grad {key}': None if value is None else value.clone()
-             for key, value in cases.gradients(model).items()}  # fmt: skip
-    return {**state, **grads}
 
 
 ALL = pytest.mark.parametrize('name', cases.CASES)
@@ -103,19 +86,6 @@ def test_nothing_is_made_on_another_device(name):
         model.eval()
         with torch.no_grad():
             model(images)
-
-
-class SumsOverMaps(TorchDispatchMode):
-    """Calls of `nll_loss2d` that sum up."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.name() == 'aten::nll_loss2d_forward' and args[3] != 0:
-            self.found.append(args)
-        return func(*args, **(kwargs or {}))
 
 
 @ALL

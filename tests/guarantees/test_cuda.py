@@ -17,6 +17,7 @@ from mmengine.config import Config
 
 from tests import tiny
 from tests.guarantees import cases, jobs
+from tests.guarantees.cases import assert_same, everything
 from tests.paths import TOOLS, launcher_environment, python
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
@@ -39,13 +40,6 @@ def train(model, steps, lr=0.05):
     return losses
 
 
-def everything(model, losses):
-    out = {f'{i}: {key}': x for i, part in enumerate(losses) for key, x in part.items()}
-    out.update(model.state_dict())
-    out.update({f'gradient of {key}': x for key, x in cases.gradients(model).items()})
-    return {key: torch.as_tensor(x).detach().cpu() for key, x in out.items() if x is not None}
-
-
 @pytest.mark.parametrize('norm', ['BN', 'GN'])
 @pytest.mark.parametrize('name', SAME)
 def test_a_training_is_that_of_a_cpu(name, norm):
@@ -53,11 +47,7 @@ def test_a_training_is_that_of_a_cpu(name, norm):
     model = cases.build(name, dtype=torch.float64, norm=norm)
     twin = copy.deepcopy(model).cuda()
     expected, got = (everything(x, train(x, 4)) for x in (model, twin))
-    assert got.keys() == expected.keys()
-    for key, value in expected.items():
-        torch.testing.assert_close(
-            got[key], value, rtol=1e-8, atol=1e-9, msg=lambda text, key=key: f'{key}: {text}'
-        )
+    assert_same(got, expected, rtol=1e-8, atol=1e-9)
     images, _ = cases.batch(9, dtype=torch.float64)
     with torch.no_grad():
         expected = model.eval()(images)
@@ -103,8 +93,7 @@ def test_no_step_waits_for_the_device(name):
     """
     model = cases.build(name).cuda()
     train(model, 2)
-    images, samples = cases.batch(5)
-    images, samples = images.cuda(), [sample.to('cuda') for sample in samples]
+    images, samples = cases.batch(5, device='cuda')
     losses = []
     found = waits(lambda: losses.append(model.loss(images, samples)))
     found += waits(lambda: cases.objective(losses[0]).backward())
@@ -141,8 +130,7 @@ def test_deterministic_algorithms(name):
     assert undetermined(run) <= host
     undetermined(run)
     first, second = results
-    for key, value in first.items():
-        assert torch.equal(second[key], value), key
+    assert_same(second, first)
 
 
 @pytest.mark.slow
@@ -153,30 +141,22 @@ def test_compiled_for_the_device(name):
     model = copy.deepcopy(plain)
     compiled = torch.compile(model)
     for seed in range(3):
-        images, samples = cases.batch(seed)
-        images, samples = images.cuda(), [sample.to('cuda') for sample in samples]
+        images, samples = cases.batch(seed, device='cuda')
         model.zero_grad()
         losses = compiled(images, samples, mode='loss')
         cases.objective(losses).backward()
         plain.zero_grad()
         expected = everything(plain, [cases.step(plain, seed)[0]])
-        for key, value in everything(model, [losses]).items():
-            torch.testing.assert_close(
-                value,
-                expected[key],
-                rtol=1e-3,
-                atol=1e-4,
-                msg=lambda text, key=key: f'{key}: {text}',
-            )
+        assert_same(everything(model, [losses]), expected, rtol=1e-3, atol=1e-4)
     torch._dynamo.reset()
 
 
 WRONG_LABEL = """
 from tests.guarantees import cases
 model = cases.build({name!r}).cuda()
-images, samples = cases.batch()
+images, samples = cases.batch(device='cuda')
 samples[1].gt_sem_seg.data[0, 3, 4] = 77
-losses = model.loss(images.cuda(), [sample.to('cuda') for sample in samples])
+losses = model.loss(images, samples)
 cases.objective(losses).backward()
 print('got', [float(x) for x in losses.values()])
 """

@@ -27,9 +27,8 @@ CORE = [
 
 
 def scenarios(chosen=lambda name: True):
-    on_cuda = ranks.ON_CUDA if torch.cuda.is_available() else []
-    names = filter(chosen, [*ranks.SCENARIOS, *on_cuda])
-    return pytest.mark.parametrize('name', cases.shared([*CORE, *on_cuda], names))
+    names = cases.shared([*CORE, *ranks.ON_CUDA], filter(chosen, ranks.SCENARIOS))
+    return pytest.mark.parametrize('name', names)
 
 
 # At most, in a step: one for each of three Sinkhorn iterations, one for the sums of an update, two

@@ -52,8 +52,7 @@ def test_autocast_is_near_float32(name, dtype, device):
     optimizer.zero_grad()
     half = copy.deepcopy(full).to(device)
     full = full.to(device)
-    images, samples = cases.batch()
-    images, samples = images.to(device), [sample.to(device) for sample in samples]
+    images, samples = cases.batch(device=device)
     expected = full.loss(images, samples)
     with torch.autocast(device, dtype):
         got = half.loss(images, samples)
@@ -98,8 +97,7 @@ def test_training_under_amp_optim_wrapper(name, dtype, device, monkeypatch):
             wrapper = AmpOptimWrapper(dtype=dtype, optimizer=optimizer, loss_scale=scale)
         totals = []
         for _ in range(10):
-            images, samples = cases.batch(0)
-            images, samples = images.to(device), [sample.to(device) for sample in samples]
+            images, samples = cases.batch(0, device=device)
             with torch.autocast(device, getattr(torch, dtype), enabled=half):
                 total = cases.objective(model.loss(images, samples))
             wrapper.update_params(total)
