@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...registry import MODELS
-from ...utils import check_finite, compiler_is
+from ...utils import check_finite
 
 NORMS = ('sum', 'softmax', 'tanh')
 
@@ -186,4 +186,5 @@ class ChannelWeighting(BaseModule):
 
 def _exporting() -> bool:
     """Whether a graph is being recorded that must not depend on the sizes of this example."""
-    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or compiler_is('exporting')
+    exporting = getattr(getattr(torch, 'compiler', None), 'is_exporting', bool)  # PyTorch 2.7
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or exporting()

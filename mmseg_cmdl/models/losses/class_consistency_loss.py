@@ -4,7 +4,7 @@ Source: MDRL, section 3.5, eq. 12 to 15. `<i, d>` there is *minus* the cosine, s
 `exp(-<i, d> / tau)` is `exp(+cos / tau)`.
 """
 
-from typing import Optional, Sequence
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -24,23 +24,6 @@ from ...utils import (
 )
 from .formulated_loss import FormulatedLoss
 from .resized_cross_entropy import resized_cross_entropy, summed_cross_entropy
-
-
-def pixel_classes(
-    labels: Tensor, size: Sequence[int], num_classes: int, ignore_index: int
-) -> Tensor:
-    """Class [B, h, w] of each pixel at feature size; K for pixels without one.
-
-    Args:
-        labels (Tensor): [B, H, W].
-        size (tuple[int, int]): (h, w).
-        num_classes (int): K, the number of classes.
-        ignore_index (int): Label that means no class.
-
-    Returns:
-        Tensor: int64 [B, h, w] in 0..K.
-    """
-    return class_rows(labels_at_feature_size(labels, size), num_classes, ignore_index)
 
 
 def class_balanced_weights(classes: Tensor, num_classes: int) -> Tensor:
@@ -116,7 +99,8 @@ class ClassLocalConsistencyLoss(FormulatedLoss):
         num_classes = scores.shape[-1]
         size = labels.shape[-2:] if self.formulation == 'released' else scores.shape[1:3]
         scores = scores.permute(0, 3, 1, 2)
-        classes = pixel_classes(labels, size, num_classes, ignore_index)
+        labels = labels_at_feature_size(labels, size)
+        classes = class_rows(labels, num_classes, ignore_index)
         if self.formulation == 'released':
             total = resized_cross_entropy(scores, classes, align_corners=True)
         else:  # MDRL eq. 14
@@ -170,7 +154,8 @@ class ClassGlobalConsistencyLoss(FormulatedLoss):
             Tensor: Scalar, times `loss_weight`.
         """
         num_classes = similarity.shape[-2]
-        classes = pixel_classes(labels, similarity.shape[1:3], num_classes, ignore_index).flatten()
+        labels = labels_at_feature_size(labels, similarity.shape[1:3])
+        classes = class_rows(labels, num_classes, ignore_index).flatten()
         labelled = classes < num_classes
         scores = at_least_float32(similarity).flatten(0, 2)  # [P, K, N]
         if self.formulation == 'paper':  # MDRL eq. 15

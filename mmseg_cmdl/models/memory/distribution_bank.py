@@ -189,7 +189,8 @@ class DistributionBank(MemoryBank):
             left_out = labelled & (total - total != 0)
             correct = correct & labelled
             classes = classes.masked_fill(left_out, self.num_classes)
-            self._count(classes, own_scores, correct, left_out)
+            if self._watched is not None:
+                self._count(classes, own_scores, correct, left_out)
 
             if assigned is None or self.assignment == 'gumbel':
                 assigned = self._assign(own_scores, classes, self.assignment == 'gumbel')
@@ -254,8 +255,6 @@ class DistributionBank(MemoryBank):
         self, classes: Tensor, own_scores: Tensor, correct: Tensor, left_out: Tensor
     ) -> None:
         """For :meth:`health`: which distribution of its class each pixel is nearest to."""
-        if self._watched is None:
-            return
         num_rows = self.num_classes * self.num_distributions
         counted = classes < self.num_classes
         rows = classes * self.num_distributions + own_scores.argmax(dim=1)

@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ...utils import compiler_is, of_own_class
+from ...utils import of_own_class
 from .initial_memory import InitialMemory
 
 
@@ -207,10 +207,11 @@ class MemoryBank(nn.Module, ABC):
         if self._before_update is not None and in_backward():
             return self._before_update[name]
         copy = buffer.clone()
-        if compiler_is('compiling'):
-            # else the backward pass of a compiled graph would form the copy anew, from a bank that
-            # has moved by then
-            torch._dynamo.graph_break()
+        # does something in a compiled model alone, whose backward pass would form the copy anew,
+        # from a bank that has moved by then; imported here, as in PyTorch, because it takes long
+        import torch._dynamo
+
+        torch._dynamo.graph_break()
         return copy
 
     def vote(self, weights: Tensor) -> Tensor:
