@@ -65,6 +65,8 @@ def test_training_on_the_synthetic_scenes(method, tmp_path):
         assert np.isfinite(record['loss'])
         if method.startswith('car'):
             assert {'car.loss_intra_c2p', 'car.loss_inter_c2c', 'car.loss_inter_c2p'} <= set(record)
+    learned = [record['decode.loss_ce'] for record in records]
+    assert np.mean(learned[3:]) < 0.96 * np.mean(learned[:2])
     (last,) = validated
     assert last['step'] == 12
     assert 0 <= last['mIoU'] <= 100
