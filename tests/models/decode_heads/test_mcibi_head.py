@@ -1,5 +1,3 @@
-import copy
-import math
 from contextlib import contextmanager
 
 import pytest
@@ -7,7 +5,6 @@ import torch
 from mmcv.cnn import ConvModule
 from mmengine.logging import MessageHub
 from mmseg.registry import MODELS
-from torch.utils.checkpoint import checkpoint
 
 from mmseg_cmdl.models.memory import InitialMemory
 from tests.models.decode_heads import golden_head, tiny_head
@@ -259,32 +256,6 @@ def test_total_is_eq_19():
     assert head.fusion == 'concat'
 
 
-@pytest.mark.parametrize('bad', [math.nan, math.inf])
-@pytest.mark.parametrize('update_size', ['label', 'feature'])
-def test_non_finite_features_never_reach_the_memory(bad, update_size):
-    head = _fill(tiny_head.build_mcibi(update_size=update_size))
-    calls = []
-
-    def poison(module, inputs, out):
-        out = out.clone()
-        out[0, 1, 2, 3] = bad
-        calls.append(1)
-        return out
-
-    handle = head.bottleneck.register_forward_hook(poison)
-    losses = head.loss(
-        tiny_head.features(), tiny_head.samples(tiny_head.label_maps(ignored=0.0)), None
-    )
-    assert calls
-    shares = torch.zeros(1, 1, 5, 6)
-    shares[..., 2, 3] = 1
-    expected = (mcibi.resize(shares, tiny_head.LABEL_SIZE) > 0).sum()
-    assert losses['stat_left_out_pixels'] == (1 if update_size == 'feature' else expected)
-    assert expected > 40
-    assert head.bank.features.isfinite().all()
-    handle.remove()
-
-
 # ---- momentum ----
 
 
@@ -322,30 +293,6 @@ def test_momentum_is_constant_without_a_runner_or_with_power_0():
         ) == pytest.approx(0.9)
         hub.update_info('loop_stage', None)  # as a runner that is done leaves it
         assert head.momentum.now(head.bank.num_updates) == 0.9
-
-
-# ---- state, precision, cost ----
-
-
-def test_autocast_keeps_the_memory_in_full_precision():
-    head = _fill(tiny_head.build_mcibi(torch.float32))
-    seen, before = _record_pixels(head), head.bank.features.clone()
-    with torch.autocast('cpu', torch.bfloat16):
-        losses = head.loss(
-            tiny_head.features(dtype=torch.float32), tiny_head.samples(tiny_head.label_maps()), None
-        )
-    tiny_head.objective(losses).backward()
-    pixels = mcibi.resize(seen[0].double(), tiny_head.LABEL_SIZE)
-    expected, _ = mcibi.update(
-        before,
-        torch.ones(5).bool(),
-        pixels.permute(0, 2, 3, 1).flatten(0, 2),
-        tiny_head.label_maps().flatten(),
-        0.9,
-    )
-    assert head.bank.features.dtype == torch.float32
-    torch.testing.assert_close(head.bank.features, expected.float(), rtol=0, atol=1e-5)
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
 
 
 # ---- starting from a file ----
@@ -496,39 +443,3 @@ def test_a_momentum_that_nobody_anneals_is_said_once(options, times, monkeypatch
 def test_max_iters_is_a_number_of_iterations(value):
     with pytest.raises(ValueError, match='max_iters is the number of training iterations'):
         tiny_head.build_mcibi(max_iters=value)
-
-
-# ---- the classifier is called twice in a step: on the pixels and on the memory ----
-
-
-def _loss(head, seed):
-    inputs = [x * (1 + seed) for x in tiny_head.features(seed)]
-    return tiny_head.objective(
-        head.loss(inputs, tiny_head.samples(tiny_head.label_maps(seed)), None)
-    )
-
-
-@pytest.mark.parametrize('reentrant', [False, True])
-def test_activation_checkpointing_under_batch_norm(reentrant):
-    """Recomputed after the first pass has moved the running statistics: the same gradients."""
-    plain = tiny_head.build_mcibi()
-    _loss(plain, 0).backward()
-    plain.zero_grad()
-    head = copy.deepcopy(plain)
-    samples = tiny_head.samples(tiny_head.label_maps(1))
-
-    def run(module, call):
-        inputs = tiny_head.features(1)
-        inputs[3].requires_grad_()
-
-        def objective(x):
-            return tiny_head.objective(module.loss([*inputs[:3], x], samples, None))
-
-        call(objective, inputs[3]).backward()
-        return inputs[3].grad
-
-    expected = run(plain, lambda objective, x: objective(x))
-    got = run(head, lambda objective, x: checkpoint(objective, x, use_reentrant=reentrant))
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
-    for (name, p), q in zip(head.named_parameters(), plain.named_parameters()):
-        torch.testing.assert_close(p.grad, q[1].grad, rtol=0, atol=1e-12, msg=name)
