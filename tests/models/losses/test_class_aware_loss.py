@@ -316,54 +316,7 @@ def test_three_together_with_weights_of_their_own(formulation):
         torch.testing.assert_close(one_grad, want, rtol=0, atol=1e-12)
 
 
-# ---- what must not count ----
-
-
-@every_formulation
-@every_loss
-def test_gradient_at_ignored_pixels_is_exactly_zero(cls, formulation):
-    features, labels = problem(8, pixels=80, ignored=0.4)
-    low = {} if cls is INTRA else dict(threshold=0.01)
-    (grad,) = torch.autograd.grad(
-        one(cls(formulation=formulation, **low), features, labels, 5), features
-    )
-    reached = grad.abs().amax(1) > 0
-    if (cls, formulation) == (C2P, 'released'):
-        assert reached[labels == 255].any()  # as its docstring says
-    else:
-        assert torch.equal(reached, labels != 255)
-
-
-@every_formulation
-@every_loss
-def test_ignored_pixels_may_hold_anything(cls, formulation):
-    if (cls, formulation) == (C2P, 'released'):
-        pytest.skip('ignored pixels count there')
-    features, labels = problem(9, dtype=torch.float32)
-    wild = features.detach().clone()
-    wild[labels == 255] = 1e30
-    results = []
-    for x in (features, wild.requires_grad_()):
-        value = one(cls(formulation=formulation), x, labels, 5)
-        results.append((value, torch.autograd.grad(value, x)[0]))
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
-
-
-@every_formulation
-@every_loss
-@pytest.mark.parametrize('classes', ['all', 'present'])
-def test_all_ignored_has_a_graph_and_no_gradient(cls, formulation, classes):
-    features, labels = problem(10)
-    options = {} if cls is INTRA else dict(classes=classes)
-    loss = cls(formulation=formulation, **options)
-    value = one(loss, features, torch.full_like(labels, 255), 5)
-    assert value.isfinite()
-    assert value.requires_grad
-    if formulation == 'paper' and cls is not C2C:
-        assert value.item() == 0
-    (grad,) = torch.autograd.grad(value, features)
-    assert torch.equal(grad, torch.zeros_like(grad))
+# ---- no pixels, and features far from 0 ----
 
 
 def test_no_pixel_at_all():
@@ -376,17 +329,6 @@ def test_no_pixel_at_all():
 
 
 @every_formulation
-@every_loss
-@pytest.mark.parametrize('scale', [1e2, 1e4, 1e6])
-def test_large_features_stay_finite(cls, formulation, scale):
-    features, labels = problem(11, scale=scale, dtype=torch.float32)
-    value = one(cls(formulation=formulation), features, labels, 5)
-    (grad,) = torch.autograd.grad(value, features)
-    assert value.isfinite()
-    assert grad.isfinite().all()
-
-
-@every_formulation
 def test_distances_far_from_0_in_single_precision(formulation):
     """A spread of 1 around 1000: |x|^2 - 2 x mu + |mu|^2 would have no digit left."""
     features, labels = problem(15, pixels=300)
@@ -394,29 +336,6 @@ def test_distances_far_from_0_in_single_precision(formulation):
     expected = naive(INTRA(formulation), features, labels, 5)
     value = one(INTRA(formulation), features.float(), labels, 5)
     assert value.item() == pytest.approx(expected.item(), rel=2e-4)
-
-
-@every_formulation
-@every_loss
-def test_half_precision_is_summed_in_float32_under_autocast(cls, formulation):
-    features, labels = problem(12, pixels=500, dtype=torch.bfloat16)
-    loss = cls(formulation=formulation)
-    exact = one(loss, features.float(), labels, 5)
-    with torch.autocast('cpu', torch.bfloat16):
-        half = one(loss, features, labels, 5)
-    assert half.dtype == torch.float32
-    assert half.item() == pytest.approx(exact.item(), rel=1e-5)
-    (grad,) = torch.autograd.grad(half, features)
-    assert grad.dtype == torch.bfloat16
-
-
-def test_integer_label_types():
-    features, labels = problem(13)
-    losses = [cls() for cls in ALL]
-    expected = values(losses, features, labels, 5)
-    for dtype in (torch.uint8, torch.int32):
-        got = values(losses, features, labels.to(dtype), 5)
-        assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
 # ---- options ----
@@ -456,16 +375,3 @@ def test_no_loop_and_no_host_synchronisation(formulation, classes):
         assert not ops.synchronising
         counts.append(ops.total)
     assert counts[0] == counts[1]
-
-
-@pytest.mark.parametrize('formulation', ['paper', 'released'])
-@pytest.mark.parametrize('classes', ['all', 'present'])
-def test_centres_of_no_labelled_pixel_are_not_pushed_apart(formulation, classes):
-    features = torch.randn(20, 8, requires_grad=True)
-    labels = torch.full((20,), 255)
-    centers, counts = class_centers(features, labels, 3)
-    loss = InterClassCenterToCenterLoss(formulation=formulation, classes=classes)
-    value = loss(features, labels, centers, counts)
-    assert float(value) == 0
-    (grad,) = torch.autograd.grad(value, features)
-    assert not grad.any()
