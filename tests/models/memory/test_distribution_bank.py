@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from mmseg.registry import MODELS
 
 from mmseg_cmdl.models.memory import DistributionBank, InitialMemory, sinkhorn
 from mmseg_cmdl.utils import class_rows
@@ -218,47 +217,6 @@ def test_rows_stay_unit_length(dtype):
     torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=TOLERANCE[dtype])
 
 
-# ---- what must not count ----
-
-
-@pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize('update_pixels', ['correct', 'all'])
-def test_non_finite_embeddings_are_left_out_and_counted(bad, update_pixels):
-    distributions, embeddings, labels = _problem(7)
-    poisoned = (labels != 255).nonzero()[[2, 11, 30], 0]
-    wild = embeddings.clone()
-    wild[poisoned[0]] = bad
-    wild[poisoned[1], 3] = bad  # one channel is enough
-    wild[poisoned[2], 0], wild[poisoned[2], 1] = bad, -bad
-    bank = _bank(distributions, update_pixels=update_pixels)
-    counts = bank.update_(wild, labels, torch.ones_like(labels, dtype=torch.bool))
-    expected, _, _ = mdrl.update(distributions, wild, labels, torch.ones(len(labels)))
-    assert bank.distributions.isfinite().all()
-    torch.testing.assert_close(bank.distributions, expected, rtol=0, atol=1e-12)
-    assert counts.left_out == 3
-
-
-def test_non_finite_embeddings_with_random_assignment():
-    """What is left out is drawn for as well, and still goes nowhere."""
-    distributions, embeddings, labels = _problem(7)
-    wild = embeddings.clone()
-    wild[(labels != 255).nonzero()[:9, 0]] = math.nan
-    bank = _bank(distributions, update_pixels='all', assignment='gumbel', momentum=0.5)
-    counts = bank.update_(wild, labels)
-    lengths = bank.distributions.norm(dim=-1)
-    torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-12)
-    assert counts.left_out == 9
-
-
-def test_embedding_length_does_not_overflow():
-    distributions, embeddings, labels = _problem(8, dtype=torch.float32)
-    for scale in (1e4, 1e18, 1e30, 1e38):
-        bank = _bank(distributions, momentum=0.5)
-        bank.update_(embeddings * scale, labels)
-        lengths = bank.distributions.norm(dim=-1)
-        torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-6)
-
-
 # ---- reading ----
 
 
@@ -272,20 +230,6 @@ def test_similarity_is_the_dot_product_with_each_vector(training):
         for n in range(3):
             expected = (embeddings * distributions[c, n]).sum(1).view(9, 2, 5)
             torch.testing.assert_close(similarity[..., c, n], expected, rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize('training', [True, False])
-@pytest.mark.parametrize('num', [1, 4])
-def test_vote(num, training):
-    distributions, _, _ = _problem(10, num=num)
-    bank = _bank(distributions).train(training)
-    g = torch.Generator().manual_seed(0)
-    weights = torch.rand(2, 5, 4, 6, generator=g, dtype=torch.float64, requires_grad=True)
-    voted, naive = bank.vote(weights), mdrl.vote(weights, distributions)
-    torch.testing.assert_close(voted, naive, rtol=0, atol=1e-12)
-    (got,) = torch.autograd.grad(golden.probe(voted), weights)
-    (expected,) = torch.autograd.grad(golden.probe(naive), weights)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-11)
 
 
 # ---- state ----
@@ -361,36 +305,3 @@ def test_gumbel_noise_is_added_to_the_soft_assignment():
         (took_second, (1 - keep) ** 2),
     ]:
         assert seen.double().mean().item() == pytest.approx(expected, abs=0.025)
-
-
-# ---- construction ----
-
-
-def test_registered():
-    bank = MODELS.build(
-        dict(type='DistributionBank', num_classes=4, num_distributions=3, channels=6)
-    )
-    assert isinstance(bank, DistributionBank)
-    assert (bank.momentum, bank.epsilon, bank.iterations) == (0.999, 0.05, 3)
-    assert (bank.assignment, bank.update_pixels) == ('argmax', 'correct')
-
-
-@pytest.mark.parametrize(
-    ('option', 'value'),
-    [
-        ('assignment', 'random'),
-        ('update_pixels', 'some'),
-        ('momentum', 1.5),
-        ('momentum', -0.1),
-        ('epsilon', 0.0),
-        ('iterations', 0),
-        ('num_distributions', 0),
-        ('num_classes', 0),
-        ('channels', 0),
-    ],
-)
-def test_refusals_name_option_and_value(option, value):
-    options = {**dict(num_classes=4, num_distributions=3, channels=6), option: value}
-    with pytest.raises(ValueError, match=option) as error:
-        DistributionBank(**options)
-    assert str(value).rstrip('.0') in str(error.value)

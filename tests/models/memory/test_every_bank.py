@@ -109,6 +109,41 @@ def test_ignored_pixels_count_nowhere(kind, ignore_index):
 
 
 @every_bank
+@pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
+def test_vectors_that_are_not_finite_are_left_out_and_counted(kind, bad):
+    """The bank is that of the other pixels, as if these had no label."""
+    bank = build(kind)
+    alone = copy.deepcopy(bank)
+    vectors, labels = batch(12)
+    poisoned = (labels != 255).nonzero()[[2, 11, 30], 0]
+    wild, others = vectors.clone(), labels.clone()
+    wild[poisoned[0]] = bad
+    wild[poisoned[1], 3] = bad  # one channel is enough
+    wild[poisoned[2], 0], wild[poisoned[2], 1] = bad, -bad
+    others[poisoned] = 255
+    counts = move(bank, wild, labels)
+    move(alone, vectors, others)
+    torch.testing.assert_close(memory(bank), memory(alone), rtol=0, atol=1e-12)
+    assert counts.left_out == 3
+    assert counts.labelled == (labels != 255).sum()
+
+
+@every_bank
+@pytest.mark.parametrize('scale', [1e4, 1e15, 1e18, 1e25, 1e30, 1e38])
+def test_vectors_of_any_length(kind, scale):
+    """Also such that their squares leave float32."""
+    bank = build(kind, torch.float32)
+    vectors, labels = batch(13, dtype=torch.float32)
+    move(bank, vectors * scale, labels)
+    if not takes_no_maps(kind):
+        move(bank, *as_maps(vectors * scale, labels))
+    assert memory(bank).isfinite().all()
+    if bank.memory_name == 'distributions':
+        lengths = memory(bank).norm(dim=-1)
+        torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-6)
+
+
+@every_bank
 def test_batches_without_a_label_or_a_pixel_leave_it(kind):
     bank = build(kind)
     before = memory(bank).clone()
@@ -249,6 +284,19 @@ def test_half_precision(kind, half):
 
 
 @every_bank
+@pytest.mark.parametrize('training', [True, False])
+def test_vote_is_the_sum_of_the_classes_vectors(kind, training):
+    """MDRL eq. 9, MCIBI eq. 12, with the gradient of the weights."""
+    bank = build(kind).train(training)
+    weights = torch.rand(2, 5, 4, 6, dtype=torch.float64, requires_grad=True)
+    voted = bank.vote(weights)
+    naive = torch.einsum('bkhw,knc->bnchw', weights, bank.class_vectors()).flatten(1, 2)
+    torch.testing.assert_close(voted, naive, rtol=0, atol=1e-12)
+    got, expected = (torch.autograd.grad(golden.probe(x), weights)[0] for x in (voted, naive))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-11)
+
+
+@every_bank
 def test_no_loop_and_no_host_synchronisation(kind):
     """The same operations whatever the sizes are, and none that waits for the device."""
     counts = []
@@ -263,3 +311,26 @@ def test_no_loop_and_no_host_synchronisation(kind):
         assert not ops.synchronising
         counts.append(ops.total)
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize(
+    ('kind', 'option', 'value', 'said'),
+    [
+        *((kind, 'num_classes', 0, 'num_classes must be an integer') for kind in KINDS),
+        ('distributions', 'assignment', 'random', "'random'"),
+        ('distributions', 'update_pixels', 'some', "'some'"),
+        ('distributions', 'momentum', 1.5, r'in \[0, 1\], got 1\.5'),
+        ('distributions', 'momentum', -0.1, r'got -0\.1'),
+        ('distributions', 'epsilon', 0.0, 'epsilon must be positive, got 0'),
+        ('distributions', 'iterations', 0, 'iterations .* got 0'),
+        ('distributions', 'num_distributions', 0, 'num_distributions .* got 0'),
+        ('distributions', 'channels', 0, 'channels .* got 0'),
+        ('features', 'channels', 0, 'channels .* got 0'),
+        ('features', 'strategy', 'random', "strategy .* 'random'"),
+        ('statistics', 'channels', 1, 'channels must be at least 2 for a standard deviation'),
+        ('statistics', 'momentum', 1.5, r'momentum .* in \[0, 1\], got 1\.5'),
+    ],
+)
+def test_options_out_of_range_are_named(kind, option, value, said):
+    with pytest.raises(ValueError, match=said):
+        build(kind, moved=False, **{option: value})

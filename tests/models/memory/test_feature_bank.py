@@ -3,7 +3,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from mmseg.registry import MODELS
 
 from mmseg_cmdl.models.memory import FeatureBank
 from tests.reference import golden, mcibi
@@ -247,20 +246,6 @@ def test_ignored_label_pixels_count_nowhere():
     assert torch.equal(bank.features, before)
 
 
-@pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
-def test_non_finite_features_are_left_out_and_counted(bad):
-    memory, filled, features, labels = _problem(7, empty=(0,))
-    poisoned = (labels != 255).nonzero()[[2, 11, 30], 0]
-    features[poisoned[0]] = bad
-    features[poisoned[1], 3] = bad
-    features[poisoned[2], 0], features[poisoned[2], 1] = bad, -bad
-    bank = _bank(memory, filled)
-    counts = bank.update_(features, labels, 0.5)
-    expected, _ = mcibi.update(memory, filled, features, labels, 0.5)
-    torch.testing.assert_close(bank.features, expected, rtol=0, atol=1e-12)
-    assert counts.left_out == 3
-
-
 @pytest.mark.parametrize('bad', [math.nan, math.inf])
 @pytest.mark.parametrize('align_corners', [False, True])
 def test_label_pixels_with_a_share_of_a_non_finite_cell_are_left_out(bad, align_corners):
@@ -274,29 +259,6 @@ def test_label_pixels_with_a_share_of_a_non_finite_cell_are_left_out(bad, align_
     left_out = ~resized.isfinite().all(1) & (labels.flatten() != 255)
     assert counts.left_out == left_out.sum()
     assert 10 < left_out.sum() < 60
-
-
-def test_features_too_large_to_square_never_reach_the_bank():
-    memory, _, features, labels = _problem(9, dtype=torch.float32)
-    for scale in (1e15, 1e18, 1e25, 1e38):
-        bank = _bank(memory)
-        bank.update_(features * scale, labels, 0.5)
-        assert bank.features.isfinite().all()
-        bank.update_(
-            (features * scale).view(1, 9, 10, 8).permute(0, 3, 1, 2), labels.view(1, 9, 10), 0.5
-        )
-        assert bank.features.isfinite().all()
-
-
-# ---- reading ----
-
-
-@pytest.mark.parametrize('training', [True, False])
-def test_vote_is_eq_12(training):
-    memory, *_ = _problem(10)
-    bank = _bank(memory).train(training)
-    weights = torch.rand(2, 5, 4, 6, dtype=torch.float64)
-    torch.testing.assert_close(bank.vote(weights), mcibi.gather(weights, memory))
 
 
 # ---- precision and cost ----
@@ -318,25 +280,3 @@ def test_no_feature_is_formed_at_label_size():
     with Sizes():
         _bank(memory).update_(features, labels, 0.5)
     assert largest[0] <= 64 * 128 * 128 // 4
-
-
-# ---- construction ----
-
-
-def test_registered():
-    bank = MODELS.build(dict(type='FeatureBank', num_classes=4, channels=6))
-    assert isinstance(bank, FeatureBank)
-    assert bank.strategy == 'cosine'
-    assert set(bank.state_dict()) == {'features', 'filled', 'num_updates'}
-    assert bank.filled.dtype == torch.bool
-    assert not bank.filled.any()
-
-
-@pytest.mark.parametrize(
-    ('option', 'value'), [('strategy', 'random'), ('num_classes', 0), ('channels', 0)]
-)
-def test_refusals_name_option_and_value(option, value):
-    options = {**dict(num_classes=4, channels=6), option: value}
-    with pytest.raises(ValueError, match=option) as error:
-        FeatureBank(**options)
-    assert str(value) in str(error.value)

@@ -96,18 +96,6 @@ def test_update_equals_the_naive_form(labels_of):
     assert int(counted.left_out) == 0
 
 
-def test_a_feature_that_is_not_finite_never_arrives():
-    features = torch.randn(8, 4, dtype=torch.float64)
-    labels = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
-    features[1, 2], features[7, 0] = torch.nan, torch.inf
-    start = torch.rand(3, 2, dtype=torch.float64)
-    bank = bank_of(start)
-    counted = bank.update_(features, labels)
-    expected = mcibi_plus_plus.update(start, features, labels, 0.1)
-    torch.testing.assert_close(bank.statistics, expected, rtol=0, atol=1e-12)
-    assert (int(counted.labelled), int(counted.left_out)) == (8, 2)
-
-
 def test_filled_classes_are_those_that_have_moved():
     bank = GaussianBank(3, channels=4)
     assert bank.filled_classes().tolist() == [False] * 3
@@ -128,13 +116,3 @@ def test_starts_from_a_file(tmp_path, channels):
         expected = torch.tensor(mcibi_plus_plus.statistics(centers[c, 0]))
         torch.testing.assert_close(bank.statistics[c], expected)
     assert bank.statistics[1].tolist() == [0.0, 1.0]
-
-
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(momentum=1.5), r'momentum .* in \[0, 1\], got 1\.5'),
-    (dict(channels=1), 'channels must be at least 2 for a standard deviation'),
-    (dict(num_classes=0), 'num_classes must be an integer of at least 1'),
-])  # fmt: skip
-def test_wrong_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        GaussianBank(**{'num_classes': 3, **options})
