@@ -44,6 +44,33 @@ def test_a_step_has_no_loop_over_classes_and_waits_for_no_device(name, monkeypat
     assert counts[0] == counts[1]
 
 
+@ALL
+def test_every_parameter_is_trained(name):
+    """So DistributedDataParallel needs no `find_unused_parameters`, and no layer is idle.
+
+    In the second step: then there is a memory to read, and what starts as zeros has moved.
+    """
+    model = cases.build(name, dtype=torch.float64, norm='GN')
+    cases.step(model)
+    torch.optim.SGD(model.parameters(), lr=0.05).step()
+    model.zero_grad()
+    cases.step(model, 1)
+    for key, p in model.named_parameters():
+        assert p.grad is not None, key
+        assert p.grad.isfinite().all(), key
+        assert p.grad.any(), key
+
+
+@ALL
+def test_an_image_is_predicted_as_in_its_batch(name):
+    model = cases.build(name, dtype=torch.float64)
+    cases.step(model)
+    model.eval()
+    images, _ = cases.batch(1, dtype=torch.float64)
+    for i, together in enumerate(model(images)):
+        torch.testing.assert_close(model(images[i : i + 1])[0], together, rtol=0, atol=1e-11)
+
+
 @WITH_MEMORY
 def test_the_memory_moves_in_training_only(name):
     """Not in a prediction, whatever the mode, nor in a validation loss; and nothing is drawn."""

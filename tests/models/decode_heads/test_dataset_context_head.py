@@ -373,13 +373,6 @@ def test_prediction_reads_the_bank():
     )
 
 
-def test_prediction_of_one_image_is_that_of_its_batch():
-    head = tiny_head.build().eval()
-    both = head.predict(tiny_head.features(), tiny_head.metas(), None)
-    one = head.predict([x[1:] for x in tiny_head.features()], tiny_head.metas(1), None)
-    torch.testing.assert_close(one[0], both[1], rtol=0, atol=1e-12)
-
-
 # ---- construction ----
 
 

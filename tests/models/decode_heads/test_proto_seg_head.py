@@ -282,18 +282,6 @@ def test_context_gives_what_is_embedded_at_its_size(name):
     assert head(tiny_head.features()).shape == (2, 5, *size)
 
 
-def test_folded_head_predicts_the_same_and_can_not_be_trained():
-    head = build()
-    tiny_head.step(head)
-    inputs = tiny_head.features(3)
-    with torch.no_grad():
-        before = head.eval()(inputs)
-        after = head.fold_()(inputs)
-    torch.testing.assert_close(after, before, rtol=0, atol=1e-12)
-    with pytest.raises(RuntimeError, match='has been folded'):
-        head.loss(inputs, tiny_head.samples(tiny_head.label_maps()), None)
-
-
 @pytest.mark.parametrize(('options', 'message'), [
     (dict(norm_axis='width'), "norm_axis must be 'channel' or 'released'"),
     (dict(num_classes=2, out_channels=1), 'needs a logit of its own'),
