@@ -92,6 +92,21 @@ def test_every_tool_has_its_page():
     assert sorted(shown) == sorted(tools)
 
 
+def test_tests_that_the_guarantees_name_are_there():
+    """A promise without its test is none."""
+    page = (DOCS / 'guarantees.md').read_text()
+    code = {path.name: path.read_text() for path in (ROOT / 'tests').rglob('test_*.py')}
+    named = re.findall(r'`(?:[\w/]*?(test_\w+\.py)(?:::)?)?(test_\w+)?`', page)
+    file, found = '', 0
+    for given, test in named:  # a name without a file is of the file before it
+        file = given or file
+        assert not given or given in code, given
+        if test:
+            assert f'def {test}(' in code[file], f'{file}::{test}'
+            found += 1
+    assert found > 60
+
+
 def test_every_public_name_is_in_the_reference():
     """Each package with public names has its page; the page lists them all by itself."""
     pages = ' '.join(path.read_text() for path in (DOCS / 'api').glob('*.md'))
