@@ -1,5 +1,12 @@
 from .class_labels import class_rows, has_class, labels_at_feature_size, of_own_class, row_sums
-from .configs import as_list, check_counts, check_finite, registered_class, warn_without_effect
+from .configs import (
+    add_loss,
+    as_list,
+    check_counts,
+    check_finite,
+    registered_class,
+    warn_without_effect,
+)
 from .distributed import all_reduce_sum_, all_reduce_together, global_mean, global_sum
 from .entropy import entropy_of_counts
 from .precision import at_least_float32, layer_norm
@@ -8,6 +15,7 @@ from .segmentors import last_head, unwrapped
 
 __all__ = [
     'Reservoir',
+    'add_loss',
     'all_reduce_sum_',
     'all_reduce_together',
     'as_list',

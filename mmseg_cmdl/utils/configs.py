@@ -3,9 +3,10 @@
 import math
 import warnings
 from numbers import Integral, Real
-from typing import Any, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 from mmseg.registry import MODELS
+from torch import Tensor
 
 
 def as_list(losses: Union[dict, Sequence[dict], None]) -> List[dict]:
@@ -19,6 +20,11 @@ def registered_class(cfg: dict) -> Optional[type]:
     """The class (or function) that `cfg` would build; None if no such name is registered."""
     cls = cfg['type']
     return MODELS.get(cls) if isinstance(cls, str) else cls
+
+
+def add_loss(losses: Dict[str, Tensor], name: str, value: Tensor) -> None:
+    """Enters a loss under its name; losses of one name are summed, as MMSegmentation does."""
+    losses[name] = losses[name] + value if name in losses else value
 
 
 def check_finite(owner: object, **options: Optional[float]) -> None:

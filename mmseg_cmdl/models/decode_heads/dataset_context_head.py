@@ -16,6 +16,7 @@ from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
 from ...utils import (
+    add_loss,
     as_list,
     check_counts,
     check_finite,
@@ -179,9 +180,7 @@ class DatasetContextHead(MemoryHead):
             )
         elif fusion == 'weighted_add':
             self.fusion_weight = nn.Conv2d(2 * channels, 1, 1)
-        # a context related to R, instead of one that R is made of
-        self.has_context_branch = context is not None and pixels == 'backbone'
-        if self.has_context_branch:
+        if context is not None and pixels == 'backbone':
             inherited = inherited_options(self, in_channels, channels)
             self.context = SingleImageContext(context, inherited)
             self._build_context_layers(channels, self.context.channels, transform_channels)
@@ -238,6 +237,11 @@ class DatasetContextHead(MemoryHead):
         if self.pixels == 'context':
             return self.bottleneck(self.context(inputs))
         return self.bottleneck(self._transform_inputs(inputs))
+
+    @property
+    def has_context_branch(self) -> bool:
+        """Whether a single-image context is related to R, instead of being what R is made of."""
+        return self.context is not None and self.pixels == 'backbone'
 
     def class_weights(self, coarse_logits: Tensor) -> Tensor:
         """Class weights [B, K, h, w] with which each pixel reads the memory."""
@@ -367,8 +371,7 @@ class DatasetContextHead(MemoryHead):
         results: Dict[str, Tensor] = {}
         for loss in losses:
             value = loss(logits, labels, weight=weight, ignore_index=self.ignore_index)
-            name = f'{prefix}_{loss.loss_name}'
-            results[name] = results.get(name, 0) + value  # of one name, summed
+            add_loss(results, f'{prefix}_{loss.loss_name}', value)
         results[f'{prefix}_acc_seg'] = accuracy(logits, labels, ignore_index=self.ignore_index)
         return results
 

@@ -9,7 +9,7 @@ from mmseg.registry import MODELS
 from mmseg.utils import SampleList
 from torch import Tensor, nn
 
-from ...utils import registered_class
+from ...utils import add_loss, registered_class
 from ..memory import MemoryBank
 from .cascade_stage import CascadeStage
 from .label_check import batch_labels
@@ -45,8 +45,7 @@ class MemoryLosses(nn.Module):
         """
         losses: Dict[str, Tensor] = {}
         for loss in self.losses:
-            name = f'{self.prefix}{loss.loss_name}'
-            losses[name] = losses.get(name, 0) + loss(*args, **kwargs)  # of one name, summed
+            add_loss(losses, f'{self.prefix}{loss.loss_name}', loss(*args, **kwargs))
         return losses
 
 

@@ -131,6 +131,6 @@ class FeatureBank(MemoryBank):
             weighted = sums.weighted[:, :-1] / torch.where(told_apart, weights, 1)
             target = torch.where(told_apart, weighted, mean)
         moved = torch.where(self.filled[:, None], memory.lerp(target, momentum), mean)
-        moves = counts > 0
+        moves = (counts > 0) & moved.isfinite().all(dim=1, keepdim=True)
         self.features.copy_(torch.where(moves, moved, memory))
         self.filled |= moves.squeeze(1)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from ...utils import (
+    add_loss,
     as_list,
     at_least_float32,
     check_finite,
@@ -282,8 +283,7 @@ class ClassAwareRegularization(BaseModule):
             centers, counts = class_centers(features, labels, self.num_classes, ignore_index)
             for loss in self.losses:
                 value = loss(features, labels, centers, counts, ignore_index=ignore_index)
-                name = str(loss.loss_name)
-                results[name] = results.get(name, 0) + value  # of one name, summed
+                add_loss(results, str(loss.loss_name), value)
 
 
 def _build_loss(cfg: dict, formulation: Optional[str]) -> nn.Module:

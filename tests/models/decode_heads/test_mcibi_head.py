@@ -1,3 +1,4 @@
+import math
 from contextlib import contextmanager
 
 import pytest
@@ -254,6 +255,32 @@ def test_total_is_eq_19():
     assert (head.momentum.start, head.momentum.power) == (0.9, 0.9)
     assert head.update_size == 'label'
     assert head.fusion == 'concat'
+
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf])
+@pytest.mark.parametrize('update_size', ['label', 'feature'])
+def test_non_finite_features_never_reach_the_memory(bad, update_size):
+    head = _fill(tiny_head.build_mcibi(update_size=update_size))
+    calls = []
+
+    def poison(module, inputs, out):
+        out = out.clone()
+        out[0, 1, 2, 3] = bad
+        calls.append(1)
+        return out
+
+    handle = head.bottleneck.register_forward_hook(poison)
+    losses = head.loss(
+        tiny_head.features(), tiny_head.samples(tiny_head.label_maps(ignored=0.0)), None
+    )
+    assert calls
+    shares = torch.zeros(1, 1, 5, 6)
+    shares[..., 2, 3] = 1
+    expected = (mcibi.resize(shares, tiny_head.LABEL_SIZE) > 0).sum()
+    assert losses['stat_left_out_pixels'] == (1 if update_size == 'feature' else expected)
+    assert expected > 40
+    assert head.bank.features.isfinite().all()
+    handle.remove()
 
 
 # ---- momentum ----

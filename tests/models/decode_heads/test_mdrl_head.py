@@ -243,6 +243,33 @@ def test_gradient_at_ignored_pixels_is_exactly_zero(formulation):
     assert not touched[1].any()
 
 
+@pytest.mark.parametrize('bad', [math.nan, math.inf])
+def test_non_finite_embeddings_never_reach_the_bank(bad):
+    """Two labelled pixels and an ignored one go bad; the first two are counted."""
+    head = tiny_head.build()
+    labels = tiny_head.label_maps(ignored=0.0)
+    labels[0, :8] = 255  # feature rows 0 and 1
+
+    def poison(module, inputs, out):
+        out = out.clone()
+        out[0, 4, 2] = out[1, 3, 5, 0] = out[0, 0, 0] = bad
+        return out
+
+    head.projection.register_forward_hook(poison)
+    seen = _record_updates(head)
+    before = head.bank.distributions.clone()
+    losses = head.loss(tiny_head.features(), tiny_head.samples(labels), None)
+    assert losses['stat_left_out_pixels'] == 2
+    small = mdrl.nearest_labels(labels, (5, 6)).flatten()
+    expected, _, _ = mdrl.update(before, seen[0][0].flatten(0, 2), small, momentum=0.9)
+    torch.testing.assert_close(head.bank.distributions, expected, rtol=0, atol=1e-11)
+    assert head.bank.distributions.isfinite().all()
+    # the next, clean iteration is as healthy as ever
+    head.projection._forward_hooks.clear()
+    losses, _ = tiny_head.step(head, seed=1)
+    assert all(value.isfinite().all() for value in losses.values())
+
+
 def test_class_255_is_a_class_where_another_label_is_ignored():
     """More than 255 classes: only `ignore_index` itself is left out, not the usual 255."""
     head = tiny_head.build(num_classes=260, ignore_index=1000, bank=BANK_FAR)
@@ -327,6 +354,7 @@ def test_defaults():
     assert head.bank.num_distributions == 9
     assert head.bank.momentum == 0.999
     assert (head.bank.epsilon, head.bank.iterations) == (0.05, 3)
+    assert (head.bank.assignment, head.bank.update_pixels) == ('argmax', 'correct')
     local, contrast = head.consistency.losses
     assert (local.loss_weight, contrast.loss_weight) == (0.01, 0.05)
     assert local.formulation == contrast.formulation == 'released'

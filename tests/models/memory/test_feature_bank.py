@@ -231,6 +231,16 @@ def test_first_sight_is_the_plain_mean_whatever_the_momentum():
 # ---- what must not count ----
 
 
+def test_a_momentum_that_is_no_number_moves_nothing():
+    """As one's own annealing may give it; a class that is first seen needs none."""
+    memory, filled, features, labels = _problem(7, empty=(0,))
+    bank = _bank(memory, filled)
+    bank.update_(features, labels, torch.tensor(math.nan, dtype=torch.float64))
+    assert torch.equal(bank.features[1:], memory[1:])
+    assert bank.features[0].isfinite().all()
+    assert bank.features[0].any()
+
+
 def test_ignored_label_pixels_count_nowhere():
     memory, features, labels = _maps(6, (4, 5), (9, 11))
     labels[0] = 255
