@@ -1,4 +1,4 @@
-"""Checkpoints that someone else made: read without running anything in them, and looked through.
+"""Checkpoints: found, read without running anything in them, and looked through.
 
 PyTorch's weights-only check is left on (see :mod:`mmseg_cmdl.compat`), also on the maintained fork
 of MMSegmentation, whose mmengine loads a file that this check refuses without it.
@@ -7,11 +7,12 @@ of MMSegmentation, whose mmengine loads a file that this check refuses without i
 import ast
 import os
 import pickle
-from typing import Any, Dict, List, Tuple
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
 from packaging.version import Version
 from torch import Tensor, nn
 
@@ -70,6 +71,46 @@ def read_checkpoint(path: str) -> dict:
         ) from error
     state_of(content, path)
     return content
+
+
+def checked_checkpoint(path: str) -> str:
+    """The path or URL of a checkpoint, after a check that a local file can be read.
+
+    No code in the file is run, and tensors aren't loaded, so the check takes next to no time.
+
+    Raises:
+        InputError: A local file is missing (lists those beside it), or isn't a checkpoint.
+    """
+    path = str(path)
+    if not is_local(path):
+        return path
+    if os.path.isfile(path):
+        read_checkpoint(path)
+        return path
+    folder = Path(path) if os.path.isdir(path) else Path(path).parent
+    beside = sorted(folder.glob('*.pth'), key=os.path.getmtime, reverse=True)[:5]
+    hint = (
+        f'; {folder} has:\n  ' + '\n  '.join(map(str, beside))
+        if beside
+        else f'; {folder} has no .pth file'
+    )
+    raise InputError(f'there is no checkpoint file {path!r}{hint}')
+
+
+def latest_checkpoint(work_dir: str) -> Optional[str]:
+    """The checkpoint to resume from in `work_dir`, None if nothing was saved there yet.
+
+    The file `last_checkpoint` holds the absolute path at the time of saving. Where the folder has
+    been moved since, the file of the same name in it is taken.
+
+    Raises:
+        InputError: The checkpoint named there is gone, or isn't one.
+    """
+    if not os.path.isfile(os.path.join(work_dir, 'last_checkpoint')):
+        return None
+    named = find_latest_checkpoint(work_dir)
+    moved = os.path.join(work_dir, os.path.basename(named))
+    return checked_checkpoint(moved if os.path.isfile(moved) else named)
 
 
 def read_state(path: str) -> Tuple[dict, Dict[str, Tensor]]:

@@ -7,3 +7,12 @@ class InputError(ValueError):
     The message names it and says what to do. The library raises this error, so that a notebook can
     catch it; the tools print it as one line and exit with code 2.
     """
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """The message of an exception as one line; the last line of an error in a worker process."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any('Traceback' in line for line in lines):
+        lines = lines[-1:]
+    text = ' '.join(lines)
+    return text if len(text) <= most else text[:most] + ' ...'

@@ -5,13 +5,44 @@ config with all of its bases merged in is one file that needs no other, for a re
 or a cluster that has only the installed package.
 """
 
+import difflib
+import re
 from pathlib import Path
-from typing import List
+from typing import Iterable, List
 
 from mmengine.config import Config
 
 from .errors import InputError
-from .launch import close_matches, config_files
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def configs_folder() -> Path:
+    """Folder of the shipped configs: in the wheel, or beside the package in a checkout."""
+    inside = PACKAGE / '.mim' / 'configs'
+    return inside if inside.is_dir() else PACKAGE.parent / 'configs'
+
+
+def config_files() -> List[Path]:
+    """Files of all shipped configs, without the bases that they are made of."""
+    return sorted(configs_folder().glob('[!_]*/*.py'))
+
+
+def close_matches(path: str, files: Iterable[Path]) -> List[Path]:
+    """Those of `files` with a name similar to that of `path`, at most five, the likest first.
+
+    Names are similar that are spelt alike or hold the same words: config names are long, and one
+    that is typed from memory is mostly too short.
+    """
+    wanted = Path(path).stem
+    words = re.findall('[^_-]+', wanted)
+
+    def likeness(file: Path) -> float:
+        spelling = difflib.SequenceMatcher(None, wanted, file.stem).ratio()
+        return max(spelling, sum(word in file.stem for word in words) / max(len(words), 1))
+
+    ranked = sorted(files, key=lambda file: (-likeness(file), str(file)))
+    return [file for file in ranked if likeness(file) >= 0.6][:5]
 
 
 def config_names() -> List[str]:

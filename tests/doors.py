@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mmseg_cmdl import launch
+from mmseg_cmdl.shipped_configs import configs_folder
 from tests.paths import PACKAGE, TOOLS, child_environment
 
 
 def config(name):
-    return launch.configs_folder() / name
+    return configs_folder() / name
 
 
 def run(command, folder):

@@ -26,8 +26,8 @@ from mmseg.models.backbones import timm_backbone
 from mmseg.registry import DATASETS, MODELS
 from mmseg.structures import SegDataSample
 
+from mmseg_cmdl.config_overrides import parse_override
 from mmseg_cmdl.conversion import build_without_memory
-from mmseg_cmdl.launch import parse_override
 from tests.paths import ROOT
 from tests.reference import mdrl
 from tests.test_metafiles import ABLATIONS, MCIBI_ABLATIONS

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from mmseg_cmdl.launch import parse_override
+from mmseg_cmdl.config_overrides import parse_override
 from tests.test_configs import CONFIGS, MMSEG_CONFIGS, PATHS, load, offline, tiny_model, train_step
 from tests.test_configs import plain as without_method
 from tests.test_metafiles import DGCW, MULTI, SINGLE, table_rows

@@ -36,11 +36,11 @@ from mmseg_cmdl.analysis.complexity import (
     peak_memory,
 )
 from mmseg_cmdl.command_line import device, number, positive, text_table, tool, whole_number
-from mmseg_cmdl.launch import configs_folder
 from mmseg_cmdl.models.layers.channel_weighting import NORMS, channel_weights
 from mmseg_cmdl.models.losses import class_centers
 from mmseg_cmdl.models.memory.class_sums import class_sums
 from mmseg_cmdl.models.segmentors.class_aware_regularization import DEFAULT_LOSSES as CAR_LOSSES
+from mmseg_cmdl.shipped_configs import configs_folder
 from mmseg_cmdl.study.recorder import cpu_name
 from mmseg_cmdl.written_files import make_folder, written_beside
 

@@ -33,7 +33,8 @@ from PIL import Image  # isort: skip
 
 from mmseg_cmdl.command_line import positive, seed, text_table, tool  # isort: skip
 from mmseg_cmdl.errors import InputError  # isort: skip
-from mmseg_cmdl.launch import latest_checkpoint, prepare_home  # isort: skip
+from mmseg_cmdl.checkpoint_file import latest_checkpoint  # isort: skip
+from mmseg_cmdl.launch import prepare_home  # isort: skip
 
 # from the quickest to train to the slowest; the last one is drawn as distributions
 CONFIGS = {

@@ -19,8 +19,10 @@ import torch  # isort: skip
 from mmengine.model import revert_sync_batchnorm  # isort: skip
 from mmengine.registry import init_default_scope  # isort: skip
 from mmseg.registry import MODELS  # isort: skip
-from mmseg_cmdl import InputError, launch  # isort: skip
-from mmseg_cmdl.checkpoint_file import read_state  # isort: skip
+from mmseg_cmdl.checkpoint_file import checked_checkpoint, read_state  # isort: skip
+from mmseg_cmdl.config_file import load_config, setting_up, type_name, without_pretrained  # isort: skip
+from mmseg_cmdl.config_overrides import add_overrides  # isort: skip
+from mmseg_cmdl.errors import InputError, one_line  # isort: skip
 from mmseg_cmdl.command_line import positive, tool  # isort: skip
 from mmseg_cmdl.deployment import in_channels  # isort: skip
 from mmseg_cmdl.models.segmentors.class_aware_regularization import CAR_OPTIONS  # isort: skip
@@ -56,7 +58,7 @@ def parse_args(argv=None):
         metavar='FILE',
         help='write the config of the plain segmentor there, complete',
     )
-    launch.add_overrides(parser)
+    add_overrides(parser)
     return parser.parse_args(argv)
 
 
@@ -71,7 +73,7 @@ def plain_config(model):
     plain_type = getattr(cls, 'plain_type', None)
     if plain_type is None:
         raise InputError(
-            f"the config's model is {launch.type_name(kind)!r}, which has nothing to fold: "
+            f"the config's model is {type_name(kind)!r}, which has nothing to fold: "
             'give the config with CAREncoderDecoder or CARCascadeEncoderDecoder'
         )
     plain = copy.deepcopy(model)
@@ -84,7 +86,7 @@ def plain_config(model):
 def build(model):
     """A model that is initialised by nothing: a checkpoint is loaded anyway."""
     model = copy.deepcopy(model)
-    launch.without_pretrained(model)
+    without_pretrained(model)
     return revert_sync_batchnorm(MODELS.build(model)).eval()
 
 
@@ -97,7 +99,7 @@ def load(model, state, path):
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise InputError(f'{path} does not fit the config: {launch.one_line(error)}') from error
+        raise InputError(f'{path} does not fit the config: {one_line(error)}') from error
 
 
 @torch.no_grad()
@@ -122,11 +124,11 @@ def main(argv=None):
         refuse_same(args.out_config, [args.out], '--out-config')
         if args.out_config.suffix != '.py':
             raise InputError(f'--out-config {args.out_config}: its name must end in .py')
-    cfg = launch.load_config(args.config, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options)
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     plain_model = plain_config(cfg.model)
-    checkpoint, state = read_state(launch.checked_checkpoint(args.checkpoint))
-    with launch.setting_up(cfg, args.config, args.cfg_options):
+    checkpoint, state = read_state(checked_checkpoint(args.checkpoint))
+    with setting_up(cfg, args.config, args.cfg_options):
         model = build(cfg.model)
     load(model, state, args.checkpoint)
     try:
@@ -145,7 +147,7 @@ def main(argv=None):
             )
     with written_beside(args.out) as out:
         torch.save(dict(meta=checkpoint.get('meta', {}), state_dict=folded), out)
-    print(f'{args.out}: checkpoint for {launch.type_name(plain_model.type)}')
+    print(f'{args.out}: checkpoint for {type_name(plain_model.type)}')
     if args.out_config:
         cfg.model = plain_model
         with written_beside(args.out_config) as out:

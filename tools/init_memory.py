@@ -36,8 +36,10 @@ from mmengine.registry import init_default_scope  # isort: skip
 from mmengine.runner import Runner, set_random_seed  # isort: skip
 from mmengine.utils import ProgressBar  # isort: skip
 from mmseg.registry import MODELS  # isort: skip
-from mmseg_cmdl import InputError, launch  # isort: skip
-from mmseg_cmdl.checkpoint_file import read_state  # isort: skip
+from mmseg_cmdl import InputError  # isort: skip
+from mmseg_cmdl.checkpoint_file import checked_checkpoint, read_state  # isort: skip
+from mmseg_cmdl.config_file import load_config, pretrained_weights, setting_up, type_name  # isort: skip
+from mmseg_cmdl.config_overrides import add_overrides  # isort: skip
 from mmseg_cmdl.command_line import device, positive, seed, tool  # isort: skip
 from mmseg_cmdl.data_guard import why_never_seen  # isort: skip
 from mmseg_cmdl.models import MemoryHead  # isort: skip
@@ -103,7 +105,7 @@ def check_head(cfg, path):
     kind = head.get('type') if isinstance(head, dict) else None
     cls = MODELS.get(kind) if isinstance(kind, str) else kind
     if cls is None or not issubclass(cls, MemoryHead):
-        found = launch.type_name(kind) if kind else 'a cascade of heads' if head else 'none'
+        found = type_name(kind) if kind else 'a cascade of heads' if head else 'none'
         raise InputError(
             f'the decode head of {path} is {found}, which has no memory; take a config with '
             'MCIBIHead or MDRLHead'
@@ -159,9 +161,7 @@ def is_pretrained(cfg):
     """Whether the config names weights for the backbone."""
     backbone = cfg.model.get('backbone') or {}
     return bool(
-        launch.pretrained_weights(cfg.model)
-        or backbone.get('init_cfg')
-        or backbone.get('checkpoint_path')
+        pretrained_weights(cfg.model) or backbone.get('init_cfg') or backbone.get('checkpoint_path')
     )
 
 
@@ -253,7 +253,7 @@ def parse_args(argv=None):
     )
     parser.add_argument('--device', type=device, help='(default: a GPU where there is one)')
     parser.add_argument('--overwrite', action='store_true', help='replace the file if it exists')
-    launch.add_overrides(parser)
+    add_overrides(parser)
     args = parser.parse_args(argv)
     if args.out.exists() and not args.overwrite:
         parser.error(f'{args.out} exists; pass --overwrite to replace it')
@@ -266,11 +266,11 @@ def main(argv=None):
     args = parse_args(argv)
     refuse_same(args.out, [args.config, args.checkpoint])
     make_folder(args.out.parent)
-    cfg = launch.load_config(args.config, args.cfg_options, needs=('model', 'train_dataloader'))
+    cfg = load_config(args.config, args.cfg_options, needs=('model', 'train_dataloader'))
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     check_head(cfg, args.config)
     device = args.device or get_device()
-    checkpoint = None if args.checkpoint is None else launch.checked_checkpoint(args.checkpoint)
+    checkpoint = None if args.checkpoint is None else checked_checkpoint(args.checkpoint)
     if checkpoint is None and not is_pretrained(cfg):
         print(
             'warning: the backbone is not pretrained and no --checkpoint is given: training will '
@@ -279,7 +279,7 @@ def main(argv=None):
         )
     MMLogger.get_current_instance().setLevel('WARNING')  # not every weight's initialisation
     set_random_seed(args.seed)
-    with launch.setting_up(cfg, args.config, args.cfg_options):
+    with setting_up(cfg, args.config, args.cfg_options):
         model = build_model(cfg, checkpoint, device)
         loader = build_loader(cfg, args.seed)
     num_centers = args.centers or model.decode_head.bank.class_vectors().shape[1]

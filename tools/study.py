@@ -28,7 +28,9 @@ from pathlib import Path
 
 import mmseg_cmdl  # noqa: F401  before anything of mmseg
 
-from mmseg_cmdl import InputError, launch  # isort: skip
+from mmseg_cmdl import InputError  # isort: skip
+from mmseg_cmdl.config_file import check_model, load_config  # isort: skip
+from mmseg_cmdl.config_overrides import add_overrides  # isort: skip
 from mmseg_cmdl.command_line import not_negative, number, positive, seed, tool  # isort: skip
 from mmseg_cmdl.study import jobs, plan, report  # isort: skip
 from mmseg_cmdl.written_files import check_folder  # isort: skip
@@ -62,7 +64,7 @@ def parse_args(argv=None):
         type=positive,
         help='length of all trainings, schedule included (default: as it is)',
     )
-    launch.add_overrides(parser, 'all arms (of a schedule, as they are after --iters)')
+    add_overrides(parser, 'all arms (of a schedule, as they are after --iters)')
     parser.add_argument(
         '--precise-bn',
         type=not_negative,
@@ -120,8 +122,8 @@ def parse_args(argv=None):
         parser.error('the following arguments are required: config')
     # says what is wrong with it, before any training
     needs = ('model', 'train_dataloader', 'train_cfg')
-    cfg = launch.load_config(args.config, args.cfg_options, needs=needs)
-    launch.check_model(cfg, args.config, args.cfg_options)
+    cfg = load_config(args.config, args.cfg_options, needs=needs)
+    check_model(cfg, args.config, args.cfg_options)
     args.work_dir = args.work_dir or Path('work_dirs') / f'study_{Path(args.config).stem}'
     return args
 

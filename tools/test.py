@@ -12,7 +12,8 @@ import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
 from mmengine.runner import Runner  # isort: skip
 from mmseg.registry import RUNNERS  # isort: skip
 from mmseg_cmdl import InputError, launch  # isort: skip
-from mmseg_cmdl.checkpoint_file import TrainedPartsHook  # isort: skip
+from mmseg_cmdl.checkpoint_file import TrainedPartsHook, checked_checkpoint  # isort: skip
+from mmseg_cmdl.config_file import load_config, setting_up, type_name  # isort: skip
 from mmseg_cmdl.command_line import number, tool  # isort: skip
 from mmseg_cmdl.data_guard import guard_data, leaves  # isort: skip
 from mmseg_cmdl.written_files import make_folder, refuse_same  # isort: skip
@@ -89,7 +90,7 @@ def write_predictions(cfg, folder):
     several = isinstance(cfg.test_evaluator, (list, tuple))
     metric = cfg.test_evaluator[0] if several else cfg.test_evaluator
     metric.output_dir = folder
-    if launch.type_name(metric.type) == 'CityscapesMetric':
+    if type_name(metric.type) == 'CityscapesMetric':
         metric.keep_results = True
 
 
@@ -111,8 +112,8 @@ def augment_tests(cfg):
 def main(argv=None):
     args = parse_args(argv)
     needs = ('model', 'test_dataloader', 'test_cfg', 'test_evaluator')
-    cfg = launch.load_config(args.config, args.cfg_options, args.launcher, needs)
-    cfg.load_from, cfg.resume = launch.checked_checkpoint(args.checkpoint), False
+    cfg = load_config(args.config, args.cfg_options, args.launcher, needs)
+    cfg.load_from, cfg.resume = checked_checkpoint(args.checkpoint), False
     for option, folder in (('--out', args.out), ('--show-dir', args.show_dir)):
         if folder:
             refuse_same(folder, data_folders(cfg.test_dataloader.dataset), option)
@@ -124,10 +125,10 @@ def main(argv=None):
     if args.tta:
         augment_tests(cfg)
     launch.start_ranks(cfg, args.local_rank)
-    with launch.setting_up(cfg, args.config, args.cfg_options):
+    with setting_up(cfg, args.config, args.cfg_options):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         runner.register_hook(TrainedPartsHook(args.checkpoint, args.allow_missing))
-    with launch.setting_up(cfg, args.config, args.cfg_options, runner):
+    with setting_up(cfg, args.config, args.cfg_options, runner):
         guard_data(runner, 'test')
         runner.test()
     launch.finish_ranks()

@@ -11,7 +11,8 @@ from mmengine.device import get_device  # isort: skip
 from mmengine.runner import Runner  # isort: skip
 from mmseg.registry import RUNNERS  # isort: skip
 from mmseg_cmdl import InputError, launch  # isort: skip
-from mmseg_cmdl.checkpoint_file import StoredConfigHook  # isort: skip
+from mmseg_cmdl.checkpoint_file import StoredConfigHook, checked_checkpoint, latest_checkpoint  # isort: skip
+from mmseg_cmdl.config_file import load_config, setting_up, type_name  # isort: skip
 from mmseg_cmdl.command_line import tool  # isort: skip
 from mmseg_cmdl.data_guard import guard_data  # isort: skip
 
@@ -47,7 +48,7 @@ def parse_args(argv=None):
 
 def enable_amp(cfg):
     """Turn the plain optimizer wrapper into the mixed-precision one, or say why that can't be."""
-    kind = launch.type_name(cfg.optim_wrapper.get('type', 'OptimWrapper'))
+    kind = type_name(cfg.optim_wrapper.get('type', 'OptimWrapper'))
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise InputError(
             f'--amp replaces optim_wrapper.type OptimWrapper, but the config has {kind}'
@@ -62,11 +63,7 @@ def set_resume(cfg, resume):
     """Tell the runner where to go on from; the config's `load_from` is for a fresh start only."""
     if resume is None:
         return
-    path = (
-        launch.latest_checkpoint(cfg.work_dir)
-        if resume == 'auto'
-        else launch.checked_checkpoint(resume)
-    )
+    path = latest_checkpoint(cfg.work_dir) if resume == 'auto' else checked_checkpoint(resume)
     if path is None:
         print(f'--resume: nothing was saved in {cfg.work_dir} yet, training starts from the start')
         cfg.resume = False
@@ -79,18 +76,18 @@ def set_resume(cfg, resume):
 def main(argv=None):
     args = parse_args(argv)
     needs = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
-    cfg = launch.load_config(args.config, args.cfg_options, args.launcher, needs)
+    cfg = load_config(args.config, args.cfg_options, args.launcher, needs)
     launch.set_work_dir(cfg, args.work_dir, args.config)
     set_resume(cfg, args.resume)
     if cfg.get('load_from'):
-        launch.checked_checkpoint(cfg.load_from)
+        checked_checkpoint(cfg.load_from)
     if args.amp:
         enable_amp(cfg)
     launch.start_ranks(cfg, args.local_rank)
-    with launch.setting_up(cfg, args.config, args.cfg_options):
+    with setting_up(cfg, args.config, args.cfg_options):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         runner.register_hook(StoredConfigHook())
-    with launch.setting_up(cfg, args.config, args.cfg_options, runner):
+    with setting_up(cfg, args.config, args.cfg_options, runner):
         guard_data(runner, 'train', 'val')
         runner.train()
     launch.finish_ranks()

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from ..command_line import device, positive, seed
+from ..config_overrides import add_overrides
 from ..errors import InputError
-from ..launch import add_overrides
 from ..written_files import make_folder, refuse_same, written_beside
 from .examined_model import FEATURES, SPLITS, ExaminedModel
 

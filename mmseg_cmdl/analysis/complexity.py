@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils import benchmark
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..config_file import type_name
 from ..errors import InputError
-from ..launch import type_name
 
 #: The modules of MCIBI's table 3 and those of this package, by the head that holds them.
 CONTEXTS: Dict[str, dict] = {

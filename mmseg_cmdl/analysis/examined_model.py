@@ -15,11 +15,11 @@ from mmseg.models.segmentors import BaseSegmentor
 from mmseg.registry import DATASETS
 from torch import Tensor
 
-from ..checkpoint_file import load_state
+from ..checkpoint_file import checked_checkpoint, load_state
 from ..compat import swaps_channels
+from ..config_file import load_config, setting_up, without_pretrained
 from ..data_guard import leaves
 from ..errors import InputError
-from ..launch import checked_checkpoint, load_config, setting_up, without_pretrained
 from ..models.memory import MemoryBank
 from ..utils import last_head
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import Optional, Sequence, Union
 
-from .. import launch
+from ..config_overrides import add_overrides
 from ..models.memory.gaussian_bank import left_the_start
 from .converting import TOOLBOX_HEADS, convert
 from .state_dicts import State
@@ -26,7 +26,7 @@ def converter_parser(description: str, model_help: Optional[str] = None) -> argp
     if model_help is not None:
         parser.add_argument('--model', help=model_help)
     parser.add_argument('--out-config', help='config to write, changed so that the model fits')
-    launch.add_overrides(parser)
+    add_overrides(parser)
     return parser
 
 

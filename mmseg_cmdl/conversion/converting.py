@@ -10,7 +10,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 from torch.overrides import TorchFunctionMode
 
-from ..launch import load_config, setting_up
+from ..config_file import load_config, setting_up
 from ..written_files import refuse_same, written_beside
 from .released_models import RELEASED, ReleasedModel, dataset_meta, differences, read_fact
 from .state_dicts import (

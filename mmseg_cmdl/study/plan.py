@@ -14,8 +14,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
+from ..config_overrides import override, parse_override
 from ..errors import InputError
-from ..launch import override, parse_override
 from ..models.decode_heads.dataset_context_head import DatasetContextHead
 from ..models.decode_heads.mcibi_head import MCIBIHead
 from ..models.decode_heads.mdrl_head import MDRLHead

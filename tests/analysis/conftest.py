@@ -10,7 +10,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 
-from mmseg_cmdl.launch import configs_folder
+from mmseg_cmdl.shipped_configs import configs_folder
 from tests.paths import TOOLS, load_script
 
 NUM_CLASSES, NUM_DISTRIBUTIONS, IMAGES = 8, 3, 4

@@ -8,7 +8,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 
 from mmseg_cmdl.analysis import ExaminedModel, measure_statistics
-from mmseg_cmdl.launch import configs_folder
+from mmseg_cmdl.shipped_configs import configs_folder
 from tests import tiny
 from tests.analysis.conftest import run_tool
 from tests.tools.test_train_test import own_folder, run, train  # noqa: F401

@@ -98,9 +98,9 @@ def train(config, work_dir, resume, checkpoint=None):
     """What tools/train.py does."""
     from mmengine.runner import Runner
 
-    from mmseg_cmdl import launch
+    from mmseg_cmdl.config_file import load_config
 
-    cfg = launch.load_config(config)
+    cfg = load_config(config)
     cfg.work_dir = work_dir
     cfg.resume, cfg.load_from = resume, checkpoint
     Runner.from_cfg(cfg).train()

@@ -11,8 +11,10 @@ from urllib.error import URLError
 import pytest
 from mmengine.config import Config
 
-from mmseg_cmdl import InputError, launch
+from mmseg_cmdl import InputError
 from mmseg_cmdl.command_line import tool
+from mmseg_cmdl.config_file import setting_up
+from mmseg_cmdl.config_overrides import add_overrides, check_overrides, write_out_defaults
 from tests.paths import TOOLS, load_script
 from tests.tools import mistakes
 
@@ -108,14 +110,14 @@ def test_weights_that_can_not_be_fetched_are_named():
     """Whatever fetches them, the file and both ways on are in one sentence."""
     cfg = Config(dict(model=dict(pretrained='open-mmlab://resnet50_v1c', backbone=dict())))
     for cause in (None, URLError('no network')):
-        with pytest.raises(InputError) as said, launch.setting_up(cfg, 'job.py'):
+        with pytest.raises(InputError) as said, setting_up(cfg, 'job.py'):
             raise (URLError('no network') if cause is None else RuntimeError('in a hub')) from cause
         for words in ('open-mmlab://resnet50_v1c can not be fetched', 'model.pretrained=FILE',
                       'model.pretrained=None'):  # fmt: skip
             assert words in str(said.value)
     backbone = dict(init_cfg=dict(type='Pretrained', checkpoint='https://x/a.pth'))
     with pytest.raises(InputError, match=r'a\.pth can .*init_cfg\.checkpoint=FILE.*init_cfg=None'):  # noqa: SIM117
-        with launch.setting_up(Config(dict(model=dict(backbone=backbone))), 'job.py'):
+        with setting_up(Config(dict(model=dict(backbone=backbone))), 'job.py'):
             raise URLError('no network')
 
 
@@ -157,7 +159,7 @@ def test_overrides_that_are_right_pass():
         {'model.head': None}, {'model.head.losses': [dict(w=3)]}, {'model.head.on': False},
         {'model.head.channels': None}, {'model.head.channels': [4, 8]}, {'new': 'text'},
     ):  # fmt: skip
-        launch.check_overrides(cfg, right)
+        check_overrides(cfg, right)
     for wrong, said in (
         ({'model.head.losses.1.w': 2}, 'losses is a list of 1; name an entry by 0 to 0'),
         ({'model.head.other.0.w': 2}, 'the config has no model.head.other, so there is no entry 0'),
@@ -167,17 +169,17 @@ def test_overrides_that_are_right_pass():
         ({'model.head.on': 'ture'}, 'on or off'),
     ):
         with pytest.raises(InputError, match=said):
-            launch.check_overrides(cfg, wrong)
+            check_overrides(cfg, wrong)
 
 
 def overridden(model, options):
     """The model's config with overrides, read as the tools read it."""
     parser = argparse.ArgumentParser()
-    launch.add_overrides(parser)
+    add_overrides(parser)
     given = parser.parse_args(['--cfg-options', *options]).cfg_options
     cfg = Config(dict(model=model))
-    launch.write_out_defaults(cfg, given)
-    launch.check_overrides(cfg, given)
+    write_out_defaults(cfg, given)
+    check_overrides(cfg, given)
     cfg.merge_from_dict(given)
     return cfg.model
 
@@ -234,4 +236,4 @@ def test_an_entry_that_a_default_in_code_has_not():
     cfg = Config(dict(model=dict(decode_head=dict(type='FCNHead'))))
     options = {'model.decode_head.loss_decode': ["{'type':'DiceLoss'", "'loss_weight':1}"]}
     with pytest.raises(InputError, match='write a list of dicts as Python does'):
-        launch.check_overrides(cfg, options)
+        check_overrides(cfg, options)

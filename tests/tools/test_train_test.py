@@ -11,6 +11,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmseg_cmdl import environment, launch
+from mmseg_cmdl.checkpoint_file import checked_checkpoint
 from mmseg_cmdl.errors import InputError
 from tests import tiny
 from tests.paths import TOOLS, load_script
@@ -212,7 +213,7 @@ def test_unknown_checkpoint_lists_those_beside_it(tiny_config, tmp_path):
         SystemExit, match=r"no checkpoint file 'iter_9\.pth'; \. has:\n  iter_8\.pth"
     ):
         train.main([str(tiny_config), '--resume', 'iter_9.pth'])
-    assert launch.checked_checkpoint('https://host/x.pth') == 'https://host/x.pth'
+    assert checked_checkpoint('https://host/x.pth') == 'https://host/x.pth'
 
 
 def test_options_that_cannot_work_say_so(tiny_config, tmp_path, monkeypatch, capsys):

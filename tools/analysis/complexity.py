@@ -25,8 +25,9 @@ from mmseg_cmdl.analysis.complexity import (
     head_of_config,
 )
 from mmseg_cmdl.command_line import device, number, positive, seed, text_table, tool
-from mmseg_cmdl.errors import InputError
-from mmseg_cmdl.launch import add_overrides, as_typed, load_config, one_line, type_name
+from mmseg_cmdl.config_file import load_config, type_name
+from mmseg_cmdl.config_overrides import add_overrides, as_typed
+from mmseg_cmdl.errors import InputError, one_line
 from mmseg_cmdl.visualization import draw_complexity, save_figure
 from mmseg_cmdl.written_files import make_folder, refuse_same
 

@@ -20,9 +20,9 @@ from typing import Callable, List, NamedTuple, Optional, Sequence
 from PIL import Image
 
 from mmseg_cmdl.analysis import command_line
+from mmseg_cmdl.checkpoint_file import checked_checkpoint, latest_checkpoint
 from mmseg_cmdl.command_line import positive, seed, tool
 from mmseg_cmdl.errors import InputError
-from mmseg_cmdl.launch import checked_checkpoint, latest_checkpoint
 from mmseg_cmdl.written_files import make_folder, written_beside
 
 FOLDERS = {'FCN': 'fcn', 'MDRL': 'mdrl_fcn'}  # of each model in that of the demo

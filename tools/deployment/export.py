@@ -16,8 +16,10 @@ import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
 import torch  # isort: skip
 from mmengine.registry import init_default_scope  # isort: skip
 from mmseg.registry import MODELS  # isort: skip
-from mmseg_cmdl import InputError, launch  # isort: skip
-from mmseg_cmdl.checkpoint_file import load_state  # isort: skip
+from mmseg_cmdl import InputError  # isort: skip
+from mmseg_cmdl.checkpoint_file import checked_checkpoint, load_state  # isort: skip
+from mmseg_cmdl.config_file import load_config, setting_up, without_pretrained  # isort: skip
+from mmseg_cmdl.config_overrides import add_overrides  # isort: skip
 from mmseg_cmdl.command_line import number, positive, tool  # isort: skip
 from mmseg_cmdl.compat import swaps_channels  # isort: skip
 from mmseg_cmdl.deployment import (  # isort: skip
@@ -80,7 +82,7 @@ def parse_args(argv=None):
         help='largest difference (default: %(default)s)',
     )
     parser.add_argument('--no-check', action='store_true', help="don't compare with PyTorch")
-    launch.add_overrides(parser)
+    add_overrides(parser)
     args = parser.parse_args(argv)
     for path in args.out:
         if os.path.splitext(path)[1] not in ('.onnx', '.pt2'):
@@ -91,7 +93,7 @@ def parse_args(argv=None):
 def build(cfg, checkpoint):
     """The segmentor in evaluation mode, on the CPU, with the weights of `checkpoint`."""
     init_default_scope(cfg.get('default_scope', 'mmseg'))
-    launch.without_pretrained(cfg.model)
+    without_pretrained(cfg.model)
     model = MODELS.build(cfg.model)
     content = load_state(model, checkpoint, 'Give the config that it was trained with')
     return model.eval(), content.get('meta') or {}
@@ -202,9 +204,9 @@ def main(argv=None):
             raise InputError(f'OUT {path} is a folder; name a file in it')
         make_folder(os.path.dirname(path) or '.')
     needed_packages(args.out, check=not args.no_check)
-    cfg = launch.load_config(args.config, args.cfg_options)
-    checkpoint = launch.checked_checkpoint(args.checkpoint)
-    with launch.setting_up(cfg, args.config, args.cfg_options):
+    cfg = load_config(args.config, args.cfg_options)
+    checkpoint = checked_checkpoint(args.checkpoint)
+    with setting_up(cfg, args.config, args.cfg_options):
         model, meta = build(cfg, checkpoint)
     mean, std = normalization(model, args)
     facts = description(model, meta, args)
