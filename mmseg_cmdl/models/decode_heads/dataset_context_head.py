@@ -25,6 +25,7 @@ from ...utils import (
 )
 from ..layers import RelationAttention
 from .cascade_stage import at_any_stage
+from .foreign_options import place_options
 from .label_check import LABELS_ARE_CHECKED, check_one_logit_a_class
 from .loss_check import check_losses
 from .memory_head import MemoryHead
@@ -32,11 +33,7 @@ from .single_image_context import (
     SingleImageContext,
     brings_a_finer_map,
     check_no_cascade,
-    check_required,
     inherited_options,
-    place_inputs,
-    place_leftovers,
-    takes_several_maps,
 )
 
 
@@ -115,13 +112,7 @@ class DatasetContextHead(MemoryHead):
         name = type(self).__name__
         if isinstance(fusion, bool):  # that of APCHead or DMHead, in whose place this one stands
             kwargs['fusion'], fusion = fusion, 'concat'
-        needed: Dict[str, Any] = dict(
-            in_channels=in_channels, channels=channels, num_classes=num_classes
-        )
-        check_required(name, kwargs, context, **needed)
-        kwargs, context = place_leftovers(name, kwargs, context, **needed)
-        several_maps = takes_several_maps(in_channels, kwargs)
-        in_channels, kwargs, context = place_inputs(
+        in_channels, kwargs, context = place_options(
             name, in_channels, kwargs, context, channels=channels, num_classes=num_classes
         )
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
@@ -139,7 +130,7 @@ class DatasetContextHead(MemoryHead):
             conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg
         )
         if pixels is None:
-            finer = context is not None and (several_maps or brings_a_finer_map(context))
+            finer = context is not None and brings_a_finer_map(context)
             pixels = 'context' if finer else 'backbone'
         if pixels not in ('backbone', 'context') or (pixels == 'context' and context is None):
             raise ValueError(

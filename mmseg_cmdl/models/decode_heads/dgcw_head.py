@@ -12,16 +12,10 @@ from torch import Tensor, nn
 from ...registry import MODELS
 from ...utils import check_counts, check_finite, registered_class, warn_without_effect
 from .cascade_stage import CascadeStage, at_any_stage
+from .foreign_options import place_options
 from .label_check import LABELS_ARE_CHECKED, batch_labels, num_labels
 from .loss_check import check_losses
-from .single_image_context import (
-    SingleImageContext,
-    check_no_cascade,
-    check_required,
-    inherited_options,
-    place_inputs,
-    place_leftovers,
-)
+from .single_image_context import SingleImageContext, check_no_cascade, inherited_options
 
 # Of each branch of PPM and ASPP (4.1).
 _CONTEXT_CHANNELS = 512
@@ -86,11 +80,14 @@ class DGCWHead(CascadeStage):
         **kwargs: Any,
     ):
         name = type(self).__name__
-        needed = dict(in_channels=in_channels, channels=channels, num_classes=num_classes)
-        check_required(name, kwargs, context, **needed)
-        kwargs, context = place_leftovers(name, kwargs, context, stages=False, **needed)
-        in_channels, kwargs, context = place_inputs(
-            name, in_channels, kwargs, context, channels=channels, num_classes=num_classes
+        in_channels, kwargs, context = place_options(
+            name,
+            in_channels,
+            kwargs,
+            context,
+            stages=False,
+            channels=channels,
+            num_classes=num_classes,
         )
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
         check_finite(self, dropout_ratio=self.dropout_ratio)

@@ -19,17 +19,11 @@ from ...utils import (
 )
 from ..memory import DistributionBank
 from .cascade_stage import at_any_stage
+from .foreign_options import place_options
 from .label_check import check_one_logit_a_class
 from .loss_check import check_losses
 from .memory_head import MemoryHead
-from .single_image_context import (
-    SingleImageContext,
-    check_no_cascade,
-    check_required,
-    inherited_options,
-    place_inputs,
-    place_leftovers,
-)
+from .single_image_context import SingleImageContext, check_no_cascade, inherited_options
 
 
 @MODELS.register_module()
@@ -90,11 +84,14 @@ class ProtoSegHead(MemoryHead):
         norm_axis: str = 'channel',
         **kwargs: Any,
     ):
-        needed = dict(in_channels=in_channels, channels=channels, num_classes=num_classes)
-        check_required('ProtoSegHead', kwargs, context, **needed)
-        kwargs, context = place_leftovers('ProtoSegHead', kwargs, context, stages=False, **needed)
-        in_channels, kwargs, context = place_inputs(
-            'ProtoSegHead', in_channels, kwargs, context, channels=channels, num_classes=num_classes
+        in_channels, kwargs, context = place_options(
+            'ProtoSegHead',
+            in_channels,
+            kwargs,
+            context,
+            stages=False,
+            channels=channels,
+            num_classes=num_classes,
         )
         super().__init__(in_channels, channels, num_classes=num_classes, **kwargs)
         check_finite(self, dropout_ratio=self.dropout_ratio)

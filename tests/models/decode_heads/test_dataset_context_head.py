@@ -508,7 +508,7 @@ def test_what_is_left_out_is_named_once(name, context, monkeypatch):
     """Options that nobody here takes; the context NLHead takes those that it doesn't set itself."""
     lines = []
     monkeypatch.setattr(
-        'mmseg_cmdl.models.decode_heads.single_image_context.print_log',
+        'mmseg_cmdl.models.decode_heads.foreign_options.print_log',
         lambda text, *args: lines.append(text),
     )
     options = dict(in_channels=8, channels=8, num_classes=3, context=context)
