@@ -2,15 +2,14 @@
 
 import re
 
-import numpy as np
 import pytest
 import torch
 from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS, MODELS
+from mmseg.registry import MODELS
 
 from mmseg_cmdl.models.segmentors.class_aware_regularization import CAR_OPTIONS
 from tests import car_figures, timm_stand_in
-from tests.test_configs import CONFIGS, HEADS, final_head, tiny_batch, tiny_model, train_step
+from tests.test_configs import CONFIGS
 from tests.test_configs import load as as_shipped
 
 # for a CPU and no row of the paper
@@ -71,50 +70,6 @@ def test_every_row_of_both_tables_has_a_config():
 
 
 @every_config
-def test_config_does_what_its_name_and_the_paper_say(name):
-    _, head, backbone, data = parts(name)
-    cfg = load(name)
-    assert cfg.custom_imports == dict(imports=['mmseg_cmdl'], allow_failed_imports=False)
-    assert cfg.default_scope == 'mmseg'
-    assert final_head(cfg.model).type == HEADS[head]
-    if backbone.startswith('r'):
-        assert f'r{cfg.model.backbone.depth}-d8' == backbone
-        assert (
-            as_shipped(name).model.pretrained
-            == f'open-mmlab://resnet{cfg.model.backbone.depth}_v1c'
-        )
-        assert cfg.model.backbone.strides == (1, 2, 1, 1)
-    elif backbone.startswith('swin'):
-        assert cfg.model.backbone.embed_dims == {'swin-t': 96, 'swin-l': 192}[backbone]
-        assert backbone[:6].replace('-', '_') in as_shipped(name).model.backbone.init_cfg.checkpoint
-    elif backbone.startswith('efficientnet'):
-        assert as_shipped(name).model.backbone.model_name == 'tf_efficientnet_b5'
-        assert as_shipped(name).model.backbone.output_stride == 8
-    classes = DATASETS.get(cfg.train_dataloader.dataset.type).METAINFO['classes']
-    assert len(classes) == {'p': 59, 'c': 171}[data[0]]
-    heads = cfg.model.decode_head if head == 'ocrnet' else [cfg.model.decode_head]
-    assert {h.num_classes for h in heads} == {len(classes)}
-    assert cfg.model.get('auxiliary_head') is None
-    size = tuple(map(int, data.rpartition('-')[2].split('x')))
-    if head == 'cpnet':
-        assert {8 * cfg.model.decode_head.prior_size} == set(size)
-        assert tuple(cfg.model.test_cfg.crop_size) == size
-    assert tuple(cfg.model.data_preprocessor.size) == size
-    crops = [
-        tuple(step.crop_size)
-        for step in cfg.train_dataloader.dataset.pipeline
-        if step.type == 'RandomCrop'
-    ]
-    assert crops == [size]
-
-    optimizer = cfg.optim_wrapper.optimizer
-    assert (optimizer.type, optimizer.lr) == ('SGD', 0.01)
-    assert optimizer.weight_decay == 0.001
-    assert cfg.train_cfg.max_iters == cfg.param_scheduler[0].end == 30000
-    assert 4 * cfg.train_dataloader.batch_size == 16
-
-
-@every_config
 def test_only_what_car_adds_differs_from_the_plain_config(name):
     cfg, plain = as_shipped(name).to_dict(), as_shipped(plain_name(name)).to_dict()
     model = cfg['model']
@@ -142,6 +97,12 @@ def test_a_small_config_is_the_baseline_of_its_name_and_car(name):
 def test_builds_with_the_losses_and_convs_of_its_row(name):
     method, head, backbone, data = parts(name)
     model = build(load(name))
+    assert not model.with_auxiliary_head
+    if head == 'cpnet':  # its prior map is of the size of its features
+        size = data.rpartition('-')[2]
+        crop = model.test_cfg.crop_size
+        assert f'{crop[0]}x{crop[1]}' == size
+        assert model.decode_head.prior_size == tuple(side // 8 for side in crop)
     if method is None:
         assert not hasattr(model, 'car')
         return
@@ -171,55 +132,6 @@ def test_builds_with_the_losses_and_convs_of_its_row(name):
     }
     conv = model.regularized_head.get_submodule(last[type(model.regularized_head).__name__])
     assert conv.kernel_size == ((3, 3) if '3x3' in method else (1, 1))
-
-
-@pytest.mark.parametrize(
-    'name',
-    [
-        *(
-            f'car_{head}_{backbone}_{PASCAL}'
-            for head, backbone in [
-                ('nonlocal', 'r50-d8'),
-                ('ocrnet', 'hr48'),
-                ('upernet', 'swin-t'),
-                ('cpnet', 'r101-d8'),
-                ('caa', 'efficientnet-b5-d8'),
-            ]
-        ),
-        f'pointwise_nonlocal_r50-d8_{PASCAL}',
-    ],
-)
-def test_trains_one_step_and_predicts(name):
-    cfg = load(name)
-    if 'depth' in cfg.model.backbone:
-        cfg.model.backbone.update(depth=18, base_channels=16)
-        cfg.model.decode_head.update(in_channels=128, channels=32)
-        if 'cpnet' in name:
-            size = tiny_batch(2)['inputs'][0].shape[-1] // 8
-            cfg.model.decode_head.update(prior_size=size, prior_channels=16)
-            cfg.model.test_cfg.update(crop_size=(8 * size, 8 * size), stride=(8, 8))
-    elif 'caa' in name:
-        cfg.model.decode_head.update(attention_channels=16, channels=16)
-    elif 'depths' in cfg.model.backbone:
-        cfg.model.backbone.depths = [1, 1, 1, 1]
-        cfg.model.decode_head.channels = 32
-    else:
-        for stage in cfg.model.backbone.extra.values():
-            stage.update(num_modules=1, num_blocks=[1] * stage.num_branches)
-    model = tiny_model(cfg)
-    log, norms = train_step(model, cfg)
-    assert np.isfinite(list(log.values())).all(), log
-    terms = {key for key in log if key.startswith('car.')}
-    assert len(terms) == (0 if name.startswith('pointwise') else 3)
-    assert log['loss'] == pytest.approx(
-        sum(value for key, value in log.items() if 'loss' in key and key != 'loss'), rel=1e-4
-    )
-    if terms:
-        (norm,) = [norm for key, norm in norms.items() if key.endswith('car.linear.weight')]
-        assert norm > 0
-    model.eval()
-    (result,) = model.test_step(tiny_batch(model.num_classes, images=1))
-    assert result.seg_logits.data.shape[0] == 59
 
 
 def test_readme_has_the_papers_figures():

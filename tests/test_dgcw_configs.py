@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-from mmengine.config import Config
 
 from mmseg_cmdl.config_overrides import parse_override
-from tests.test_configs import CONFIGS, MMSEG_CONFIGS, PATHS, load, offline, tiny_model, train_step
-from tests.test_configs import plain as without_method
+from tests.test_configs import CONFIGS, PATHS, load, offline, tiny_model, train_step
 from tests.test_metafiles import DGCW, MULTI, SINGLE, table_rows
 
 README = CONFIGS / 'dgcw' / 'README.md'
@@ -57,20 +55,6 @@ def test_readme_has_the_papers_figures():
         if len(row) == 6 and '=' in row[1]
     }
     assert found == ABLATIONS
-
-
-@pytest.mark.parametrize('context', CONTEXTS)
-def test_differs_from_mmsegmentations_own_in_nothing_but_the_head(context):
-    """Model, data and schedule; checkpoints, tests by scale and how a test is cut: ours."""
-    name = BASE.format(context)
-    (stock,) = MMSEG_CONFIGS.glob(f'*/{name.replace("dgcw_", "", 1)}.py')
-    drop = ('default_hooks', 'tta_pipeline', 'img_ratios')
-    stock = without_method(Config.fromfile(stock), drop)
-    if context == 'fcn':  # written with nothing in `size`
-        stock['model']['data_preprocessor'].setdefault('size', [769, 769])
-    assert without_method(load(name), (*drop, 'img_ratios')) == {
-        key: value for key, value in stock.items() if key != 'img_ratios'
-    }
 
 
 @pytest.mark.parametrize('name', NAMES)
