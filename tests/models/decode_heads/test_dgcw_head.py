@@ -178,32 +178,3 @@ def test_takes_the_place_of_another_head():
     assert not hasattr(head, 'num_convs')
     head = build(context=dict(type='PSPHead', channels=12), pool_scales=(1, 3))
     assert len(head.context.head.psp_modules) == 2
-
-
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [
-        (dict(downsample=0), 'downsample must be an integer of at least 1, got 0'),
-        (dict(downsample=1.5), 'downsample must be an integer of at least 1, got 1.5'),
-        (
-            dict(in_channels=[8, 10], in_index=[2, 3], input_transform='multiple_select'),
-            'multiple_select',
-        ),
-        (
-            dict(context=dict(type='OCRHead', ocr_channels=4)),
-            'OCRHead refines the logits of a head before it',
-        ),
-        (
-            dict(context=dict(type='SegmenterMaskTransformerHead')),
-            'also needs num_layers',
-        ),
-    ],
-)
-def test_refusals(options, message):
-    with pytest.raises(ValueError, match=message):
-        build(**options)
-
-
-def test_an_unknown_option_is_refused():
-    with pytest.raises(TypeError, match=r"DGCWHead has no option \['pool_scale'\]"):
-        build(pool_scale=2)

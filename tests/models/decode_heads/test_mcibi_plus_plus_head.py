@@ -311,17 +311,3 @@ def test_folded_head_predicts_the_same(options):
     size = tiny_head.SIZES[1 if 'pyramid' in options else -1]
     assert before.shape == (2, 5, *size)
     torch.testing.assert_close(after, before, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(num_passes=0), 'num_passes must be an integer of at least 1, got 0'),
-    (dict(warmup_iters=-1), 'warmup_iters must be an integer of at least 0, got -1'),
-    (dict(bank=dict(type='FeatureBank')), 'bank must be the config of a GaussianBank'),
-    (dict(final_kernel_size=2), 'final_kernel_size must be odd, got 2'),
-    (dict(weights_from='memory'), "must be 'context' or 'coarse', got 'memory'"),
-    (dict(pyramid=dict(in_channels=[3])), 'pyramid needs in_channels and in_index'),
-    (dict(bank=dict(channels=3)), 'bank channels=3 must equal channels=8'),
-])  # fmt: skip
-def test_wrong_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        build(**options)

@@ -392,35 +392,6 @@ def test_total_is_eq_18():
     }
 
 
-@pytest.mark.parametrize(
-    ('options', 'words'),
-    [
-        (dict(embedding='pixels'), ('embedding', "'pixels'")),
-        (
-            dict(
-                embedding='pixel',
-                bank=dict(type='DistributionBank', num_distributions=2, channels=5),
-            ),
-            ('pixel', '5', '8'),
-        ),
-        (dict(bank=dict(type='DistributionBank', num_distributions=0)), ('num_distributions', '0')),
-        (
-            dict(bank=dict(type='DistributionBank', num_distributions=2, assignment='x')),
-            ('assignment', "'x'"),
-        ),
-        (
-            dict(loss_consistency=[dict(type='ClassLocalConsistencyLoss', formulation='x')]),
-            ('formulation', "'x'"),
-        ),
-    ],
-)
-def test_refusals(options, words):
-    with pytest.raises(ValueError, match=r'MDRLHead|DistributionBank|Loss') as error:
-        tiny_head.build(**options)
-    for word in words:
-        assert word in str(error.value)
-
-
 @pytest.mark.parametrize('losses', [tiny_head.paper, tiny_head.released])
 def test_trains_in_bfloat16_throughout(losses):
     """All weights in bfloat16, as after `model.to(torch.bfloat16)`; not autocast."""

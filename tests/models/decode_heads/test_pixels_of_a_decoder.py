@@ -289,19 +289,6 @@ def test_a_single_map_head_can_be_the_decoder_too():
     assert all(value.isfinite() for value in losses.values())
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(pixels='context'), "pixels must be 'backbone', or 'context' together with a context"),
-    (dict(pixels='decoder'), "got 'decoder'"),
-    (dict(pixels='context', context=dict(type='OCRHead', ocr_channels=4)), 'not a cascade head'),
-    (dict(key_stride=0), 'key_stride must be an integer of at least 1, got 0'),
-    (dict(loss_stride=0), 'loss_stride must be an integer of at least 1, got 0'),
-    (dict(loss_stride=True), 'loss_stride must be an integer of at least 1, got True'),
-])  # fmt: skip
-def test_wrong_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        tiny_head.build(**options)
-
-
 def test_folded_head_predicts_the_same():
     head = uper()
     tiny_head.step(head)

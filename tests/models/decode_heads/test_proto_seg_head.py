@@ -280,20 +280,3 @@ def test_context_gives_what_is_embedded_at_its_size(name):
     assert all(grad is not None for grad in grads.values())
     size = tiny_head.SIZES[0 if name == 'UPerHead' else 3]
     assert head(tiny_head.features()).shape == (2, 5, *size)
-
-
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(norm_axis='width'), "norm_axis must be 'channel' or 'released'"),
-    (dict(num_classes=2, out_channels=1), 'needs a logit of its own'),
-    (dict(bank=dict(type='FeatureBank')), 'bank must be the config of a DistributionBank'),
-    (dict(context=dict(type='OCRHead', ocr_channels=4)), 'that is not a cascade head, such as'),
-])  # fmt: skip
-def test_wrong_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        build(**options)
-
-
-@pytest.mark.parametrize('temperature', [0, -1.0, float('nan')])
-def test_wrong_temperature_is_refused(temperature):
-    with pytest.raises(ValueError, match='temperature must be'):
-        PixelPrototypeContrastLoss(temperature)

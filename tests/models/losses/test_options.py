@@ -36,7 +36,7 @@ def test_registered_with_names_and_defaults(kind):
         *((kind, 'formulation', 'papers') for kind in LOSSES if 'formulation' in LOSSES[kind][1]),
         ('ClassGlobalConsistencyLoss', 'temperature', 0.0),
         ('ClassGlobalConsistencyLoss', 'temperature', -1.0),
-        ('PixelPrototypeContrastLoss', 'temperature', 0.0),
+        *(('PixelPrototypeContrastLoss', 'temperature', x) for x in (0.0, -1.0, float('nan'))),
         ('InterClassCenterToCenterLoss', 'threshold', -0.1),
         ('InterClassCenterToPixelLoss', 'threshold', 1.5),
         ('InterClassCenterToCenterLoss', 'classes', 'some'),
