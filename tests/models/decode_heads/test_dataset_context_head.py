@@ -10,7 +10,7 @@ from torch import nn
 from mmseg_cmdl.models.decode_heads.label_check import batch_labels
 from tests import stack
 from tests.models.decode_heads import golden_head, tiny_head
-from tests.reference import golden, mdrl
+from tests.reference import golden, mcibi, mdrl
 from tests.reference.dispatch import CountOps
 
 # Every kind of head: pyramid, dilated, attention (criss-cross, dual, non-local), several levels,
@@ -49,17 +49,26 @@ NAMED = ('PSPHead', 'ASPPHead', 'CCHead', 'DAHead', 'UPerHead', 'NLHead', 'OCRHe
 # ---- recorded numbers ----
 
 
-def _build_golden(dtype, num, **options):
-    bank = dict(type='DistributionBank', num_distributions=num)
-    return tiny_head.build(dtype, bank=bank, **options)
+def _with_bank(dtype, num, **options):
+    return tiny_head.build(dtype, bank=dict(num_distributions=num), **options)
 
 
-@pytest.mark.parametrize('name', golden.names('mdrl_forward_*'))
+def _of_mcibi(dtype, num, **options):
+    return tiny_head.build_mcibi(dtype, **options)
+
+
+@pytest.mark.parametrize(
+    'name', [*golden.names('mdrl_forward_*'), *golden.names('mcibi_forward_*')]
+)
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 def test_golden_aggregate(name, dtype):
-    parts = dict(attention='relation', fuse_memory_conv='fuse_memory')
-    head, data = golden_head.load(_build_golden, name, dtype, **parts)
-    head.bank.distributions.copy_(data['sd.memory'])
+    if name.startswith('mdrl'):
+        parts = dict(attention='relation', fuse_memory_conv='fuse_memory')
+        head, data = golden_head.load(_with_bank, name, dtype, **parts)
+        head.bank.distributions.copy_(data['sd.memory'])
+    else:
+        head, data = golden_head.load(_of_mcibi, name, dtype, self_attention='relation')
+        head.bank.features.copy_(data['sd.memory'].squeeze(1))
     golden_head.check_aggregate(head, data, 'feats_ms')
 
 
@@ -69,22 +78,24 @@ def test_golden_aggregate(name, dtype):
 @pytest.mark.parametrize('hard', [False, True])
 @pytest.mark.parametrize('context', [None, dict(type='PSPHead', channels=6)])
 @pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize('num', [1, 3])
+@pytest.mark.parametrize('num', [1, 3, 'MCIBI'])
 def test_aggregate_equals_the_naive_form(hard, context, training, num):
     """Also with batch statistics: the collapsed voting feeds the norm the same numbers."""
-    head = tiny_head.build(
-        context=context,
-        hard_aggregate=hard,
-        bank=dict(type='DistributionBank', num_distributions=num),
-    )
+    options = dict(context=context, hard_aggregate=hard)
+    if num == 'MCIBI':
+        head = tiny_head.fill(tiny_head.build_mcibi(**options), empty=(1,))
+        naive, weights = mcibi.aggregate, []
+    else:
+        head = _with_bank(torch.float64, num, **options)
+        naive, weights = mdrl.aggregate, [head.fuse_memory.conv.weight]
     head.train(training)
     pixels = torch.randn(2, 8, 3, 4, dtype=torch.float64, requires_grad=True)
     logits = torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True)
     within = torch.randn(2, 6, 3, 4, dtype=torch.float64) if context else None
     output = head.aggregate(pixels, logits, within)
-    expected = mdrl.aggregate(head, pixels, logits, within, hard)
+    expected = naive(head, pixels, logits, within, hard)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-11)
-    leaves = [pixels, logits, head.fuse_memory.conv.weight]
+    leaves = [pixels, logits, *weights]
     for got, want in zip(
         torch.autograd.grad(golden.probe(output), leaves, allow_unused=True),
         torch.autograd.grad(golden.probe(expected), leaves, allow_unused=True),

@@ -36,6 +36,17 @@ def build_mcibi(dtype=torch.float64, seed=0, **options):
     return _build('MCIBIHead', dtype, seed, options)
 
 
+def fill(head, seed=0, empty=()):
+    """MCIBIHead whose memory holds something for all classes but the empty ones."""
+    g = torch.Generator().manual_seed(seed)
+    bank = head.bank
+    bank.features.copy_(torch.randn(bank.features.shape, generator=g, dtype=torch.float64))
+    bank.filled.fill_(True)
+    for c in empty:
+        bank.features[c], bank.filled[c] = 0, False
+    return head
+
+
 def _build(kind, dtype, seed, options):
     torch.manual_seed(seed)
     config = dict(
