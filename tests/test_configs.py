@@ -890,32 +890,6 @@ def test_pipelines_run(name, tmp_path):
     assert heights == pytest.approx([ratio * single[0] for ratio in sorted(cfg.img_ratios)], abs=1)
 
 
-@pytest.mark.parametrize('name', [ABLATED, SMALL])
-def test_multi_scale_and_flip_test_averages_all_views(name):
-    """`--tta` wires tta_model around the model as tools/test.py does."""
-    cfg = offline(load(SMALL))
-    tta = load(name).tta_model
-    cfg.model.data_preprocessor.size = None
-    model = MODELS.build(dict(tta, module=cfg.model)).eval()
-    image = tiny_batch(11, images=1)
-    flipped = copy.deepcopy(image)
-    flipped['inputs'][0] = flipped['inputs'][0].flip(-1)
-    image['data_samples'][0].set_metainfo(dict(flip=False, flip_direction=None))
-    flipped['data_samples'][0].set_metainfo(dict(flip=True, flip_direction='horizontal'))
-    views = dict(
-        inputs=[image['inputs'], flipped['inputs']],
-        data_samples=[image['data_samples'], flipped['data_samples']],
-    )
-    with torch.no_grad():
-        (merged,) = model.test_step(views)
-        logits = [
-            model.module.test_step(copy.deepcopy(view))[0].seg_logits.data
-            for view in (image, flipped)
-        ]
-    expected = (logits[0].softmax(0) + logits[1].softmax(0)).argmax(0)
-    assert torch.equal(merged.pred_sem_seg.data[0], expected)
-
-
 def documented_options(readme, ablated):
     """(config, options) of every command and ablation in a README."""
     text = readme.read_text().replace('\\\n', ' ')

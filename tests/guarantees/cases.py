@@ -100,7 +100,9 @@ CASES = {
 
 
 # Those with a memory of the classes.
-WITH_MEMORY = [name for name in CASES if name.startswith(('mdrl', 'mcibi', 'protoseg'))]
+WITH_MEMORY = [
+    name for name in CASES if name.removeprefix('car_').startswith(('mdrl', 'mcibi', 'protoseg'))
+]
 # One of each method, for what is slow.
 METHODS = ['mdrl', 'mcibi', 'mcibipp', 'protoseg', 'car', 'dgcw']
 

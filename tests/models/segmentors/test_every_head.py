@@ -7,7 +7,6 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from tests import stack
-from tests.models.decode_heads import tiny_head
 from tests.models.segmentors import every_head, tiny_segmentor
 
 
@@ -98,31 +97,3 @@ def test_a_head_that_never_calls_conv_seg_is_told_so():
             tiny_segmentor.train_step(model)
     finally:
         MODELS.module_dict.pop('SilentHead')
-
-
-@pytest.mark.parametrize(
-    'head',
-    [
-        dict(type='MDRLHead', bank=dict(type='DistributionBank', num_distributions=2)),
-        dict(
-            type='MDRLHead',
-            bank=dict(type='DistributionBank', num_distributions=2),
-            context=dict(type='PSPHead', pool_scales=(1, 2)),
-        ),
-    ],
-    ids=['mdrl', 'mdrl_psp'],
-)
-def test_class_memory_and_car_together(head):
-    model = tiny_segmentor.build(tiny_segmentor.head(head.pop('type'), **head)).double()
-    bank = model.decode_head.bank.distributions.clone()
-    losses = tiny_segmentor.train_step(model)
-    assert {'decode.loss_clcl', 'decode.loss_cgcl', 'car.loss_intra_c2p'} <= set(losses)
-    assert not torch.equal(bank, model.decode_head.bank.distributions)
-    assert model.decode_head.num_classes == tiny_head.NUM_CLASSES
-    plain = tiny_segmentor.build(
-        tiny_segmentor.head('MDRLHead', **head), 'EncoderDecoder', seed=3
-    ).double()
-    plain.load_state_dict(model.folded_state_dict())
-    torch.testing.assert_close(
-        tiny_segmentor.logits(plain), tiny_segmentor.logits(model), rtol=0, atol=1e-10
-    )
