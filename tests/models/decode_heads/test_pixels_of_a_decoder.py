@@ -289,15 +289,6 @@ def test_a_single_map_head_can_be_the_decoder_too():
     assert all(value.isfinite() for value in losses.values())
 
 
-def test_folded_head_predicts_the_same():
-    head = uper()
-    tiny_head.step(head)
-    inputs = tiny_head.features(3)
-    with torch.no_grad():
-        before = head.eval()(inputs)
-        torch.testing.assert_close(head.fold_()(inputs), before, rtol=0, atol=1e-12)
-
-
 def test_depthwise_separable_aspp_is_told_from_its_parent():
     """DeepLabV3+ takes the first map unasked, and classifies at its size; DeepLabV3 doesn't."""
     pixels = {}
