@@ -177,6 +177,11 @@ IS_NAME = {
 NO_MISTAKE = {
     'names', 'allow', 'local_rank', 'click', 'slurm', 'slurm_args', 'wait_time', 'naive_gib',
 }  # fmt: skip
+MAY_BE_ZERO = {
+    'seed', 'seeds', 'show', 'image', 'draw', 'pixel', 'worst', 'best', 'patches', 'warmup',
+    'images_per_class', 'dead_share', 'duplicate_cosine', 'seconds', 'tolerance', 'precise_bn',
+    'resolution', *NO_MISTAKE,
+}  # fmt: skip
 READS_NO_DATA = {
     'export', 'fold_car', 'complexity', 'gallery', 'sssegmentation', 'cmdl', 'protoseg',
     'benchmark', 'study',
@@ -185,11 +190,6 @@ HEAD_ONLY = {'complexity'}
 
 
 # ---------------------------------------------------------------------------- the tools
-
-
-def tools_in(folder):
-    return sorted(path for path in Path(folder).rglob('*.py') if 'argparse' in path.read_text()
-                  or 'parser_of' in path.read_text())  # fmt: skip
 
 
 class _Caught(BaseException):
@@ -334,8 +334,10 @@ def command_lines(path, parser, files):
             callable(action.type) and action.type is not Path and name not in IS_NAME
         ):
             count = action.nargs if isinstance(action.nargs, int) else 1
-            for value in ('many', '-5', *(('nan',) if name not in NO_MISTAKE else ())):
-                if not (value == '-5' and name in NO_MISTAKE):
+            for value, fine in (
+                ('many', ()), ('-5', NO_MISTAKE), ('nan', NO_MISTAKE), ('0', MAY_BE_ZERO),
+            ):  # fmt: skip
+                if name not in fine:
                     yield wrong([value] * count)
             if name in ('draw', 'show', 'image'):
                 yield wrong(['99999'], '99999')

@@ -397,10 +397,6 @@ def test_what_is_there_is_kept(small, tmp_path, monkeypatch):
 
 
 def test_command_line(small, tmp_path):
-    shown = python(SCRIPT, '--help', cwd=tmp_path)
-    assert shown.returncode == 0
-    for option in ('--layout', '--dry-run', '--overwrite', '--nproc', 'LabeledApproved_full'):
-        assert option in shown.stdout
     failed = python(SCRIPT, small, cwd=tmp_path)
     assert failed.returncode == 2
     assert 'error: 1398 files are missing' in failed.stderr

@@ -26,17 +26,6 @@ def demo():
     return load_script(TOOLS / 'demo.py')
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (['--iters', '0'], '--iters: must be at least 1, got 0'),
-    (['--jobs', '0'], '--jobs: must be at least 1, got 0'),
-    (['--seed', '-1'], '--seed: must be from 0 to 4294967295, got -1'),
-])  # fmt: skip
-def test_wrong_arguments_are_refused(demo, arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        demo.parse_args(arguments)
-    assert message in capsys.readouterr().err
-
-
 def test_as_many_trainings_at_a_time_as_there_are_cores(demo):
     assert demo.parse_args([]).jobs == demo.cores() == len(os.sched_getaffinity(0))
 

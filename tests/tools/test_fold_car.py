@@ -123,23 +123,12 @@ def test_mistakes_are_named(job, tmp_path, capsys):
     plain, config, checkpoint = job
     with pytest.raises(SystemExit, match="'EncoderDecoder', which has nothing to fold"):
         fold.main([str(plain), str(checkpoint), 'out.pth'])
-    with pytest.raises(SystemExit, match='no config file'):
-        fold.main(['nowhere.py', str(checkpoint), 'out.pth'])
-    with pytest.raises(SystemExit, match=r'nowhere\.pth'):
-        fold.main([str(config), 'nowhere.pth', 'out.pth'])
     fold.main([str(config), str(checkpoint), 'plain.pth'])
     with pytest.raises(SystemExit, match=r'plain\.pth has no car\.linear\.weight'):
         fold.main([str(config), 'plain.pth', 'out.pth'])
+    options = ['--cfg-options', 'model.decode_head.channels=24']
     with pytest.raises(SystemExit, match='does not fit the config'):
-        fold.main(
-            [
-                str(config),
-                str(checkpoint),
-                'out.pth',
-                '--cfg-options',
-                'model.decode_head.channels=24',
-            ]
-        )
+        fold.main([str(config), str(checkpoint), 'out.pth', *options])
     with pytest.raises(SystemExit):
         fold.main([str(config), 'plain.pth', 'plain.pth'])
     assert 'which is also the input; name another' in capsys.readouterr().err

@@ -257,20 +257,11 @@ def test_refusals(tool, tmp_path, tiny_data, tiny_config, capsys):
     out = str(tmp_path / 'memory.pth')
     with pytest.raises(SystemExit, match='FCNHead, which has no memory'):
         tool.main([str(tiny_config), out])
-    with pytest.raises(SystemExit):
-        tool.main(['--help'])
-    assert '--strategy' in capsys.readouterr().out
     (tmp_path / 'memory.pth').write_text('there')
-    for arguments, said in (
-        ([config, out], 'pass --overwrite'),
-        ([config, f'{out}2', '--centers', '0'], '--centers: must be at least 1'),
-    ):
-        with pytest.raises(SystemExit):
-            tool.main(arguments)
-        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tool.main([config, out])
+    assert 'pass --overwrite' in capsys.readouterr().err
     torch.save(dict(state_dict={'backbone.stem.0.weight': torch.zeros(1)}), tmp_path / 'bad.pth')
     with pytest.raises(SystemExit, match=r'backbone\.stem\.0\.weight'):
         tool.main([config, out, '--overwrite', '--checkpoint', str(tmp_path / 'bad.pth')])
-    with pytest.raises(SystemExit, match=r'gone\.pth'):
-        tool.main([config, out, '--overwrite', '--checkpoint', str(tmp_path / 'gone.pth')])
     assert (tmp_path / 'memory.pth').read_text() == 'there'

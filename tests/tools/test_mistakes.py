@@ -12,13 +12,13 @@ import pytest
 from mmengine.config import Config
 
 from mmseg_cmdl import InputError
-from mmseg_cmdl.command_line import tool
+from mmseg_cmdl.command_line import device, not_negative, number, positive, seed, tool
 from mmseg_cmdl.config_file import setting_up
 from mmseg_cmdl.config_overrides import add_overrides, check_overrides, write_out_defaults
 from tests.paths import TOOLS, load_script
 from tests.tools import mistakes
 
-TOOL_FILES = mistakes.tools_in(TOOLS)
+TOOL_FILES = sorted(TOOLS.rglob('*.py'))
 
 
 @pytest.fixture(scope='module')
@@ -63,6 +63,7 @@ def test_each_tool_has_help(path, capsys):
     """argparse fails while printing what it accepted when it was told."""
     module = load_script(path)
     parser = mistakes.parser_of(path, module)
+    assert parser.description
     for action in mistakes.actions_of(parser):
         assert action.help, action.dest
     text = parser.format_help()
@@ -121,30 +122,22 @@ def test_weights_that_can_not_be_fetched_are_named():
             raise URLError('no network')
 
 
-@pytest.mark.parametrize(('kind', 'right', 'wrong'), [
-    ('positive', [('1', 1), ('7', 7)], ['0', '-1', '1.5', 'x', '']),
-    ('not_negative', [('0', 0)], ['-1', 'nan']),
-    ('seed', [('0', 0), ('4294967295', 2**32 - 1)], ['-1', '4294967296']),
-    ('device', [('cpu', 'cpu')], ['tpu', 'meta', 'cuda:99', '']),
-])  # fmt: skip
-def test_kinds_of_values(kind, right, wrong):
-    from mmseg_cmdl import command_line
-
-    take = getattr(command_line, kind)
+@pytest.mark.parametrize(('take', 'right', 'wrong', 'range_'), [
+    (positive, [('1', 1), ('7', 7)], ['0', '-1', '1.5', 'x', ''], 'at least 1, got 0'),
+    (not_negative, [('0', 0)], ['-1', 'nan'], 'at least 0, got -1'),
+    (seed, [('0', 0), ('4294967295', 2**32 - 1)], ['-1', '4294967296'],
+     'from 0 to 4294967295, got -1'),
+    (number(0), [('1e-4', 1e-4)], ['-1', 'nan', 'inf', 'x'], 'at least 0, got -1'),
+    (device, [('cpu', 'cpu')], ['tpu', 'meta', 'cuda:99', ''], 'tpu'),
+], ids=['positive', 'not_negative', 'seed', 'number', 'device'])  # fmt: skip
+def test_kinds_of_values(take, right, wrong, range_):
     for text, value in right:
         assert take(text) == value
     for text in wrong:
         with pytest.raises(argparse.ArgumentTypeError, match=re.escape(text)):
             take(text)
-
-
-def test_numbers_are_finite_and_in_range():
-    from mmseg_cmdl.command_line import number
-
-    assert number(0)('1e-4') == 1e-4
-    for text in ('nan', 'inf', '-1', 'x'):
-        with pytest.raises(argparse.ArgumentTypeError):
-            number(0)(text)
+    with pytest.raises(argparse.ArgumentTypeError, match=range_):
+        take(wrong[0])
 
 
 def test_overrides_that_are_right_pass():

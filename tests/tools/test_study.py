@@ -185,18 +185,10 @@ def test_another_config_is_refused(tool, tiny_config, tmp_path):
             tool.main([*command, *what, '--iters', '2'])
 
 
-@pytest.mark.parametrize(
-    ('words', 'message'),
-    [
-        (['--jobs', '0'], '--jobs: must be at least 1'),
-        (['--seeds', '1', '1'], '--seeds must differ'),
-        ([], 'the following arguments are required: config'),
-    ],
-)
-def test_mistakes_on_the_command_line(tool, tiny_config, words, message, capsys):
+def test_equal_seeds_are_refused(tool, tiny_config, capsys):
     with pytest.raises(SystemExit):
-        tool.main([*([str(tiny_config)] if words else []), *words])
-    assert message in capsys.readouterr().err
+        tool.main([str(tiny_config), '--seeds', '1', '1'])
+    assert '--seeds must differ' in capsys.readouterr().err
 
 
 def test_slurm_and_printed_commands(tool, tiny_config, tmp_path, capsys, monkeypatch):
