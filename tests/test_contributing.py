@@ -25,16 +25,11 @@ def example():
 
 def test_the_memory_is_the_mean_of_all_pixels(example):
     torch.manual_seed(0)
-    head = MODELS.build(
-        dict(
-            type='ClassMeanHead',
-            in_channels=6,
-            channels=8,
-            num_classes=4,
-            norm_cfg=dict(type='BN'),
-            align_corners=False,
-        )
-    ).train()
+    config = dict(
+        type='ClassMeanHead', in_channels=6, channels=8, num_classes=4, norm_cfg=dict(type='BN'),
+        align_corners=False,
+    )  # fmt: skip
+    head = MODELS.build(config).train()
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
     seen = []
     head.bottleneck.register_forward_hook(lambda module, inputs, output: seen.append(output))
@@ -63,15 +58,6 @@ def test_the_memory_is_the_mean_of_all_pixels(example):
     with torch.no_grad():
         head.loss(maps, tiny_head.samples(labels), None)
     assert torch.equal(head.bank.means, before), 'without gradients it stands still'
-    copied = MODELS.build(
-        dict(
-            type='ClassMeanHead',
-            in_channels=6,
-            channels=8,
-            num_classes=4,
-            norm_cfg=dict(type='BN'),
-            align_corners=False,
-        )
-    )
+    copied = MODELS.build(config)
     copied.load_state_dict(head.state_dict())
     torch.testing.assert_close(copied.eval()(maps), head.eval()(maps))

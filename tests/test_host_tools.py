@@ -2,14 +2,13 @@
 
 import importlib.util
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.doors import config
-from tests.paths import ROOT, child_environment
+from tests.doors import config, run
+from tests.paths import ROOT
 
 DEMO = 'mdrl/mdrl_fcn_r18s-d8_1xb8-demo_synthetic-128x128.py'
 
@@ -26,11 +25,7 @@ def test_they_run(tool, arguments, said, tmp_path):
         pytest.skip(f'this mmseg comes without {tool}')
     page = (ROOT / 'docs' / 'tools' / 'mmsegmentation.md').read_text()
     (tmp_path / 'host_tool.py').write_text(re.search(r'```python\n(.*?)```', page, re.S)[1])
-    done = subprocess.run(
-        [sys.executable, 'host_tool.py', path, config(DEMO), *arguments], cwd=tmp_path, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=child_environment(),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert re.search(said, done.stdout)
+    printed = run([sys.executable, 'host_tool.py', path, config(DEMO), *arguments], tmp_path)
+    assert re.search(said, printed)
     if tool == 'browse_dataset.py':
         assert len(list((tmp_path / 'pictures').iterdir())) == 2

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,7 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.paths import ROOT, TOOLS, child_environment, free_port
+from tests import doors
+from tests.paths import ROOT, TOOLS, free_port
 
 TUTORIALS = ROOT / 'docs' / 'tutorials'
 # what is long in the text: what the test makes of it
@@ -47,20 +47,11 @@ def shortened(text):
     return text
 
 
-def run(command, folder, **variables):
+def run(command, folder):
     """Run a command in `folder`, where `python` is the one of these tests."""
     first = Path(sys.executable).parent
     path = os.pathsep.join([str(folder / 'bin'), str(first), os.environ['PATH']])
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env={**child_environment(), 'PATH': path, 'PORT': str(free_port()), **variables},
-        capture_output=True,
-        text=True,
-        timeout=1800,  # of a command that hangs, not of a busy machine
-    )
-    assert done.returncode == 0, f'{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}'
-    return done.stdout + done.stderr
+    return doors.run(command, folder, PATH=path, PORT=str(free_port()))
 
 
 def follow(page, folder):

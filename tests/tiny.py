@@ -5,6 +5,7 @@ The config names nothing of mmseg_cmdl and has no `custom_imports`: what it need
 """
 
 import numpy as np
+from mmengine.config import Config
 from PIL import Image
 
 CLASSES = ('ground', 'box', 'bar')
@@ -114,17 +115,25 @@ def write_dataset(root, train=4, val=2, size=32, seed=0):
     return root
 
 
-def write_config(path, root, iterations=4, interval=2, size=32):
-    """Write the stock config for `write_dataset`'s folder to `path`."""
-    path.write_text(
-        CONFIG.format(
-            root=str(root),
-            iterations=iterations,
-            interval=interval,
-            size=size,
-            classes=CLASSES,
-            palette=[list(colour) for colour in PALETTE],
-            num_classes=len(CLASSES),
-        )
+def config_text(root='', iterations=4, interval=2, size=32):
+    """The stock config for `write_dataset`'s folder."""
+    return CONFIG.format(
+        root=str(root),
+        iterations=iterations,
+        interval=interval,
+        size=size,
+        classes=CLASSES,
+        palette=[list(colour) for colour in PALETTE],
+        num_classes=len(CLASSES),
     )
+
+
+def write_config(path, root, **options):
+    """Write the stock config for `write_dataset`'s folder to `path`."""
+    path.write_text(config_text(root, **options))
     return path
+
+
+def config(**options):
+    """The stock config, to be changed."""
+    return Config.fromstring(config_text(**options), '.py')

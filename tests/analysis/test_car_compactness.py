@@ -39,44 +39,12 @@ def scenes(split, length):
 
 def small_model(kind, num_classes):
     torch.manual_seed(0)
-    norm = dict(type='BN')
-    model = MODELS.build(
-        dict(
-            type=kind,
-            data_preprocessor=dict(
-                type='SegDataPreProcessor',
-                mean=[120.0] * 3,
-                std=[60.0] * 3,
-                size=(SIZE, SIZE),
-                seg_pad_val=255,
-            ),
-            backbone=dict(
-                type='ResNetV1c',
-                depth=18,
-                stem_channels=8,
-                base_channels=16,
-                num_stages=2,
-                out_indices=(1,),
-                strides=(1, 2),
-                dilations=(1, 1),
-                norm_cfg=norm,
-            ),
-            decode_head=dict(
-                type='FCNHead',
-                in_channels=32,
-                in_index=0,
-                channels=16,
-                num_convs=1,
-                concat_input=False,
-                num_classes=num_classes,
-                norm_cfg=norm,
-                dropout_ratio=0.0,
-                align_corners=False,
-            ),
-            train_cfg=dict(),
-            test_cfg=dict(mode='whole'),
-        )
-    )
+    cfg = tiny.config(size=SIZE).model
+    cfg.type = kind
+    cfg.backbone.update(base_channels=16, num_stages=2, out_indices=(1,), strides=(1, 2),
+                        dilations=(1, 1))  # fmt: skip
+    cfg.decode_head.update(in_channels=32, num_classes=num_classes, dropout_ratio=0.0)
+    model = MODELS.build(cfg)
     model.init_weights()
     return model
 

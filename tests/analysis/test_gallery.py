@@ -24,27 +24,15 @@ def test_commands_and_pictures_are_there():
         drawn.add(figure.command)
 
 
-def test_one_figure_of_the_demos_folder(trained, tmp_path, capsys):
+def test_one_figure_of_the_demos_folder(trained, tmp_path):
     for name, (config, checkpoint) in (('fcn', trained.fcn), ('mdrl_fcn', trained.mdrl)):
         (tmp_path / 'demo' / name).mkdir(parents=True)
         shutil.copy(config, tmp_path / 'demo' / name)
         shutil.copy(checkpoint, tmp_path / 'demo' / name / 'iter_1.pth')
         (tmp_path / 'demo' / name / 'last_checkpoint').write_text('/moved/since/iter_1.pth')
     Image.new('RGB', (3, 2), (1, 2, 3)).save(tmp_path / 'demo' / 'demo.png')
-    gallery.main(
-        [
-            '--demo',
-            str(tmp_path / 'demo'),
-            '--out',
-            str(tmp_path / 'docs'),
-            '--only',
-            'channel_variance',
-            '--work-dir',
-            str(tmp_path / 'work'),
-            '--max-images',
-            '1',
-        ]
-    )
+    arguments = '--demo {0}/demo --out {0}/docs --work-dir {0}/work --max-images 1'
+    gallery.main([*arguments.format(tmp_path).split(), '--only', 'channel_variance'])
     page = (tmp_path / 'docs' / 'gallery.md').read_text()
     (picture,) = re.findall(r'!\[.*\]\((.*)\)', page)
     original = tmp_path / 'work' / 'channel_variance' / 'channel_variance.png'

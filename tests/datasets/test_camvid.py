@@ -8,7 +8,7 @@ from mmseg.evaluation import IoUMetric
 from PIL import Image
 
 from mmseg_cmdl.datasets import CamVidDataset
-from tests.conftest import ROOT
+from tests.paths import ROOT
 
 NAMES = [
     'Sky', 'Building', 'Pole', 'Road', 'Pavement', 'Tree', 'SignSymbol', 'Fence', 'Car',

@@ -17,8 +17,8 @@ from mmseg_cmdl import environment
 from mmseg_cmdl.datasets import SyntheticScenesDataset, synthetic_scenes
 from mmseg_cmdl.datasets.scene_renderer import LOOKS, without_edges
 from mmseg_cmdl.visualization.style import IGNORED, RIGHT, WRONG
-from tests.conftest import ROOT
-from tests.paths import python
+from tests import tiny
+from tests.paths import ROOT, python
 
 CLASSES = ('sky', 'ground', 'road', 'building', 'tree', 'car', 'sign', 'person')
 LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
@@ -259,66 +259,15 @@ def test_base_config():
 
 def test_trains_scores_draws_and_infers(tmp_path):
     """The base config through Runner: IoUMetric, drawn results, TTA; and MMSegInferencer."""
-    cfg = Config.fromfile(CONFIG)
-    norm = dict(type='BN')
-    cfg.merge_from_dict(
-        dict(
-            default_scope='mmseg',
-            work_dir=str(tmp_path),
-            log_level='ERROR',
-            model=dict(
-                type='EncoderDecoder',
-                data_preprocessor=dict(
-                    type='SegDataPreProcessor',
-                    mean=[110.0] * 3,
-                    std=[60.0] * 3,
-                    bgr_to_rgb=True,
-                    pad_val=0,
-                    seg_pad_val=255,
-                    size=(64, 64),
-                ),
-                backbone=dict(
-                    type='ResNetV1c',
-                    depth=18,
-                    stem_channels=8,
-                    base_channels=8,
-                    num_stages=2,
-                    strides=(1, 2),
-                    dilations=(1, 1),
-                    out_indices=(1,),
-                    norm_cfg=norm,
-                ),
-                decode_head=dict(
-                    type='FCNHead',
-                    in_channels=16,
-                    in_index=0,
-                    channels=16,
-                    num_convs=1,
-                    concat_input=False,
-                    num_classes=8,
-                    norm_cfg=norm,
-                    dropout_ratio=0.0,
-                    align_corners=False,
-                    loss_decode=dict(type='CrossEntropyLoss'),
-                ),
-                train_cfg=dict(),
-                test_cfg=dict(mode='whole'),
-            ),
-            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
-            train_cfg=dict(type='IterBasedTrainLoop', max_iters=80, val_interval=80),
-            val_cfg=dict(type='ValLoop'),
-            test_cfg=dict(type='TestLoop'),
-            visualizer=dict(
-                type='SegLocalVisualizer',
-                name=tmp_path.name,
-                vis_backends=[dict(type='LocalVisBackend')],
-            ),
-            default_hooks=dict(
-                visualization=dict(type='SegVisualizationHook', draw=True, interval=5),
-                checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=80),
-            ),
-        )
-    )
+    scenes, cfg = Config.fromfile(CONFIG), tiny.config(size=64, iterations=80, interval=80)
+    for key in scenes:  # loaders, evaluators and pipelines
+        cfg[key] = scenes[key]
+    cfg.model.backbone.update(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,))
+    cfg.model.decode_head.update(in_channels=16, num_classes=8, dropout_ratio=0.0)
+    cfg.optim_wrapper.optimizer = dict(type='AdamW', lr=0.01)
+    cfg.default_hooks.visualization.update(draw=True, interval=5)
+    cfg.work_dir, cfg.log_level = str(tmp_path), 'ERROR'
+    cfg.experiment_name = cfg.visualizer.name = tmp_path.name
     # small enough for a busy machine; the loaders with workers have a test of their own
     for split in ('train', 'val'):
         cfg[f'{split}_dataloader'].merge(dict(num_workers=0, persistent_workers=False))
@@ -328,7 +277,6 @@ def test_trains_scores_draws_and_infers(tmp_path):
     cfg.val_dataloader.dataset.length = 10
     cfg.train_dataloader.batch_size = 4
     cfg.test_dataloader = cfg.val_dataloader
-    cfg.experiment_name = tmp_path.name
     runner = Runner.from_cfg(cfg)
     runner.train()
     scores = runner.test()

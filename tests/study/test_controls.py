@@ -3,23 +3,15 @@
 import pytest
 import torch
 from mmengine.registry import init_default_scope
-from mmengine.structures import PixelData
 from mmseg.registry import MODELS
-from mmseg.structures import SegDataSample
 
 from mmseg_cmdl.study import plan
+from tests.models.decode_heads import tiny_head
 
 
 @pytest.fixture(autouse=True)
 def scope():
     init_default_scope('mmseg')
-
-
-def samples(labels):
-    return [
-        SegDataSample(metainfo=dict(img_shape=m.shape), gt_sem_seg=PixelData(data=m[None]))
-        for m in labels
-    ]
 
 
 @pytest.fixture
@@ -73,7 +65,7 @@ def test_learned_vectors_are_read_as_a_memory_and_learn(heads):
     for name in ('mdrl~learned', 'mcibi@nl~learned', 'mdrl~pixels'):
         head = heads[name].train()
         labels = torch.randint(0, 3, (2, 32, 32))
-        losses = head.loss([torch.randn(2, 64, 16, 16)], samples(labels), None)
+        losses = head.loss([torch.randn(2, 64, 16, 16)], tiny_head.samples(labels), None)
         assert set(losses) == {'loss_ce', 'acc_seg', 'coarse_loss_ce', 'coarse_acc_seg'}
         sum(v for k, v in losses.items() if 'loss' in k).backward()
         if 'learned' in name:

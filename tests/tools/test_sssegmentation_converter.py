@@ -14,6 +14,7 @@ from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
 
 from mmseg_cmdl import conversion
+from tests import tiny
 from tests.paths import TOOLS, load_script, python
 from tests.reference import golden
 
@@ -31,50 +32,28 @@ def tool():
     return load_script(SCRIPT)
 
 
-def _model(context, num_classes, transform_channels, act_cfg=None):
-    act_cfg = act_cfg or dict(type='ReLU')
+def _model(context, num_classes, transform_channels):
+    model = tiny.config().model
+    del model['data_preprocessor']
     norm_cfg = dict(type='BN', requires_grad=True)
-    return dict(
-        type='EncoderDecoder',
-        backbone=dict(
-            type='ResNetV1c',
-            depth=18,
-            stem_channels=8,
-            base_channels=8,
-            num_stages=4,
-            out_indices=(0, 1, 2, 3),
-            strides=(1, 2, 1, 1),
-            dilations=(1, 1, 2, 4),
-            contract_dilation=True,
-            norm_cfg=norm_cfg,
-        ),
-        decode_head=dict(
-            type='MCIBIHead',
-            in_channels=IN,
-            in_index=3,
-            channels=C,
-            num_classes=num_classes,
-            transform_channels=transform_channels,
-            norm_cfg=norm_cfg,
-            act_cfg=act_cfg,
-            align_corners=False,
-            **({} if context is None else dict(context=context)),
-        ),
-        auxiliary_head=dict(
-            type='FCNHead',
-            in_channels=32,
-            in_index=2,
-            channels=AUX,
-            num_convs=1,
-            concat_input=False,
-            num_classes=num_classes,
-            norm_cfg=norm_cfg,
-            act_cfg=act_cfg,
-            align_corners=False,
-        ),
-        train_cfg=dict(),
-        test_cfg=dict(mode='whole'),
+    model.backbone.update(
+        out_indices=(0, 1, 2, 3), strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4),
+        contract_dilation=True,
+    )  # fmt: skip
+    shared = dict(
+        num_classes=num_classes, norm_cfg=norm_cfg, act_cfg=dict(type='ReLU'), align_corners=False
     )
+    model.decode_head = dict(
+        type='MCIBIHead', in_channels=IN, in_index=3, channels=C,
+        transform_channels=transform_channels, **shared,
+    )  # fmt: skip
+    if context is not None:
+        model.decode_head.context = context
+    model.auxiliary_head = dict(
+        type='FCNHead', in_channels=32, in_index=2, channels=AUX, num_convs=1, concat_input=False,
+        **shared,
+    )  # fmt: skip
+    return model
 
 
 def _block(state, name, conv, shape, norm=None):
@@ -177,7 +156,7 @@ def _released_logits(state, x, kind):
     return classify('decoder_stage2', out)
 
 
-def _case(kind, tmp_path, wrap=True, act_cfg=None):
+def _case(kind, tmp_path, wrap=True):
     """(config path, checkpoint path, released state, recorded numbers)."""
     state, data = _released(kind)
     if kind == 'plain':
@@ -186,10 +165,7 @@ def _case(kind, tmp_path, wrap=True, act_cfg=None):
         dict(
             default_scope='mmseg',
             model=_model(
-                CONTEXTS[kind],
-                len(state['memory_module.memory']),
-                data['transform_channels'],
-                act_cfg,
+                CONTEXTS[kind], len(state['memory_module.memory']), data['transform_channels']
             ),
             custom_imports=dict(imports=['mmseg_cmdl'], allow_failed_imports=False),
         )
