@@ -23,14 +23,6 @@ def test_requirements_pin_the_tested_versions(family, file):
     assert {name: found[name] for name in environment.TESTED[family]} == environment.TESTED[family]
 
 
-def test_readme_and_docs_have_the_commands():
-    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
-    started = (ROOT / 'docs' / 'get-started.md').read_text(encoding='utf-8')
-    assert environment.INSTALL_OPENMMLAB in readme
-    assert environment.INSTALL_OPENMMLAB in started
-    assert environment.INSTALL_FORK in started
-
-
 def test_extras_are_the_supported_versions():
     tree = ast.parse((ROOT / 'setup.py').read_text())
     values = {

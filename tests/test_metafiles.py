@@ -334,15 +334,8 @@ def test_readme_ablations_have_the_papers_figures(folder, expected):
 
 
 @pytest.mark.parametrize('folder', [path.parent.name for path in METAFILES])
-def test_readme_lists_every_config_and_its_links_resolve(folder):
-    readme = CONFIGS / folder / 'README.md'
-    text = readme.read_text()
-    links = [link for link in re.findall(r'\]\(([^)]+)\)', text) if '://' not in link]
-    for link in links:
-        assert (readme.parent / link.partition('#')[0]).exists(), link
-    for name, path in PATHS.items():
-        if path.parent == readme.parent:
-            assert f'[{name}]({name}.py)' in text, name
+def test_commands_of_a_readme_name_configs(folder):
+    text = (CONFIGS / folder / 'README.md').read_text()
     for name in re.findall(r'configs/\w+/([\w.-]+)\.py', text):
         assert name in PATHS, name
 
