@@ -153,7 +153,6 @@ def test_predictions_can_say_the_class(trained, tmp_path):
 
 @pytest.mark.parametrize(('name', 'arguments', 'message'), [
     ('mdrl', '--draw 9', '--draw 9: the split has images 0 to 3'),
-    ('mdrl', '--classes bike', "no class 'bike'"),
     ('mdrl', '--split test --cfg-options test_dataloader=None', 'no test_dataloader'),
     ('fcn', '', 'needs a memory bank, and the head of'),
 ])  # fmt: skip

@@ -243,12 +243,9 @@ def test_base_config(name, crop, scale, camvid_root):
         dataset = CamVidDataset(check_annotations=False, **settings)
         assert len(dataset) == frames
         sizes = [tuple(dataset[i]['inputs'].shape[1:]) for i in range(1 if split != 'train' else 8)]
-        label = dataset[0]['data_samples'].gt_sem_seg.data
         if split == 'train':
             # images enlarged at random are cropped, shrunken ones stay smaller
             assert max(sizes) == crop
             assert all(height <= crop[0] and width <= crop[1] for height, width in sizes)
         else:
             assert sizes == [scale]
-            assert label.shape == (1, 360, 480)
-        assert set(label.unique().tolist()) <= {*range(11), 255}

@@ -251,9 +251,6 @@ def test_base_config():
     train, val = (DATASETS.build(cfg[f'{split}_dataloader'].dataset) for split in ('train', 'val'))
     assert (len(train), len(val)) == (2000, 100)
     assert val.folder == 'synthetic-scenes://val/128x128-seed0'
-    sample = train[7]
-    assert sample['inputs'].shape[0] == 3
-    assert set(sample['data_samples'].gt_sem_seg.data.unique().tolist()) <= {*range(8), 255}
     assert val[0]['inputs'].shape == (3, 128, 128)
 
 

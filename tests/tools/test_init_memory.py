@@ -80,13 +80,6 @@ def test_centers_are_the_mean_directions_of_groups(tool):
         torch.testing.assert_close(centers, expected[order], rtol=1e-4, atol=1e-4)
 
 
-def test_one_center_is_the_mean_direction(tool):
-    vectors = torch.randn(40, 8) + 1
-    center = tool.spherical_kmeans(vectors, 1, torch.Generator().manual_seed(0))
-    expected = mdrl.unit(mdrl.unit(vectors).sum(0)) * vectors.norm(dim=1).mean()
-    torch.testing.assert_close(center, expected[None])
-
-
 @pytest.mark.parametrize(
     ('vectors', 'num'),
     [
