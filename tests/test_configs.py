@@ -877,6 +877,8 @@ def test_pipelines_run(name, tmp_path):
     single = samples['test']['inputs'].shape[1:]
     views = samples['tta']['inputs']
     flips = [sample.metainfo.get('flip') for sample in samples['tta']['data_samples']]
+    truth = samples['test']['data_samples'].gt_sem_seg.data
+    assert all(torch.equal(s.gt_sem_seg.data, truth) for s in samples['tta']['data_samples'])
     assert len(views) == 2 * len(cfg.img_ratios)
     assert flips.count(True) == flips.count(False) == len(cfg.img_ratios)
     heights = sorted({view.shape[1] for view in views})

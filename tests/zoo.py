@@ -165,9 +165,7 @@ _HEAD_WIDTHS = dict(
 def _small_head(cfg, by):
     # the head that learns borders has two
     cfg = dict(cfg, num_classes=2 if cfg['type'] == 'STDCHead' else K)
-    if 'in_channels' in cfg:
-        cfg['in_channels'] = _divided(cfg['in_channels'], by)
-    for key in ('c1_in_channels',):
+    for key in ('in_channels', 'c1_in_channels'):
         if key in cfg:
             cfg[key] = _divided(cfg[key], by)
     cfg.update({key: value for key, value in _HEAD_WIDTHS.items() if key in cfg})
@@ -177,11 +175,8 @@ def _small_head(cfg, by):
         cfg.update(channels=512, mla_channels=128)
     if 'ham_kwargs' in cfg:
         cfg['ham_kwargs'] = dict(MD_R=4)
-    for loss in (
-        (cfg.get('loss_decode') or [])
-        if isinstance(cfg.get('loss_decode'), list)
-        else [cfg.get('loss_decode') or {}]
-    ):
+    losses = cfg.get('loss_decode') or []
+    for loss in losses if isinstance(losses, list) else [losses]:
         loss.pop('class_weight', None)
     return cfg
 

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmseg.apis import MMSegInferencer
-from mmseg.registry import DATASETS, MODELS
+from mmseg.registry import DATASETS
 
 from mmseg_cmdl import environment
 from mmseg_cmdl.datasets import SyntheticScenesDataset, synthetic_scenes
@@ -251,11 +251,12 @@ def test_base_config():
     train, val = (DATASETS.build(cfg[f'{split}_dataloader'].dataset) for split in ('train', 'val'))
     assert (len(train), len(val)) == (2000, 100)
     assert val.folder == 'synthetic-scenes://val/128x128-seed0'
+    assert cfg.img_ratios == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]  # of the test at several scales
     assert val[0]['inputs'].shape == (3, 128, 128)
 
 
 def test_trains_scores_draws_and_infers(tmp_path):
-    """The base config through Runner: IoUMetric, drawn results, TTA; and MMSegInferencer."""
+    """The base config through Runner: IoUMetric, drawn results; and MMSegInferencer."""
     scenes, cfg = Config.fromfile(CONFIG), tiny.config(size=64, iterations=80, interval=80)
     for key in scenes:  # loaders, evaluators and pipelines
         cfg[key] = scenes[key]
@@ -306,14 +307,3 @@ def test_trains_scores_draws_and_infers(tmp_path):
     )
     mask = inferencer(dataset.get_data_info(4)['img_path'])['predictions']
     assert (mask == expected.pred_sem_seg.data[0].cpu().numpy()).all()
-
-    averaged = DATASETS.build(dict(cfg.val_dataloader.dataset, pipeline=cfg.tta_pipeline))[4]
-    assert len(averaged['inputs']) == 2 * 6  # flipped or not, at six scales
-    model = MODELS.build(dict(type='SegTTAModel', module=runner.model))
-    with torch.no_grad():
-        result = model.test_step(
-            {key: [[item] for item in items] for key, items in averaged.items()}
-        )[0]
-    assert (result.gt_sem_seg.data == expected.gt_sem_seg.data).all()
-    agreement = (result.pred_sem_seg.data == expected.pred_sem_seg.data).float().mean()
-    assert 0.5 < agreement < 1

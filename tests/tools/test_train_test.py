@@ -1,5 +1,6 @@
 """tools/train.py and tools/test.py on a stock config, through their own command lines."""
 
+import itertools
 import json
 import os
 import re
@@ -25,13 +26,13 @@ def own_folder(tmp_path, monkeypatch, no_launcher):
     monkeypatch.chdir(tmp_path)
 
 
-def run(main, *arguments):
+number = itertools.count()
+
+
+def run(main, *arguments, options=()):
     """Run a tool in this process; visualizers are global by name, so each run gets its own."""
-    run.count += 1
-    main([*map(str, arguments), '--cfg-options', f'visualizer.name=run{run.count}', *run.options])
-
-
-run.count, run.options = 0, []
+    options = [f'visualizer.name=run{next(number)}', *options]
+    main([*map(str, arguments), '--cfg-options', *options])
 
 
 @pytest.fixture(scope='module')
@@ -133,11 +134,8 @@ def test_resume(job, tmp_path, how):
         'before the config': ['--resume', config],
         'moved': [config, '--resume'],
     }[how]
-    run.options = ['train_cfg.max_iters=22', 'default_hooks.checkpoint.save_best=None']
-    try:
-        run(train.main, *arguments, '--work-dir', here)
-    finally:
-        run.options = []
+    options = ['train_cfg.max_iters=22', 'default_hooks.checkpoint.save_best=None']
+    run(train.main, *arguments, '--work-dir', here, options=options)
     checkpoint = torch.load(here / 'iter_22.pth')
     assert checkpoint['meta']['iter'] == 22
     resumed = checkpoint['message_hub']['log_scalars']['train/loss'].data[0]
