@@ -1,6 +1,7 @@
 """What is written is whole or as it was."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -65,18 +66,28 @@ def test_folders_are_swapped_together_or_not_at_all(tmp_path):
     assert sorted(os.listdir(out)) == sorted(names)
 
 
-def test_one_folder_that_can_not_move_takes_the_others_back(tmp_path):
-    (tmp_path / 'images').mkdir()
-    (tmp_path / 'images' / 'a').write_text('old')
+@pytest.mark.parametrize('move', range(4))
+def test_an_interruption_between_the_moves_takes_them_back(tmp_path, monkeypatch, move):
+    """Of two folders the old one out of the way, then the new one in its place."""
+    names = ('images', 'annotations')
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'a').write_text('old')
+    rename, left = Path.rename, iter([True] * move + [False] + [True] * move)
+
+    def interrupted(self, target):
+        if not next(left):
+            raise KeyboardInterrupt
+        return rename(self, target)
 
     def fill():
-        with replaced_folders(tmp_path, ('images', 'annotations')) as staging:
-            (staging / 'images').mkdir()  # and no annotations
+        with replaced_folders(tmp_path, names, ['train']):
+            monkeypatch.setattr(Path, 'rename', interrupted)
 
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(KeyboardInterrupt):
         fill()
-    assert (tmp_path / 'images' / 'a').read_text() == 'old'
-    assert os.listdir(tmp_path) == ['images']
+    assert [(tmp_path / name / 'a').read_text() for name in names] == ['old', 'old']
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
 
 
 def test_inputs_are_not_written_to(tmp_path):
