@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from mmseg_cmdl.shipped_configs import configs_folder
-from tests.paths import PACKAGE, TOOLS, child_environment
+from tests.paths import INSTALLED, TOOLS, child_environment
 
 
 def config(name):
@@ -26,7 +26,7 @@ def run(command, folder, **variables):
 
 def through_mim(verb, *arguments, folder):
     """`mim VERB mmseg_cmdl` where the package is installed, else the tool that mim would run."""
-    if (PACKAGE / '.mim').is_dir():
+    if INSTALLED:
         door = [Path(sys.executable).with_name('mim'), verb, 'mmseg_cmdl']
         gpus = ['--gpus', 0]
     else:

@@ -13,8 +13,9 @@ import mmseg_cmdl
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(mmseg_cmdl.__file__).resolve().parent
+INSTALLED = (PACKAGE / '.mim').is_dir()
 # The tools that belong to the package under test: the installed ones if there are any.
-TOOLS = PACKAGE / '.mim' / 'tools' if (PACKAGE / '.mim').is_dir() else ROOT / 'tools'
+TOOLS = PACKAGE / '.mim' / 'tools' if INSTALLED else ROOT / 'tools'
 
 # Without it PyTorch starts CUDA to see whether there is a device, and a process that is forked then
 # has none.

@@ -4,7 +4,6 @@ import ast
 import os
 import shutil
 import zipfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,10 +12,7 @@ import mmseg_cmdl
 from mmseg_cmdl import __main__ as report
 from mmseg_cmdl import environment
 from tests.doors import through_mim
-from tests.paths import ROOT, python
-
-PACKAGE = Path(mmseg_cmdl.__file__).resolve().parent
-INSTALLED = (PACKAGE / '.mim').is_dir()
+from tests.paths import INSTALLED, PACKAGE, ROOT, python
 
 
 def test_the_installed_package_is_under_test():

@@ -5,9 +5,10 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS, MODELS
+from mmseg.registry import MODELS
 
 from mmseg_cmdl.analysis import ExaminedModel, measure_statistics
+from mmseg_cmdl.datasets import SyntheticScenesDataset
 from mmseg_cmdl.shipped_configs import configs_folder
 from tests import tiny
 from tests.analysis.conftest import run_tool
@@ -22,19 +23,10 @@ CAMVID = {
 
 def scenes(split, length):
     init_default_scope('mmseg')
-    return DATASETS.build(
-        dict(
-            type='SyntheticScenesDataset',
-            split=split,
-            length=length,
-            size=(SIZE, SIZE),
-            pipeline=[
-                dict(type='LoadImageFromFile'),
-                dict(type='LoadAnnotations'),
-                dict(type='PackSegInputs'),
-            ],
-        )
-    )
+    pipeline = [
+        dict(type=step) for step in ('LoadImageFromFile', 'LoadAnnotations', 'PackSegInputs')
+    ]
+    return SyntheticScenesDataset(split=split, length=length, size=(SIZE, SIZE), pipeline=pipeline)
 
 
 def small_model(kind, num_classes):

@@ -16,9 +16,7 @@ from PIL import Image
 
 from mmseg_cmdl.errors import InputError
 from tests import doors
-from tests.paths import PACKAGE, TOOLS, child_environment, load_script
-
-INSTALLED = (PACKAGE / '.mim').is_dir()
+from tests.paths import INSTALLED, TOOLS, child_environment, load_script
 
 
 @pytest.fixture(scope='module')

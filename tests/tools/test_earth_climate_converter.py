@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS
 from PIL import Image
 
 from mmseg_cmdl.datasets import EarthClimateDataset
@@ -47,17 +46,14 @@ def test_images_and_shares(earth):
     init_default_scope('mmseg')
     assert earth.numbers == {'train': 14, 'val': 15}
     for split, number in earth.numbers.items():
-        dataset = DATASETS.build(
-            dict(
-                type='EarthClimateDataset',
-                data_root=str(earth.folder),
-                data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'),
-                pipeline=[
-                    dict(type='LoadImageFromFile'),
-                    dict(type='LoadAnnotations'),
-                    dict(type='PackSegInputs'),
-                ],
-            )
+        dataset = EarthClimateDataset(
+            data_root=str(earth.folder),
+            data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'),
+            pipeline=[
+                dict(type='LoadImageFromFile'),
+                dict(type='LoadAnnotations'),
+                dict(type='PackSegInputs'),
+            ],
         )
         assert len(dataset) == number
         counts = np.zeros(6, int)

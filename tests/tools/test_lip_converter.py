@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from mmseg.datasets import LIPDataset
-from mmseg.registry import DATASETS
 from PIL import Image
 
 from mmseg_cmdl.datasets import CIHPDataset
@@ -59,15 +58,12 @@ def test_what_is_written_is_what_the_dataset_reads(converter, download, options,
     converter.main([str(source), '-o', str(out), '--nproc', '1', *options])
     assert f'{name.upper()}: 5 images' in capsys.readouterr().out
     assert not list(out.glob('.converting_*'))
-    kind = dict(lip='LIPDataset', cihp='CIHPDataset')[name]
+    kind = dict(lip=LIPDataset, cihp=CIHPDataset)[name]
     for split, count in COUNTS.items():
-        dataset = DATASETS.build(
-            dict(
-                type=f'mmseg.{kind}',
-                data_root=str(out),
-                data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'),
-                pipeline=[dict(type='LoadImageFromFile'), dict(type='mmseg.LoadAnnotations')],
-            )
+        dataset = kind(
+            data_root=str(out),
+            data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'),
+            pipeline=[dict(type='LoadImageFromFile'), dict(type='mmseg.LoadAnnotations')],
         )
         assert len(dataset) == count
         for index in range(count):
