@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from mmseg_cmdl.shipped_configs import configs_folder
@@ -34,6 +35,14 @@ def through_mim(verb, *arguments, folder):
         if verb == 'test':  # mim takes the checkpoint as an option, the tool as a place
             arguments = [word for word in arguments if word != '--checkpoint']
     return run([*door, *arguments[:1], *gpus, *arguments[1:]], folder)
+
+
+def wait_until(condition, seconds=300):
+    """Wait for what another process does; a failure where it doesn't."""
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.05)
 
 
 def scalars(work_dir):

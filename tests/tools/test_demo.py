@@ -111,14 +111,6 @@ demo.main(['--work-dir', {folder!r}, '--jobs', '2'])
 """
 
 
-def wait_until(condition):
-    for _ in range(6000):
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def alive(pid):
     """Whether it runs; one that nobody has waited for, a zombie, does not."""
     try:
@@ -144,7 +136,7 @@ def test_nothing_goes_on_when_the_demo_is_stopped_or_killed(demo, tmp_path, monk
     )  # fmt: skip
     try:
         pids = tmp_path / 'pids'
-        assert wait_until(lambda: pids.is_file() and len(pids.read_text().split()) == 4)
+        doors.wait_until(lambda: pids.is_file() and len(pids.read_text().split()) == 4)
         # another one in the same folder would remove what this one writes
         with pytest.raises(SystemExit, match=r'error: a demo is running in .*work; wait for it'):
             demo.only_one(tmp_path / 'work').__enter__()
@@ -155,7 +147,7 @@ def test_nothing_goes_on_when_the_demo_is_stopped_or_killed(demo, tmp_path, monk
     assert process.returncode == (130 if how == signal.SIGINT else -how)
     assert 'Traceback' not in error
     assert (error == '\nstopped\n') == (how == signal.SIGINT)
-    assert wait_until(lambda: not any(alive(pid) for pid in pids.read_text().split()))
+    doors.wait_until(lambda: not any(alive(pid) for pid in pids.read_text().split()))
     with demo.only_one(tmp_path / 'work'):
         pass
 

@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from mmseg_cmdl.study import jobs, plan
 from mmseg_cmdl.study.recorder import is_locked, read_result, unpack_areas
+from tests.doors import wait_until
 from tests.paths import TOOLS, child_environment, load_script
 
 SCRIPT = TOOLS / 'study.py'
@@ -227,14 +227,6 @@ def test_slurm_and_printed_commands(tool, tiny_config, tmp_path, capsys, monkeyp
     assert 'all jobs are done or running' in capsys.readouterr().out
 
 
-def wait_for(path, process, seconds=300):
-    end = time.time() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.returncode
-        assert time.time() < end, f'{path} did not come'
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 def test_a_killed_study_goes_on_where_it_was(tiny_config, tmp_path):
     """The study and its job: killed by SIGKILL; what it ends with is that of one never stopped."""
@@ -249,13 +241,9 @@ def test_a_killed_study_goes_on_where_it_was(tiny_config, tmp_path):
     log = open(tmp_path / 'log', 'w')  # noqa: SIM115
     with subprocess.Popen(command(killed), env=environment, stdout=log, stderr=log) as process:
         job = killed / 'jobs' / 'fcn' / 'seed3'
-        wait_for(job / 'last_checkpoint', process)
+        wait_until((job / 'last_checkpoint').exists)
         process.send_signal(signal.SIGKILL)
-    # its job notices within an iteration
-    end = time.time() + 120
-    while is_locked(job):
-        assert time.time() < end
-        time.sleep(0.05)
+    wait_until(lambda: not is_locked(job), 120)  # its job notices within an iteration
     assert not (killed / 'results' / 'fcn_seed3.json').exists()
 
     for folder in (killed, whole):
