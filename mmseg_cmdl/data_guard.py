@@ -14,6 +14,7 @@ What is found:
 """
 
 import copy
+import inspect
 import os
 import os.path as osp
 from collections import Counter
@@ -40,6 +41,7 @@ from .utils import unwrapped
 
 # Annotations that are looked through, where the first ones leave a doubt.
 _MOST_ANNOTATIONS = 2000
+_IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
 
 def guard_data(runner: Runner, *splits: str) -> None:
@@ -191,6 +193,9 @@ def check_dataset(runner: Runner, dataset: Any, split: str) -> None:
         if not infos or 'seg_map_path' not in infos[0]:
             continue
         _check_classes(leaf, split, heads, bool(_ignored(runner, split)))
+        if split != 'train':
+            _compare_with_training(runner, leaf, split)
+        _warn_of_other_suffixes(runner, leaf, split)
         loader = _find(leaf.pipeline, LoadAnnotations)
         if loader is None:
             continue
@@ -235,6 +240,63 @@ def _check_classes(dataset: BaseSegDataset, split: str, heads: list, has_metrics
                 f'{len(classes)} classes ({_some(classes)}). Set {", ".join(others)}, or name '
                 f'{count} classes in {key}'
             )
+
+
+def _compare_with_training(runner: Runner, dataset: BaseSegDataset, split: str) -> None:
+    """Warns where a split numbers or names its classes otherwise than training does."""
+    own = _numbering(dataset)
+    loader = getattr(runner, '_train_dataloader', None) or {}
+    training = loader.get('dataset') if isinstance(loader, dict) else loader.dataset
+    others = [_numbering(leaf) for leaf in leaves(training)] if training is not None else []
+    if not others or own in others:
+        return
+    key = f'{split}_dataloader.dataset'
+    if all(own[0] != reduces for reduces, _ in others):
+        runner.logger.warning(
+            f'reduce_zero_label is {own[0]} in the {split} split and {not own[0]} in training: '
+            'unless their annotations differ by this, labels are shifted by one and the scores '
+            f'mean nothing. Set reduce_zero_label={not own[0]} in {key}'
+        )
+    if own[1] and all(names and own[1] != names for _, names in others):
+        runner.logger.warning(
+            f'the {split} split calls its classes {_some(own[1])}, and training '
+            f'{_some(others[0][1])}: scores are printed under names in the order of {key}.metainfo'
+        )
+
+
+def _numbering(dataset: Any) -> Tuple[bool, tuple]:
+    """`reduce_zero_label` and the names of the classes of a dataset or of the config of one."""
+    if not isinstance(dataset, dict):
+        reduces, names = dataset.reduce_zero_label, dataset.metainfo.get('classes')
+        return bool(reduces), tuple(names or ())
+    kind: Any = dataset['type']
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    option = inspect.signature(kind).parameters.get('reduce_zero_label')
+    default = False if option is None else option.default
+    names = (dataset.get('metainfo') or {}).get('classes') or getattr(kind, 'METAINFO', {}).get(
+        'classes'
+    )
+    return bool(dataset.get('reduce_zero_label', default)), tuple(names or ())
+
+
+def _warn_of_other_suffixes(runner: Runner, dataset: BaseSegDataset, split: str) -> None:
+    """Of a folder that is read whole, images of another suffix are left out without a word."""
+    folder = dataset.data_prefix.get('img_path')
+    suffix = osp.splitext(f'image{dataset.img_suffix}')[1]
+    if not folder or not suffix or osp.isfile(dataset.ann_file) or not is_local(folder):
+        return
+    if osp.realpath(folder) == osp.realpath(dataset.data_prefix.get('seg_map_path') or ''):
+        return
+    files = fileio.list_dir_or_file(folder, list_dir=False, recursive=True)
+    endings = Counter(osp.splitext(path)[1] for path in files)
+    others = {end: n for end, n in endings.items() if end != suffix and end.lower() in _IMAGES}
+    if others:
+        listed = ', '.join(f'{count} {end}' for end, count in others.items())
+        runner.logger.warning(
+            f'images of another suffix than {dataset.img_suffix} are left out of the {split} '
+            f'split: {listed} in {folder}, beside {endings[suffix]} {suffix}. Rename or convert '
+            'them, or read them as a second dataset (ConcatDataset) with its own img_suffix'
+        )
 
 
 def _some(names: Sequence, most: int = 10) -> str:
@@ -376,6 +438,12 @@ def why_never_seen(metainfo: Optional[dict] = None) -> str:
 def _built(config: dict, split: str) -> Any:
     try:
         return DATASETS.build(config)
+    except FileNotFoundError as error:
+        raise DataError(
+            f'{error.filename} is not there, where images of the {split} split are looked for. '
+            f'Set data_root or data_prefix.img_path of {split}_dataloader.dataset; relative paths '
+            f'start at {os.getcwd()}'
+        ) from error
     except ValueError:  # NumPy's, from packing an empty list, or one that has more to say
         for part in leaves(config):
             dataset = DATASETS.build({**part, 'serialize_data': False})

@@ -80,7 +80,8 @@ class SampleCheck:
         classes (Sequence[tuple[int, int | None]]): (number of classes, `ignore_index`) of each head
             and metric that takes the labels.
         channels (int, optional): Channels that the images must have; not checked by default.
-        sizes (bool): Whether a label map must have the size of its image, as in training.
+        sizes (bool): Whether a label map must have the size of what the pipeline made of its image,
+            as in training; else that of the image itself, as a metric compares them.
     """
 
     def __init__(
@@ -129,6 +130,8 @@ class SampleCheck:
         if 'gt_sem_seg' not in (sample or ()):
             return
         if not self.sizes:
+            if self.classes:
+                _check_size_of_file(sample)
             kept = {key: meta[key] for key in meta if key not in ('img_shape', 'pad_shape')}
             sample = SegDataSample(metainfo=kept, gt_sem_seg=sample.gt_sem_seg)
         try:
@@ -136,6 +139,21 @@ class SampleCheck:
                 batch_labels([sample], num_classes, ignore_index)
         except ValueError as error:
             raise DataError(str(error)) from error
+
+
+def _check_size_of_file(sample: SegDataSample) -> None:
+    """In validation and test predictions are brought to the size that the image has in its file."""
+    meta, label = sample.metainfo, sample.gt_sem_seg.data
+    size = meta.get('ori_shape')
+    if size is None or label.ndim != 3 or tuple(label.shape[1:]) == tuple(size[:2]):
+        return
+    raise DataError(
+        f'{meta.get("seg_map_path", "an annotation")} is {label.shape[1]}x{label.shape[2]} where '
+        f'its image ({meta.get("img_path", "unknown")}) is {size[0]}x{size[1]} (height x width), '
+        'at which predictions are compared. If the files differ, resize the annotation to its '
+        'image (nearest), or look for a pair that does not belong together; if they do not, load '
+        'annotations after Resize in the pipeline of validation and test'
+    )
 
 
 def is_missing(path: str) -> bool:

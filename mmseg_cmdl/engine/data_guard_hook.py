@@ -61,14 +61,26 @@ class DataGuardHook(Hook):
         """
         if not getattr(runner, '_resume', False):
             return
-        own = segmentor(runner.model).state_dict()
-        for key, value in checkpoint.get('state_dict', {}).items():
+        model = segmentor(runner.model)
+        own, saved = model.state_dict(), checkpoint.get('state_dict', {})
+        wrong = ''
+        for key, value in saved.items():
             if key in own and getattr(value, 'shape', None) != own[key].shape:
-                raise InputError(
-                    f'the checkpoint to resume from has {key} as {_size(value)}, the model as '
-                    f'{_size(own[key])}: a resumed job goes on with the same model and classes. To '
-                    'start from its weights, set load_from in the config, and leave out --resume'
-                )
+                wrong = f'has {key} as {_size(value)}, the model as {_size(own[key])}'
+                break
+        # mmengine loads what there is, and the optimizer counts parameters and names none
+        counted = _parameters(checkpoint.get('optimizer'))
+        if not wrong and counted not in (0, _parameters(runner.optim_wrapper.state_dict())):
+            missing = [key for key, _ in model.named_parameters() if key not in saved]
+            unknown = [key for key in saved if key not in own]
+            wrong = f'has {unknown[0]}, the model has not' if unknown else 'has other parameters'
+            wrong = f'has no {missing[0]}' if missing else wrong
+        if wrong:
+            raise InputError(
+                f'the checkpoint to resume from {wrong}: a resumed job goes on with the same model '
+                'and classes. To start from its weights, set load_from in the config, and leave '
+                'out --resume'
+            )
 
     def before_train(self, runner: Runner) -> None:
         """Checks what guard_data hasn't checked, and starts counting.
@@ -132,6 +144,11 @@ class DataGuardHook(Hook):
         meta = getattr(runner.train_dataloader.dataset, 'metainfo', {})
         runner.logger.warning(never_seen(absent, meta, f'{images} images ({self._iterations} '
                                          'iterations)'))  # fmt: skip
+
+
+def _parameters(optimizer: Optional[dict]) -> int:
+    """How many parameters the state of an optimizer is of; 0 where there is none."""
+    return sum(len(group['params']) for group in (optimizer or {}).get('param_groups', []))
 
 
 def _size(value: Any) -> str:

@@ -383,6 +383,59 @@ def test_views_of_a_base_config(scales, warns, data, tmp_path, log):
         check(said.text, 'at 720x720 and', 'without it at 32x32')
 
 
+@pytest.mark.parametrize(
+    ('split', 'options', 'said'),
+    [
+        ('val', dict(reduce_zero_label=True), 'reduce_zero_label is True in the val split and'),
+        ('test', dict(reduce_zero_label=True), 'Set reduce_zero_label=False in test_dataloader.'),
+        (
+            'val',
+            dict(metainfo=dict(classes=tiny.CLASSES[::-1], palette=[[i] * 3 for i in range(3)])),
+            f'the val split calls its classes {", ".join(tiny.CLASSES[::-1])}, and training '
+            f'{", ".join(tiny.CLASSES)}',
+        ),
+        ('val', dict(reduce_zero_label=False), None),
+    ],
+)
+def test_a_split_that_numbers_its_classes_otherwise(split, options, said, data, tmp_path, log):
+    """Scores would be of shifted classes, or under other names. Training is built or a config."""
+    runner = runner_of('mdrl', data, tmp_path, reduce_zero_label=False)
+    logged = log(runner)
+    getattr(runner, f'_{split}_dataloader')['dataset'].update(options)
+    guard_data(runner, *(['test'] if split == 'test' else ['train', 'val']))
+    assert (said or '') in logged.text
+    assert ('reduce_zero_label is' in logged.text or 'calls its' in logged.text) == bool(said)
+
+
+@pytest.mark.parametrize('split', ['val', 'test'])
+def test_an_annotation_of_another_size_than_its_file(split, data, tmp_path):
+    """In validation and test, where predictions are brought to the size of the file."""
+    path = sorted((data / 'annotations' / 'val').glob('*.png'))[0]
+    Image.fromarray(np.array(Image.open(path))[:20, :24]).save(path)
+    runner = runner_of('mdrl', data, tmp_path)
+    guard_data(runner, split)
+    with pytest.raises(DataError) as error:
+        runner.val() if split == 'val' else runner.test()
+    check(error.value, str(path), 'is 20x24', 'is 32x32', 'load annotations after Resize')
+
+
+def test_a_missing_image_folder(data, tmp_path):
+    runner = runner_of('mdrl', data, tmp_path, data_root=str(data) + 'n')
+    with pytest.raises(DataError) as error:
+        guard_data(runner, 'train')
+    check(error.value, f'{data}n', 'Set data_root or data_prefix.img_path of train_dataloader')
+
+
+def test_images_of_another_suffix_are_told(data, tmp_path, log):
+    image = sorted((data / 'images' / 'train').glob('*'))[0]
+    image.rename(image.with_suffix('.JPG'))
+    runner = runner_of('mdrl', data, tmp_path)
+    said = log(runner)
+    guard_data(runner, 'train', 'val')
+    check(said.text, 'left out of the train split: 1 .JPG in', 'beside 3 .png')
+    assert 'left out of the val split' not in said.text
+
+
 def test_the_guard_draws_no_random_number(data, tmp_path):
     runner = runner_of('mdrl', data, tmp_path, reduce_zero_label=False)
     before = np.random.get_state()[1].copy(), torch.get_rng_state()

@@ -165,11 +165,28 @@ def test_a_shipped_config_resumes_as_if_it_had_not_been_stopped(method, tmp_path
 
 
 @pytest.mark.usefixtures('quick_runner')
-def test_another_model_is_not_resumed(tiny_data, tmp_path):
+@pytest.mark.parametrize(
+    ('theirs', 'num_classes', 'said'),
+    [
+        ('mdrl', 5, 'conv_seg.weight as 5x8x1x1, the model as 3x8x1x1'),
+        # the one line changed, and the job resumed
+        ('dgcw', 3, r'has no decode_head\.'),
+        ('mdrl_psp', 3, r'has decode_head\.context\..*, the model has not'),
+    ],
+)
+def test_another_model_is_not_resumed(theirs, num_classes, said, tiny_data, tmp_path):
     """The optimizer's first step would end in sizes of tensors that don't match."""
-    theirs = cases.build('mdrl', num_classes=5)
+    theirs = cases.build(theirs, num_classes=num_classes)
     path = tmp_path / 'iter_3.pth'
-    torch.save(dict(state_dict=theirs.state_dict(), meta=dict(iter=3, epoch=0)), path)
+    optimizer = torch.optim.SGD(theirs.parameters(), 0.1)
+    torch.save(
+        dict(
+            state_dict=theirs.state_dict(),
+            optimizer=optimizer.state_dict(),
+            meta=dict(iter=3, epoch=0),
+        ),
+        path,
+    )
     cfg = Config.fromfile(tiny.write_config(tmp_path / 'tiny.py', tiny_data))
     cfg.model = dict(
         cases.model_config('mdrl', num_classes=3), data_preprocessor=cfg.model.data_preprocessor
@@ -178,7 +195,7 @@ def test_another_model_is_not_resumed(tiny_data, tmp_path):
     cfg.visualizer.name = cfg.experiment_name = tmp_path.name
     runner = Runner.from_cfg(cfg)
     guard_data(runner, 'train', 'val')
-    with pytest.raises(InputError, match=r'conv_seg.weight as 5x8x1x1, the model as 3x8x1x1'):
+    with pytest.raises(InputError, match=said):
         runner.train()
 
 
