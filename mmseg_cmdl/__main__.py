@@ -129,7 +129,10 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     )
     config.add_argument('name', nargs='?', help='of a shipped config; without it, list them all')
     config.add_argument('--out', help='file to write (default: the name in the current folder)')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.command == 'config' and args.out and not args.name:
+        config.error('--out needs the name of a shipped config')
+    return args
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -55,10 +55,8 @@ def read_checkpoint(path: str) -> dict:
             is_zip = file.read(4) == b'PK\x03\x04'
         options = {'weights_only': True, 'mmap': is_zip} if CHECKED else {}
         content = torch.load(path, map_location='cpu', **options)
-    except OSError as error:
-        raise InputError(
-            f'the checkpoint {path} can not be read: {error.strerror or error}'
-        ) from error
+    except (FileNotFoundError, PermissionError) as error:
+        raise InputError(f'the checkpoint {path} can not be read: {error.strerror}') from error
     except pickle.UnpicklingError as error:
         raise InputError(
             f'the checkpoint {path} is refused: it is no file of torch.save, or holds more than '

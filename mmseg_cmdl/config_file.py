@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any, Iterator, List, Optional
 from urllib.error import URLError
 
+import numpy as np
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 
 from .command_line import TRACEBACK
 from .config_overrides import as_typed, override
 from .errors import InputError, one_line
 from .shipped_configs import close_matches, config_files
+from .utils import unwrapped
 
 
 def load_config(
@@ -141,9 +145,42 @@ def setting_up(
     except (InputError, MemoryError):
         raise
     except Exception as error:
-        if hook.started or os.environ.get(TRACEBACK):
+        if os.environ.get(TRACEBACK):
             raise
+        if hook.started:
+            wrong = _wrong_channels(runner) if isinstance(error, (RuntimeError, IndexError)) else ''
+            if not wrong:
+                raise
+            raise InputError(
+                f'{path} does not fit its backbone: {wrong} ({one_line(error)})'
+            ) from error
         raise InputError(_setup_message(cfg, path, options, error)) from error
+
+
+@torch.no_grad()
+def _wrong_channels(runner: Any) -> str:
+    """The head that is built for other maps than the backbone gives, in a sentence, or nothing."""
+    model = unwrapped(runner.model)
+    image = torch.zeros(1, getattr(model.backbone, 'in_channels', 3), 64, 64)
+    try:
+        maps = model.eval().extract_feat(image.to(next(model.parameters())))
+    except Exception:
+        return ''  # it has another fault
+    channels = [each.shape[1] for each in maps]
+    for name, head in model.named_modules():
+        indices: Any = getattr(head, 'in_index', None)
+        built_for: Any = getattr(head, 'in_channels', None)
+        if not isinstance(head, BaseDecodeHead) or indices is None:
+            continue
+        places = np.atleast_1d(indices)
+        found = [channels[i] for i in places if -len(channels) <= i < len(channels)]
+        # where maps are joined in_channels is their sum
+        if len(found) < len(places) or sum(found) != np.sum(built_for):
+            return (
+                f'model.{name} has in_channels={built_for} and in_index={indices}, and the maps '
+                f'of the backbone (after the neck) have {channels} channels'
+            )
+    return ''
 
 
 def check_model(cfg: Config, path: str, options: Optional[dict] = None) -> None:

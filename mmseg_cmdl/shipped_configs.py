@@ -13,6 +13,7 @@ from typing import Iterable, List
 from mmengine.config import Config
 
 from .errors import InputError
+from .written_files import make_folder
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -82,8 +83,10 @@ def write_config(name: str, out: str) -> Path:
     """
     config = Config.fromfile(str(config_path(name)), import_custom_modules=False)
     target = Path(out)
+    if target.is_dir():
+        raise InputError(f'{target} is a folder; name a file in it')
     if target.exists():
         raise InputError(f'{target} is there already; remove it, or give another name')
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     config.dump(str(target))
     return target

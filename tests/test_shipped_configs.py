@@ -59,6 +59,13 @@ def test_a_file_that_is_there_stays(tmp_path, capsys):
     assert __main__.main(['config', NAME, '--out', str(target)]) == 2
     assert f'error: {target} is there already' in capsys.readouterr().err
     assert target.read_text() == 'kept'
+    assert __main__.main(['config', NAME, '--out', str(tmp_path)]) == 2
+    assert f'error: {tmp_path} is a folder; name a file in it' in capsys.readouterr().err
+    assert __main__.main(['config', NAME, '--out', str(target / 'below.py')]) == 2
+    assert f'error: {target} is a file, not a folder' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        __main__.main(['config', '--out', str(target)])
+    assert '--out needs the name of a shipped config' in capsys.readouterr().err
 
 
 def test_a_name_that_is_not_there_gets_those_like_it():

@@ -4,6 +4,7 @@ Takes any MMSegmentation config, also one without `custom_imports`.
 """
 
 import argparse
+import sys
 
 import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
 
@@ -89,7 +90,12 @@ def main(argv=None):
         runner.register_hook(StoredConfigHook())
     with setting_up(cfg, args.config, args.cfg_options, runner):
         guard_data(runner, 'train', 'val')
-        runner.train()
+        try:
+            runner.train()
+        except KeyboardInterrupt:
+            last = f'the last checkpoint in {cfg.work_dir}'
+            print(f'\nstopped; with --resume the same command goes on from {last}', file=sys.stderr)
+            sys.exit(130)
     launch.finish_ranks()
 
 

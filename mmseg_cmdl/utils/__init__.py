@@ -4,6 +4,7 @@ from .configs import (
     as_list,
     check_counts,
     check_finite,
+    did_you_mean,
     registered_class,
     warn_without_effect,
 )
@@ -23,6 +24,7 @@ __all__ = [
     'check_counts',
     'check_finite',
     'class_rows',
+    'did_you_mean',
     'entropy_of_counts',
     'global_mean',
     'global_sum',

@@ -1,9 +1,10 @@
 """What configs of parts may be, made one."""
 
+import difflib
 import math
 import warnings
 from numbers import Integral, Real
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Union
 
 from mmseg.registry import MODELS
 from torch import Tensor
@@ -17,9 +18,22 @@ def as_list(losses: Union[dict, Sequence[dict], None]) -> List[dict]:
 
 
 def registered_class(cfg: dict) -> Optional[type]:
-    """The class (or function) that `cfg` would build; None if no such name is registered."""
+    """The class (or function) that `cfg` would build; None if no such name is registered.
+
+    Raises:
+        TypeError: It is no config.
+    """
+    if not isinstance(cfg, dict) or 'type' not in cfg:
+        raise TypeError(f"a part is configured by dict(type='...', ...), got {cfg!r}")
     cls = cfg['type']
     return MODELS.get(cls) if isinstance(cls, str) else cls
+
+
+def did_you_mean(names: Iterable[str], known: Iterable[str]) -> str:
+    """'; did you mean ...?' for names that are spelt like known ones, else nothing."""
+    known = list(known)
+    near = [match for name in sorted(names) for match in difflib.get_close_matches(name, known, 1)]
+    return f'; did you mean {" and ".join(near)}?' if near else ''
 
 
 def add_loss(losses: Dict[str, Tensor], name: str, value: Tensor) -> None:
@@ -75,6 +89,6 @@ def warn_without_effect(owner: object, remedy: str, **options: Any) -> None:
             warnings.warn(
                 f'{type(owner).__name__}: {name}={value!r} has no effect and will be removed. '
                 f'{remedy}',
-                DeprecationWarning,
+                FutureWarning,  # that of deprecation is hidden from those who run a config
                 stacklevel=3,
             )

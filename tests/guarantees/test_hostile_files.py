@@ -86,6 +86,12 @@ def test_broken_files_are_named(tmp_path, content, said):
     (tmp_path / 'x.pth').write_bytes(content)
     with pytest.raises(InputError, match=said):
         read_checkpoint(tmp_path / 'x.pth')
+    torch.save(dict(state_dict=dict(weight=torch.ones(100000))), tmp_path / 'whole.pth')
+    whole = (tmp_path / 'whole.pth').read_bytes()
+    for cut in (1000, 40000, 65536, 200000, len(whole) - 1):
+        (tmp_path / 'x.pth').write_bytes(whole[:cut])
+        with pytest.raises(InputError, match=r'is cut off .* copy or download it again'):
+            read_checkpoint(tmp_path / 'x.pth')
     torch.save([1], tmp_path / 'x.pth')
     with pytest.raises(InputError, match=r'holds no weights .* but a list'):
         read_checkpoint(tmp_path / 'x.pth')

@@ -232,6 +232,29 @@ def test_options_that_cannot_work_say_so(tiny_config, tmp_path, monkeypatch, cap
     assert 'required: config' in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures('quick_runner')
+@pytest.mark.parametrize('override', ['in_channels=7', 'in_index=9'])
+def test_a_head_for_other_maps_is_named_in_the_first_step(override, tiny_config, tmp_path):
+    """Whatever head it is; here MMSegmentation's."""
+    options = [f'model.decode_head.{override}', 'train_dataloader.num_workers=0']
+    with pytest.raises(SystemExit, match=rf'model\.decode_head has .*{override}.* and the maps'):
+        train.main([str(tiny_config), '--work-dir', str(tmp_path), '--cfg-options', *options])
+
+
+@pytest.mark.usefixtures('quick_runner')
+def test_an_interrupted_training_says_how_it_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
+    def interrupted(runner):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Runner, 'train', interrupted)
+    with pytest.raises(SystemExit) as error:
+        train.main([str(tiny_config), '--work-dir', str(tmp_path)])
+    assert error.value.code == 130
+    assert f'with --resume the same command goes on from the last checkpoint in {tmp_path}' in (
+        capsys.readouterr().err
+    )
+
+
 def test_drawing_respects_the_configs_interval():
     cfg = Config(dict(default_hooks=dict(visualization=dict(type='H', interval=7))))
     test.draw_predictions(cfg, show=True, show_dir=None, wait_time=3.0)

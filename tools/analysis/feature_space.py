@@ -81,7 +81,7 @@ def main(argv=None):
         print(f'{model.name}: {args.method} of the sampled {args.points} ...', flush=True)
         bank = model.memory.class_vectors() if kind == 'embedding' and model.memory else None
         embedded = embed_sample(sample, bank, not args.raw, args.method, args.seed, args.perplexity)
-        panels[model.name] = embedded
+        panels[f'{model.name}, {kind}'] = embedded  # models may differ in their space
         numbers[model.name] = dict(
             features=kind,
             silhouette=embedded.silhouette,
@@ -93,12 +93,11 @@ def main(argv=None):
             value = getattr(embedded, key)
             if value is not None:
                 arrays[f'{number}_{key}'] = value
-        print(
-            f'{model.name}: silhouette of the classes in the space of {kind} {embedded.silhouette}'
-        )
+        score = 'none' if embedded.silhouette is None else f'{embedded.silhouette:.3f}'
+        print(f'{model.name}: silhouette of the classes in the space of {kind} {score}')
     written = [args.out / f'feature_space.{kind}' for kind in ('png', 'npz', 'json')]
     save_figure(draw_feature_space(panels, model.classes, args.method), written[0])
-    command_line.write_arrays(written[1], names=np.array(list(panels)), **arrays)
+    command_line.write_arrays(written[1], names=np.array(list(numbers)), **arrays)
     command_line.write_json(
         written[2],
         dict(

@@ -12,11 +12,13 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import nn
 
-from ...utils import registered_class
+from ...utils import did_you_mean, registered_class
 from .single_image_context import USE, check_context, options_of, or_before
 
 # What FCNHead and its like have and our heads don't need: the convolutions before the classifier.
 _FCN_OPTIONS = ('num_convs', 'kernel_size', 'concat_input', 'dilation')
+# As of version 0.2.0, where another head has an option of the old name.
+_RENAMED = {'momentum': 'memory_momentum'}
 
 
 def place_options(
@@ -129,6 +131,14 @@ def _check_required(name: str, options: dict, context: Optional[dict], needed: d
     raise TypeError(f'{name} needs {" and ".join(missing)}{remedy}')
 
 
+def _own_options(cls: Any) -> Set[str]:
+    """Options of a head of ours, and those of the bank that it has by default."""
+    names = options_of(cls)
+    bank = inspect.signature(cls).parameters.get('bank')
+    kind = bank.default.get('type') if bank is not None and isinstance(bank.default, dict) else None
+    return names | ({f'bank.{name}' for name in options_of(MODELS.get(kind))} if kind else set())
+
+
 def _place_leftovers(
     name: str, options: dict, context: Optional[dict], stages: bool, given: dict
 ) -> Tuple[dict, Optional[dict]]:
@@ -144,6 +154,10 @@ def _place_leftovers(
     moved = {key: options[key] for key in options if key not in kept and key in accepted}
     unknown = set(options) - set(kept) - set(moved) - set(_FCN_OPTIONS)
     if unknown:
+        known = _own_options(MODELS.get(name))
+        for old in unknown & set(_RENAMED):
+            if _RENAMED[old] in known:
+                raise TypeError(f'{name} has no option {old!r}: it is called {_RENAMED[old]}')
         heads, others = _heads_with(unknown, {**options, **given}, stages)
         remedy = '' if context is None else f'. Neither has its context, {context["type"]}'
         if heads:
@@ -157,7 +171,8 @@ def _place_leftovers(
                 f'{or_before(others[0])}'
             )
         else:
-            remedy += '. No decode head that is registered has it: remove it'
+            near = did_you_mean(unknown, known)
+            remedy += near or '. No decode head that is registered has it: remove it'
         raise TypeError(f'{name} has no option {sorted(unknown)}{remedy}')
     left_out = {key: options[key] for key in _FCN_OPTIONS if key in options and key not in moved}
     if left_out:

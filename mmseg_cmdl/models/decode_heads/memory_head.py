@@ -9,7 +9,7 @@ from mmseg.registry import MODELS
 from mmseg.utils import SampleList
 from torch import Tensor, nn
 
-from ...utils import add_loss, registered_class
+from ...utils import add_loss, did_you_mean, registered_class
 from ..memory import MemoryBank
 from .cascade_stage import CascadeStage
 from .label_check import batch_labels
@@ -81,6 +81,13 @@ class MemoryHead(CascadeStage):
             raise ValueError(
                 f'{type(self).__name__}: bank must be the config of a {kind.__name__}, such as '
                 f"dict(type='{kind.__name__}'), got {cfg!r}"
+            )
+        known = {'type', *inspect.signature(cls).parameters} if cls is not None else set(options)
+        unknown = set(options) - known
+        if unknown:
+            raise TypeError(
+                f'{type(self).__name__}: bank has no option {sorted(unknown)}'
+                + did_you_mean(unknown, known)
             )
         return MODELS.build(options)
 

@@ -10,7 +10,7 @@ from mmseg.utils import SampleList, add_prefix
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ...utils import last_head
+from ...utils import did_you_mean, last_head
 from ..decode_heads.label_check import batch_labels, num_labels
 from .class_aware_regularization import CAR_OPTIONS, ClassAwareRegularization
 from .merging import merge_, unmerged
@@ -43,7 +43,8 @@ def _check_is_of(plain: Callable, name: str, options: dict) -> None:
             and not issubclass(cls, _CAR) and unknown <= set(inspect.signature(cls).parameters)
         ]  # fmt: skip
         with_car = [owner for owner in owners if f'CAR{owner}' in MODELS.module_dict]
-        remedy = 'CAR has no such option either: remove it'
+        near = did_you_mean(unknown, [*CAR_OPTIONS, *parameters])
+        remedy = 'CAR has no such option either' + (near or ': remove it')
         if with_car:
             remedy = f"That is of {with_car[0]}: write type='CAR{with_car[0]}'"
         elif owners:

@@ -457,7 +457,7 @@ def test_options_of_the_old_head_go_to_the_context():
         assert head.context.head.fusion is True
     with pytest.raises(TypeError, match=r"no option \['fusion', 'pool_scales'\]"):
         tiny_head.build(pool_scales=(1, 2), fusion=True)
-    with pytest.raises(TypeError, match=r"no option \['momentum'\]"):
+    with pytest.raises(TypeError, match="no option 'momentum': it is called memory_momentum"):
         tiny_head.build_mcibi(momentum=0.1)
 
 

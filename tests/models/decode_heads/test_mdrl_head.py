@@ -342,7 +342,7 @@ def test_embeddings_and_losses_are_in_full_precision_under_autocast():
 @pytest.mark.parametrize('option', [dict(fuse_losses=False), dict(check_labels='always')])
 def test_options_without_effect_are_taken_and_told(option):
     (name,) = option
-    with pytest.warns(DeprecationWarning, match=f'MDRLHead: {name}=.* has no effect'):
+    with pytest.warns(FutureWarning, match=f'MDRLHead: {name}=.* has no effect'):
         head = tiny_head.build(**option)
     plain = tiny_head.build()
     assert tiny_head.step(head)[0]['loss_cgcl'] == tiny_head.step(plain)[0]['loss_cgcl']

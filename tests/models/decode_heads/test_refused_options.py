@@ -93,9 +93,18 @@ def test_refused_when_built(kind, options, message):
         tiny_head.build_mcibi(type=kind, **options)
 
 
-def test_an_unknown_option_is_refused():
-    with pytest.raises(TypeError, match=r"DGCWHead has no option \['pool_scale'\]"):
-        tiny_head.build_mcibi(type='DGCWHead', pool_scale=2)
+@pytest.mark.parametrize(
+    ('kind', 'options', 'message'),
+    [
+        ('DGCWHead', dict(pool_scale=2), r"DGCWHead has no option \['pool_scale'\]"),
+        ('MDRLHead', dict(num_distribution=2), r'did you mean bank\.num_distributions\?'),
+        ('MCIBIHead', dict(bank=dict(strategi='mean')), r'bank has no .* did you mean strategy\?'),
+        ('MDRLHead', dict(loss_consistency=['intra']), r"dict\(type='...', ...\), got 'intra'"),
+    ],
+)
+def test_an_unknown_option_is_refused(kind, options, message):
+    with pytest.raises(TypeError, match=message):
+        tiny_head.build_mcibi(type=kind, **options)
 
 
 def test_a_context_that_needs_another_package_is_named():

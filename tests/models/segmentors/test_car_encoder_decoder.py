@@ -202,7 +202,7 @@ def test_a_loss_of_ones_own_is_called_with_features_labels_and_centers():
 
 @pytest.mark.parametrize('option', [dict(fuse_losses=False), dict(check_labels='always')])
 def test_options_without_effect_are_taken_and_told(option):
-    with pytest.warns(DeprecationWarning, match='ClassAwareRegularization: .* has no effect'):
+    with pytest.warns(FutureWarning, match='ClassAwareRegularization: .* has no effect'):
         model = build(head(dropout_ratio=0.0), **option)
     expected = tiny_segmentor.train_step(build(head(dropout_ratio=0.0)))
     assert tiny_segmentor.train_step(model)['car.loss_intra_c2p'] == expected['car.loss_intra_c2p']
@@ -423,7 +423,7 @@ ONE_HEAD = dict(backbone=dict(type='FourMaps'), decode_head=tiny_segmentor.head(
      "'num_stages'.* of CascadeEncoderDecoder: write type='CARCascadeEncoderDecoder'"),
     ('CARCascadeEncoderDecoder', ONE_HEAD, "needs num_stages.* write type='CAREncoderDecoder'"),
     ('CAREncoderDecoder', dict(ONE_HEAD, max_channel=4),
-     r"has no option \['max_channel'\]. CAR has no such option either: remove it"),
+     r"no option \['max_channel'\]. CAR has no such option either; did you mean max_channels\?"),
 ], ids=['san', 'san-cascade', 'cascade', 'no-cascade', 'misspelt'])  # fmt: skip
 def test_the_config_of_another_segmentor_is_refused_in_a_sentence(kind, config, said):
     with pytest.raises(TypeError, match=said) as error:
