@@ -1,7 +1,7 @@
 """What every rank runs: each scenario splits one global batch over the ranks, returns numbers.
 
-The batch has blocks with uneven labels: one block all ignored, one class in one block only, one
-class of a single pixel, one class nowhere, one non-finite embedding.
+The batch has four images with uneven labels: one is all ignored, one class is in one image only and
+not at first, one has a single pixel, one is nowhere; in one step a cell isn't finite.
 """
 
 import math
@@ -11,9 +11,7 @@ import torch
 import torch.distributed as dist
 from mmseg.registry import MODELS
 
-from mmseg_cmdl.models.memory import DistributionBank
-from tests.distributed import mcibi_scenarios as mcibi
-from tests.models.decode_heads import tiny_head
+from mmseg_cmdl.models.losses import class_centers
 
 COLLECTIVES = (
     'all_reduce',
@@ -32,7 +30,7 @@ COLLECTIVES = (
     'barrier',
 )
 
-# Which blocks each rank has, step by step; a rank may have none at all.
+# Which images each rank has, step by step; a rank may have none at all.
 SPLITS = {
     1: [[(0, 1, 2, 3)]] * 5,
     2: [
@@ -68,133 +66,104 @@ def logged_collectives():
             setattr(dist, name, function)
 
 
-def _blocks(seed, channels=8, num_classes=6, num=3):
-    """Four blocks of (embeddings, labels) around the vectors of a bank [K, N, Z]."""
-    g = torch.Generator().manual_seed(seed)
-    bank = torch.randn(
-        num_classes, num, channels, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    )
-    bank /= bank.norm(dim=-1, keepdim=True)
-    blocks = []
-    for size, classes in [(90, (0, 1, 3)), (30, ()), (17, (2,)), (103, (0, 3))]:
-        if classes:
-            labels = torch.tensor(classes)[torch.randint(len(classes), (size,), generator=g)]
-            labels[torch.rand(size, generator=g) < 0.1] = 255
-        else:
-            labels = torch.full((size,), 255)
-        centres = bank[labels.clamp(max=num_classes - 1), torch.randint(num, (size,), generator=g)]
-        embeddings = centres + 0.7 * torch.randn(size, channels, generator=g, dtype=torch.float64)
-        blocks.append((embeddings / embeddings.norm(dim=-1, keepdim=True), labels))
-    blocks[3][1][50] = 4  # the only pixel of its class
-    blocks[3][0][50] = bank[4, 1]
-    return bank, blocks
-
-
-def _share(blocks, which):
-    if not which:
-        return blocks[0][0][:0], blocks[0][1][:0]
-    return tuple(torch.cat([blocks[i][part] for i in which]) for part in range(2))
-
-
-def bank_steps(rank, world, dtype, **options):
-    """Five updates: the bank after each, and the collectives of each."""
-    initial, _ = _blocks(0)
-    bank = DistributionBank(*initial.shape, momentum=0.9, **options).to(dtype)
-    bank.distributions.copy_(initial)
-    after, log, counts = [], [], []
-    for step, split in enumerate(SPLITS[world]):
-        _, blocks = _blocks(step)
-        if step == 2:
-            blocks[0][0][5] = math.nan
-        embeddings, labels = _share(blocks, split[rank])
-        with logged_collectives() as calls:
-            counted = bank.update_(embeddings.to(dtype), labels)
-        log.append(calls)
-        after.append(bank.distributions.clone())
-        counts.append(torch.stack([value.double() for value in counted]))
-    return dict(bank=torch.stack(after), counts=torch.stack(counts), log=log)
-
-
-def gumbel_steps(rank, world):
-    """Random assignment, equal shares of the batch: four updates."""
-    initial, _ = _blocks(0)
-    bank = DistributionBank(
-        *initial.shape, momentum=0.9, assignment='gumbel', update_pixels='all'
-    ).double()
-    bank.distributions.copy_(initial)
-    after = []
-    for step in range(4):
-        _, blocks = _blocks(step)
-        embeddings, labels = _share(blocks, (0, 1, 2, 3))
-        part = slice(rank * 240 // world, (rank + 1) * 240 // world)
-        torch.manual_seed(rank)  # the global generator has no say
-        bank.update_(embeddings[part], labels[part])
-        after.append(bank.distributions.clone())
-    return dict(bank=torch.stack(after))
-
-
-LOSSES = {
-    'local_paper': dict(type='ClassLocalConsistencyLoss', formulation='paper'),
-    'local_released': dict(type='ClassLocalConsistencyLoss', formulation='released', num_classes=5),
-    'global_paper': dict(type='ClassGlobalConsistencyLoss', formulation='paper'),
-    'global_released': dict(type='ClassGlobalConsistencyLoss', formulation='released'),
+K, C = 6, 8
+DISTRIBUTIONS = dict(type='DistributionBank', num_distributions=3, channels=C, momentum=0.9)
+# config, and whether it takes maps and labels at label size
+BANKS = {
+    'distributions_correct': (dict(DISTRIBUTIONS, update_pixels='correct'), False),
+    'distributions_all': (dict(DISTRIBUTIONS, update_pixels='all'), False),
+    **{
+        f'{name}_{size}': (config, size == 'label')
+        for name, config in {
+            'features_cosine': dict(type='FeatureBank', channels=C),
+            'features_mean': dict(type='FeatureBank', channels=C, strategy='mean'),
+            'gaussian': dict(type='GaussianBank'),
+        }.items()
+        for size in ('label', 'feature')
+    },
 }
+DTYPES = ('float64', 'float32')
+CAR = {
+    f'{kind}_{formulation}': dict(type=kind, formulation=formulation)
+    for kind in (
+        'IntraClassCenterToPixelLoss', 'InterClassCenterToCenterLoss', 'InterClassCenterToPixelLoss'
+    )
+    for formulation in ('paper', 'released')
+}  # fmt: skip
 
 
-def losses(rank, world, images):
-    """Value, and gradient of shared weights averaged over ranks, of each loss by itself.
+def batch(step):
+    """Features [4, C, 5, 6] and label maps [4, 13, 17] of all ranks."""
+    g = torch.Generator().manual_seed(step)
+    labels = torch.tensor([0, 1, 3])[torch.randint(3, (4, 13, 17), generator=g)]
+    labels[torch.rand(labels.shape, generator=g) < 0.1] = 255
+    labels[1] = 255
+    labels[0, 3, 3] = 4
+    if step >= 1:
+        labels[3, :6, :9] = 2
+    features = torch.randn(4, C, 5, 6, generator=g, dtype=torch.float64)
+    # near something of its own for each class, so that distributions of one class are the nearest
+    around = torch.randn(K, C, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    features += around[labels[:, ::3, ::3].clamp(max=K - 1)].permute(0, 3, 1, 2)
+    if step == 2:
+        features[3, 0, 1, 1] = math.nan
+    return features, labels
 
-    Args:
-        images: How many of the four images each rank has, e.g. (3, 1).
-    """
-    x = tiny_head.features(batch=4)[3].permute(0, 2, 3, 1)
-    labels = image_labels()
-    start = sum(images[:rank])
-    part = slice(start, start + images[rank])
-    out = {}
-    for name, config in LOSSES.items():
-        torch.manual_seed(0)
-        loss = MODELS.build(dict(config, loss_weight=0.5)).double()
-        weight = torch.randn(10, 15, dtype=torch.float64).requires_grad_()
-        similarity = (x[part] @ weight * 0.3).unflatten(-1, (5, 3))
-        with logged_collectives() as log:
-            value = loss(similarity, labels[part])
-        grads = torch.autograd.grad(value, [weight, *loss.parameters()])
-        if dist.is_initialized():
-            for grad in grads:
-                dist.all_reduce(grad)
-        out[name] = dict(value=value.detach(), grads=[grad / world for grad in grads], log=log)
+
+def as_pixels(features, labels):
+    """Lists of both, at feature size."""
+    return features.permute(0, 2, 3, 1).flatten(0, 2), labels[:, ::3, ::3].flatten()
+
+
+def bank_steps(rank, world, name, dtype):
+    """Five updates: the bank's state after each, the counts, and the collectives of each."""
+    config, at_label_size = BANKS[name]
+    torch.manual_seed(0)
+    bank = MODELS.build(dict(config, num_classes=K)).to(getattr(torch, dtype))
+    momentum = (0.3,) if config['type'] == 'FeatureBank' else ()
+    out = dict(state=[], counts=[], log=[])
+    for step, split in enumerate(SPLITS[world]):
+        features, labels = (x[list(split[rank])] for x in batch(step))
+        if config['type'] == 'DistributionBank':
+            features = torch.nn.functional.normalize(features, dim=1)
+        given = (features, labels) if at_label_size else as_pixels(features, labels)
+        with logged_collectives() as calls:
+            counted = bank.update_(given[0].to(getattr(torch, dtype)), given[1], *momentum)
+        out['log'].append(calls)
+        out['state'].append({key: value.clone() for key, value in bank.named_buffers()})
+        out['counts'].append(torch.stack([value.double() for value in counted]))
     return out
 
 
-def image_labels(step=0):
-    """Four images: the second all ignored, class 4 only in the last, class 2 nowhere."""
-    labels = tiny_head.label_maps(step, batch=4, absent=(2, 4))
-    labels[1] = 255
-    labels[3, :9, :12] = 4
-    return labels
+def car_losses(rank, world):
+    """Centres, and each loss on them: value, averaged gradient of shared weights, collectives.
 
+    In the first split that has a rank without a pixel, where there is one.
+    """
+    which = next((split[rank] for split in SPLITS[world] if () in split), SPLITS[world][0][rank])
+    pixels, labels = as_pixels(*(x[list(which)] for x in batch(1)))
+    weight = torch.randn(C, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weight.requires_grad_()
 
-def mcibi_bank_steps(rank, world, name):
-    """Updates of FeatureBank, see mcibi_scenarios."""
-    return mcibi.feature_bank_steps(
-        [split[rank] for split in SPLITS[world]], logged_collectives, *mcibi.BANKS[name]
-    )
+    def centers(features, *_):
+        return (class_centers(features, labels, K)[0] * torch.arange(7.0)).sum()
 
-
-UNEVEN_IMAGES = {1: (4,), 2: (3, 1), 4: (1, 1, 1, 1)}
+    out = {}
+    for name in ('centers', *CAR):
+        loss = centers if name == 'centers' else MODELS.build(CAR[name])
+        features = pixels @ weight
+        with logged_collectives() as log:
+            value = loss(features, labels, *class_centers(features, labels, K))
+            (grad,) = torch.autograd.grad(value, weight)
+        if dist.is_initialized():
+            dist.all_reduce(grad)
+        out[name] = dict(value=value.detach(), grad=grad / world, log=log)
+    return out
 
 
 def run_all(rank, world):
     """Every scenario in the same order on every rank: name -> numbers."""
-    out = {}
-    for dtype in (torch.float64, torch.float32):
-        for pixels in ('correct', 'all'):
-            out[f'bank_{pixels}_{str(dtype)[6:]}'] = bank_steps(
-                rank, world, dtype, update_pixels=pixels
-            )
-    out['gumbel'] = gumbel_steps(rank, world)
-    out['losses'] = losses(rank, world, UNEVEN_IMAGES[world])
-    for name in mcibi.BANKS:
-        out[name] = mcibi_bank_steps(rank, world, name)
-    return out
+    out = {
+        name: {dtype: bank_steps(rank, world, name, dtype) for dtype in DTYPES} for name in BANKS
+    }
+    return dict(out, car=car_losses(rank, world))
