@@ -227,7 +227,8 @@ def _check_classes(dataset: BaseSegDataset, split: str, heads: list, has_metrics
             raise DataError(
                 f'the {split} split has no names of classes, which its metric asks for: set {key}='
                 f"dict(classes=('...', ...), palette=[[R, G, B], ...]); {type(dataset).__name__} "
-                'has none of its own'
+                'has none of its own. The same in the other splits: a checkpoint keeps those of '
+                'training'
             )
         return
     for name, head in heads:
@@ -247,8 +248,9 @@ def _compare_with_training(runner: Runner, dataset: BaseSegDataset, split: str) 
     own = _numbering(dataset)
     loader = getattr(runner, '_train_dataloader', None) or {}
     training = loader.get('dataset') if isinstance(loader, dict) else loader.dataset
-    others = [_numbering(leaf) for leaf in leaves(training)] if training is not None else []
-    if not others or own in others:
+    found = [] if training is None else map(_numbering, leaves(training))
+    others = [numbering for numbering in found if numbering is not None]
+    if own is None or not others or own in others:
         return
     key = f'{split}_dataloader.dataset'
     if all(own[0] != reduces for reduces, _ in others):
@@ -264,26 +266,32 @@ def _compare_with_training(runner: Runner, dataset: BaseSegDataset, split: str) 
         )
 
 
-def _numbering(dataset: Any) -> Tuple[bool, tuple]:
-    """`reduce_zero_label` and the names of the classes of a dataset or of the config of one."""
+def _numbering(dataset: Any) -> Optional[Tuple[bool, tuple]]:
+    """`reduce_zero_label` and the names of the classes of a dataset or of the config of one.
+
+    None for what is no BaseSegDataset.
+    """
     if not isinstance(dataset, dict):
-        reduces, names = dataset.reduce_zero_label, dataset.metainfo.get('classes')
-        return bool(reduces), tuple(names or ())
-    kind: Any = dataset['type']
-    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
-    option = inspect.signature(kind).parameters.get('reduce_zero_label')
+        if not isinstance(dataset, BaseSegDataset):
+            return None
+        return bool(dataset.reduce_zero_label), tuple(dataset.metainfo.get('classes') or ())
+    kind = dataset.get('type')
+    cls: Any = DATASETS.get(kind) if isinstance(kind, str) else kind
+    if cls not in DATASETS.module_dict.values() or not issubclass(cls, BaseSegDataset):
+        return None
+    option = inspect.signature(cls).parameters.get('reduce_zero_label')
     default = False if option is None else option.default
-    names = (dataset.get('metainfo') or {}).get('classes') or getattr(kind, 'METAINFO', {}).get(
-        'classes'
-    )
-    return bool(dataset.get('reduce_zero_label', default)), tuple(names or ())
+    names = (dataset.get('metainfo') or {}).get('classes') or cls.METAINFO.get('classes') or ()
+    # a text is the path of a file that has them
+    names = () if isinstance(names, str) else tuple(names)
+    return bool(dataset.get('reduce_zero_label', default)), names
 
 
 def _warn_of_other_suffixes(runner: Runner, dataset: BaseSegDataset, split: str) -> None:
     """Of a folder that is read whole, images of another suffix are left out without a word."""
     folder = dataset.data_prefix.get('img_path')
     suffix = osp.splitext(f'image{dataset.img_suffix}')[1]
-    if not folder or not suffix or osp.isfile(dataset.ann_file) or not is_local(folder):
+    if not folder or not suffix or osp.isfile(dataset.ann_file) or not osp.isdir(folder):
         return
     if osp.realpath(folder) == osp.realpath(dataset.data_prefix.get('seg_map_path') or ''):
         return

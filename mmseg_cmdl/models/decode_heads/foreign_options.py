@@ -17,8 +17,8 @@ from .single_image_context import USE, check_context, options_of, or_before
 
 # What FCNHead and its like have and our heads don't need: the convolutions before the classifier.
 _FCN_OPTIONS = ('num_convs', 'kernel_size', 'concat_input', 'dilation')
-# As of version 0.2.0, where another head has an option of the old name.
-_RENAMED = {'momentum': 'memory_momentum'}
+# Options of our heads in version 0.2.0, where another head has one of the old name.
+_RENAMED = {'momentum': 'memory_momentum', 'concat_input': 'concat_features'}
 
 
 def place_options(
@@ -131,8 +131,10 @@ def _check_required(name: str, options: dict, context: Optional[dict], needed: d
     raise TypeError(f'{name} needs {" and ".join(missing)}{remedy}')
 
 
-def _own_options(cls: Any) -> Set[str]:
+def _own_options(cls: Optional[type]) -> Set[str]:
     """Options of a head of ours, and those of the bank that it has by default."""
+    if cls is None:  # a subclass that isn't registered
+        return set()
     names = options_of(cls)
     bank = inspect.signature(cls).parameters.get('bank')
     kind = bank.default.get('type') if bank is not None and isinstance(bank.default, dict) else None
@@ -153,8 +155,8 @@ def _place_leftovers(
     accepted = set() if cls is None else options_of(cls)
     moved = {key: options[key] for key in options if key not in kept and key in accepted}
     unknown = set(options) - set(kept) - set(moved) - set(_FCN_OPTIONS)
+    known = _own_options(MODELS.get(name))
     if unknown:
-        known = _own_options(MODELS.get(name))
         for old in unknown & set(_RENAMED):
             if _RENAMED[old] in known:
                 raise TypeError(f'{name} has no option {old!r}: it is called {_RENAMED[old]}')
@@ -180,7 +182,12 @@ def _place_leftovers(
         print_log(
             f'{name}: left out {listed}: options of the convolutions of FCNHead and its like, '
             'which this head does not have; a config that changes the type of such a head inherits '
-            'them',
+            'them'
+            + ''.join(
+                f'. {name} has {new} in place of {old}'
+                for old, new in _RENAMED.items()
+                if old in left_out and new in known
+            ),
             'current',
         )
     return kept, ({**moved, **context} if moved else context)

@@ -480,3 +480,5 @@ def test_what_is_left_out_is_named_once(name, context, monkeypatch):
     for key, value in given.items():
         taken = key != 'num_convs' and context == dict(type='NLHead')
         assert (f'{key}={value}' in line) != taken
+    renamed = name == 'DGCWHead' and context != dict(type='NLHead')
+    assert ('DGCWHead has concat_features in place of concat_input' in line) == renamed
