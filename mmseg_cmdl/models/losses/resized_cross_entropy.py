@@ -43,7 +43,7 @@ def resized_cross_entropy(
     if band_rows is None:
         band_bytes = _BAND_BYTES.get(scores.device.type, _BAND_BYTES['cuda'])
         row_bytes = math.prod(scores.shape[:2]) * classes.shape[2] * scores.element_size()
-        band_rows = max(1, band_bytes // row_bytes)
+        band_rows = max(1, band_bytes // max(1, row_bytes))  # a batch of no images has 0 bytes
     with torch.autocast(scores.device.type, enabled=False):
         rows, cols = (
             _resizing(cells, size, align_corners, scores)

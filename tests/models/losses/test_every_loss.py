@@ -140,6 +140,16 @@ def test_all_ignored_has_a_graph_and_no_gradient(name, classes):
 
 
 @every_loss
+def test_no_images_are_no_loss(name):
+    """A rank whose share of a batch is empty takes part in the sums of the others."""
+    x, loss = compared(name)[:0].detach().requires_grad_(), build(name)
+    value = value_of(name, loss, x, label_maps()[:0])
+    assert value.item() == (pytest.approx(1e-5) if name == 'intra_c2p released' else 0)
+    (grad,) = torch.autograd.grad(value, x)
+    assert grad.shape == x.shape
+
+
+@every_loss
 @pytest.mark.parametrize('scale', [1e2, 1e4, 1e6])
 def test_large_values_stay_finite(name, scale):
     x = compared(name, scale, torch.float32)
