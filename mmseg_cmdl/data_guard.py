@@ -10,6 +10,8 @@ What is found:
 - A config that was written for other data: its number of classes, `reduce_zero_label`, the suffix
   of the annotations, names of classes, sizes of test-time augmentation. Many of these mistakes
   train without an error.
+- Splits that number or name their classes otherwise than training does, and images that are left
+  out because their suffix is another: both are warnings.
 - A label that isn't the number of a class: see :mod:`mmseg_cmdl.sample_guard`.
 """
 

@@ -61,25 +61,10 @@ class DataGuardHook(Hook):
         """
         if not getattr(runner, '_resume', False):
             return
-        model = segmentor(runner.model)
-        own, saved = model.state_dict(), checkpoint.get('state_dict', {})
-        wrong = ''
-        for key, value in saved.items():
-            if key in own and getattr(value, 'shape', None) != own[key].shape:
-                wrong = f'has {key} as {_size(value)}, the model as {_size(own[key])}'
-                break
-        # mmengine loads what there is, and the optimizer counts parameters and names none
-        counted = _parameters(checkpoint.get('optimizer'))
-        # strategies of FlexibleRunner have forms of their own for what is sharded
-        plain = not wrong and counted and isinstance(runner, Runner)
-        if plain and counted != _parameters(runner.optim_wrapper.state_dict()):
-            missing = [key for key, _ in model.named_parameters() if key not in saved]
-            unknown = [key for key in saved if key not in own]
-            wrong = f'has {unknown[0]}, the model has not' if unknown else 'has other parameters'
-            wrong = f'has no {missing[0]}' if missing else wrong
-        if wrong:
+        found = _difference(runner, checkpoint)
+        if found:
             raise InputError(
-                f'the checkpoint to resume from {wrong}: a resumed job goes on with the same model '
+                f'the checkpoint to resume from {found}: a resumed job goes on with the same model '
                 'and classes. To start from its weights, set load_from in the config, and leave '
                 'out --resume'
             )
@@ -146,6 +131,29 @@ class DataGuardHook(Hook):
         meta = getattr(runner.train_dataloader.dataset, 'metainfo', {})
         runner.logger.warning(never_seen(absent, meta, f'{images} images ({self._iterations} '
                                          'iterations)'))  # fmt: skip
+
+
+def _difference(runner: Runner, checkpoint: dict) -> str:
+    """What tells the model of a checkpoint from that of a runner; '' where nothing does."""
+    model = segmentor(runner.model)
+    own, saved = model.state_dict(), checkpoint.get('state_dict', {})
+    for key, value in saved.items():
+        if key in own and getattr(value, 'shape', None) != own[key].shape:
+            return f'has {key} as {_size(value)}, the model as {_size(own[key])}'
+    # mmengine loads what there is, and the optimizer counts parameters and names none
+    counted = _parameters(checkpoint.get('optimizer'))
+    # strategies of FlexibleRunner have forms of their own for what is sharded
+    if not counted or not isinstance(runner, Runner):
+        return ''
+    if counted == _parameters(runner.optim_wrapper.state_dict()):
+        return ''
+    for key, _ in model.named_parameters():
+        if key not in saved:
+            return f'has no {key}'
+    for key in saved:
+        if key not in own:
+            return f'has {key}, the model has not'
+    return 'has other parameters'
 
 
 def _parameters(optimizer: Optional[dict]) -> int:

@@ -4,7 +4,7 @@ A config inherits them from its base, so one changed line can't remove them.
 """
 
 import inspect
-from typing import Any, List, Optional, Set, Tuple, Union
+from typing import Any, List, NoReturn, Optional, Set, Tuple, Union
 
 from mmengine.logging import print_log
 from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
@@ -141,6 +141,32 @@ def _own_options(cls: Optional[type]) -> Set[str]:
     return names | ({f'bank.{name}' for name in options_of(MODELS.get(kind))} if kind else set())
 
 
+def _refuse(
+    name: str, unknown: Set[str], context: Optional[dict], given: dict, stages: bool
+) -> NoReturn:
+    """Says whose options the unknown ones are, and what becomes of that head."""
+    known = _own_options(MODELS.get(name))
+    for old in unknown & set(_RENAMED):
+        if _RENAMED[old] in known:
+            raise TypeError(f'{name} has no option {old!r}: it is called {_RENAMED[old]}')
+    remedy = '' if context is None else f'. Neither has its context, {context["type"]}'
+    heads, others = _heads_with(unknown, given, stages)
+    if heads:
+        remedy += (
+            f'. That is of {_some(heads)}: if it was the head before, {_kept_as_context(heads)}'
+        )
+    elif others:
+        remedy += (
+            f'. That is of {_some(others)}, which can not be the context of {name} (it has no '
+            'conv_seg, or needs the prediction of a stage before it): remove it'
+            f'{or_before(others[0])}'
+        )
+    else:
+        near = did_you_mean(unknown, known)
+        remedy += near or '. No decode head that is registered has it: remove it'
+    raise TypeError(f'{name} has no option {sorted(unknown)}{remedy}')
+
+
 def _place_leftovers(
     name: str, options: dict, context: Optional[dict], stages: bool, given: dict
 ) -> Tuple[dict, Optional[dict]]:
@@ -155,29 +181,11 @@ def _place_leftovers(
     accepted = set() if cls is None else options_of(cls)
     moved = {key: options[key] for key in options if key not in kept and key in accepted}
     unknown = set(options) - set(kept) - set(moved) - set(_FCN_OPTIONS)
-    known = _own_options(MODELS.get(name))
     if unknown:
-        for old in unknown & set(_RENAMED):
-            if _RENAMED[old] in known:
-                raise TypeError(f'{name} has no option {old!r}: it is called {_RENAMED[old]}')
-        heads, others = _heads_with(unknown, {**options, **given}, stages)
-        remedy = '' if context is None else f'. Neither has its context, {context["type"]}'
-        if heads:
-            remedy += (
-                f'. That is of {_some(heads)}: if it was the head before, {_kept_as_context(heads)}'
-            )
-        elif others:
-            remedy += (
-                f'. That is of {_some(others)}, which can not be the context of {name} (it has no '
-                'conv_seg, or needs the prediction of a stage before it): remove it'
-                f'{or_before(others[0])}'
-            )
-        else:
-            near = did_you_mean(unknown, known)
-            remedy += near or '. No decode head that is registered has it: remove it'
-        raise TypeError(f'{name} has no option {sorted(unknown)}{remedy}')
+        _refuse(name, unknown, context, {**options, **given}, stages)
     left_out = {key: options[key] for key in _FCN_OPTIONS if key in options and key not in moved}
     if left_out:
+        known = _own_options(MODELS.get(name))
         listed = ', '.join(f'{key}={value!r}' for key, value in left_out.items())
         print_log(
             f'{name}: left out {listed}: options of the convolutions of FCNHead and its like, '
