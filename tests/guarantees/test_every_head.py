@@ -138,6 +138,24 @@ def test_a_batch_that_is_ignored_whole(name):
             assert torch.equal(value, before[key]), key
 
 
+@ALL
+def test_a_wrong_label_is_named(name):
+    """In a sentence, with the image that has it, before anything has moved."""
+    model = cases.build(name, norm='GN')
+    before = copy.deepcopy(model.state_dict())
+    for value in (-1, cases.NUM_CLASSES, 77, 254):
+        images, samples = cases.batch()
+        samples[1].gt_sem_seg.data[0, 3, 4] = value
+        for sample in samples:
+            sample.set_metainfo(dict(reduce_zero_label=False))
+        with pytest.raises(ValueError, match='reduce_zero_label') as error:
+            model.loss(images, samples)
+        for said in (f'labels [{value}] of image_1.png', 'num_classes=5', '255'):
+            assert said in str(error.value)
+        assert 'image_0.png' not in str(error.value)
+        assert_unmoved(model, before)
+
+
 # whose classifier learns the memory itself, with or without a labelled pixel
 IN_MEMORY = [name for name in cases.CASES if name.startswith('mcibi') and 'mcibipp' not in name]
 

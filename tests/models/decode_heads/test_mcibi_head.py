@@ -3,7 +3,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from mmcv.cnn import ConvModule
 from mmengine.logging import MessageHub
 
 from mmseg_cmdl.models.memory import InitialMemory
@@ -29,31 +28,6 @@ def _record_pixels(head):
     seen = []
     head.bottleneck.register_forward_hook(lambda m, args, out: seen.append(out.detach().clone()))
     return seen
-
-
-# ---- reading, against MDRL ----
-
-
-@pytest.mark.parametrize('fusion', ['concat', 'add', 'weighted_add'])
-@pytest.mark.parametrize('hard', [False, True])
-def test_reads_as_mdrl_does_with_one_distribution(fusion, hard):
-    """With N = 1, the same vectors and no fusion of groups to do."""
-    options = dict(fusion=fusion, hard_aggregate=hard, context=dict(type='PSPHead'))
-    ours = fill(tiny_head.build_mcibi(**options)).eval()
-    theirs = tiny_head.build(
-        bank=dict(type='DistributionBank', num_distributions=1), embedding='pixel', **options
-    )
-    theirs.bank.distributions.copy_(ours.bank.features[:, None])
-    theirs.fuse_memory = ConvModule(8, 8, 1, norm_cfg=None, act_cfg=None, bias=False).double()
-    theirs.fuse_memory.conv.weight.data.copy_(torch.eye(8)[..., None, None])
-    state = {key: value for key, value in ours.state_dict().items() if not key.startswith('bank.')}
-    missing, unexpected = theirs.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert {key.split('.')[0] for key in missing} == {'bank', 'fuse_memory'}
-    theirs.eval()
-    inputs = tiny_head.features()
-    torch.testing.assert_close(ours(inputs), theirs(inputs), rtol=0, atol=1e-11)
-    assert not torch.allclose(ours(inputs), fill(ours, seed=1)(inputs), atol=1e-4)
 
 
 # ---- training ----
@@ -88,7 +62,7 @@ def test_losses_see_the_memory_of_before_and_then_it_moves(update_size, strategy
         )
 
         if update_size == 'label':
-            pixels = mcibi.resize(pixels, labels.shape[1:], align_corners)
+            pixels = mdrl.resize(pixels, labels.shape[1:], align_corners)
         else:
             labels = mdrl.nearest_labels(labels, pixels.shape[2:])
         expected, now_filled = mcibi.update(
@@ -215,7 +189,7 @@ def test_non_finite_features_never_reach_the_memory(bad, update_size):
     assert calls
     shares = torch.zeros(1, 1, 5, 6)
     shares[..., 2, 3] = 1
-    expected = (mcibi.resize(shares, tiny_head.LABEL_SIZE) > 0).sum()
+    expected = (mdrl.resize(shares, tiny_head.LABEL_SIZE) > 0).sum()
     assert losses['stat_left_out_pixels'] == (1 if update_size == 'feature' else expected)
     assert expected > 40
     assert head.bank.features.isfinite().all()
@@ -242,7 +216,7 @@ def test_momentum_reaches_the_memory():
         with runner_at(iteration, 100):
             losses, _ = tiny_head.step(head)
         assert losses['stat_memory_momentum'].item() == pytest.approx(expected)
-        pixels = mcibi.resize(seen[0], tiny_head.LABEL_SIZE).permute(0, 2, 3, 1).flatten(0, 2)
+        pixels = mdrl.resize(seen[0], tiny_head.LABEL_SIZE).permute(0, 2, 3, 1).flatten(0, 2)
         after, _ = mcibi.update(
             before, torch.ones(5).bool(), pixels, tiny_head.label_maps().flatten(), expected, 'mean'
         )

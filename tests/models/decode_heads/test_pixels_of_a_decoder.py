@@ -9,6 +9,7 @@ from mmseg_cmdl.models import RelationAttention
 from tests import stack
 from tests.models.decode_heads import tiny_head
 from tests.models.segmentors import every_head, tiny_segmentor
+from tests.reference import mdrl
 
 MEMORY = {
     'MDRLHead': dict(bank=dict(type='DistributionBank', num_distributions=2)),
@@ -214,15 +215,14 @@ def test_memory_and_coarse_loss_take_every_so_many_th_pixel(kind, stride):
     before = {key: value.clone() for key, value in head.bank.state_dict().items()}
     losses = head.loss(inputs, tiny_head.samples(labels), None)
     ((pixels, logits),) = shots
-    (h, w), (H, W) = pixels.shape[2:], labels.shape[1:]
+    small = mdrl.nearest_labels(labels, pixels.shape[2:])
     rows, kept, classes = {}, [], []
     for b in range(len(labels)):
-        for y in range(0, h, stride):
-            for x in range(0, w, stride):
-                label = int(labels[b, y * H // h, x * W // w])
+        for y in range(0, pixels.shape[2], stride):
+            for x in range(0, pixels.shape[3], stride):
                 kept.append(logits[b, :, y, x])
-                classes.append(label)
-                rows.setdefault(label, []).append(pixels[b, :, y, x])
+                classes.append(int(small[b, y, x]))
+                rows.setdefault(classes[-1], []).append(pixels[b, :, y, x])
     expected = F.cross_entropy(
         torch.stack(kept), torch.tensor(classes), ignore_index=255, reduction='sum'
     )
@@ -262,14 +262,8 @@ def test_distributions_are_moved_by_every_so_many_th_pixel(monkeypatch):
     labels = tiny_head.label_maps()
     head.loss(tiny_head.features(), tiny_head.samples(labels), None)
     ((embeddings, classes),) = seen
-    (h, w), (H, W) = pixels[0].shape[2:], labels.shape[1:]
-    expected = [
-        int(labels[b, y * H // h, x * W // w])
-        for b in range(2)
-        for y in range(0, h, 2)
-        for x in range(0, w, 2)
-    ]
-    assert classes.tolist() == expected
+    small = mdrl.nearest_labels(labels, pixels[0].shape[2:])
+    assert torch.equal(classes, small[:, ::2, ::2].flatten())
     with torch.no_grad():
         embedded = head.embed(pixels[0])[:, ::2, ::2].flatten(0, 2)
     torch.testing.assert_close(embeddings.detach(), embedded, rtol=0, atol=1e-12)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mmseg_cmdl.models.memory import FeatureBank
-from tests.reference import golden, mcibi
+from tests.reference import golden, mcibi, mdrl
 from tests.reference.dispatch import CountOps
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -117,7 +117,7 @@ def test_update_at_label_size_equals_resizing_first(size, label_size, strategy, 
     memory[3] = 0
     bank = _bank(memory, filled, strategy=strategy)
     counts = bank.update_(features, labels, 0.4, align_corners=align_corners)
-    resized = mcibi.resize(features, label_size, align_corners)
+    resized = mdrl.resize(features, label_size, align_corners)
     torch.testing.assert_close(
         resized, F.interpolate(features, label_size, mode='bilinear', align_corners=align_corners)
     )
@@ -263,7 +263,7 @@ def test_label_pixels_with_a_share_of_a_non_finite_cell_are_left_out(bad, align_
     features[1, 2, 1, 3] = bad
     bank = _bank(memory)
     counts = bank.update_(features, labels, 0.5, align_corners=align_corners)
-    resized = mcibi.resize(features, (12, 15), align_corners).permute(0, 2, 3, 1).flatten(0, 2)
+    resized = mdrl.resize(features, (12, 15), align_corners).permute(0, 2, 3, 1).flatten(0, 2)
     expected, _ = mcibi.update(memory, bank.filled, resized, labels.flatten(), 0.5)
     torch.testing.assert_close(bank.features, expected, rtol=0, atol=1e-12)
     left_out = ~resized.isfinite().all(1) & (labels.flatten() != 255)
