@@ -12,22 +12,8 @@ SIZE = tiny_head.SIZES[-1]
 
 
 def build(dtype=torch.float64, **options):
-    torch.manual_seed(0)
-    config = dict(
-        type='CPHead',
-        in_channels=10,
-        in_index=3,
-        channels=8,
-        prior_size=SIZE,
-        prior_channels=6,
-        kernel_size=3,
-        num_classes=tiny_head.NUM_CLASSES,
-        dropout_ratio=0.0,
-        norm_cfg=dict(type='BN'),
-        align_corners=False,
-    )
-    config.update(options)
-    head = MODELS.build(config).to(dtype).eval()
+    options = dict(dict(prior_size=SIZE, prior_channels=6, kernel_size=3), **options)
+    head = tiny_head.make('CPHead', dtype, **options).eval()
     torch.nn.init.normal_(head.conv_seg.weight)
     return head
 

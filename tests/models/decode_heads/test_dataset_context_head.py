@@ -226,16 +226,7 @@ def test_context_map_is_what_the_heads_classifier_sees(name):
     """The map is the input of conv_seg of the same head standing alone."""
     head = tiny_head.build(context=dict(type=name, **CONTEXTS[name])).eval()
     inputs = tiny_head.features()
-    config = dict(
-        in_channels=10,
-        in_index=3,
-        channels=8,
-        num_classes=5,
-        dropout_ratio=0.0,
-        norm_cfg=dict(type='BN'),
-        align_corners=False,
-    )
-    alone = MODELS.build({**config, 'type': name, **CONTEXTS[name]}).double().eval()
+    alone = tiny_head.make(name, **CONTEXTS[name]).eval()
     state = {
         key.split('context.')[1].removeprefix('head.'): value
         for key, value in head.state_dict().items()

@@ -8,7 +8,6 @@ from mmseg.registry import MODELS
 from tests.models.decode_heads import tiny_head
 from tests.reference import dgcw
 
-NORM = dict(type='BN')
 PPM = dict(type='PSPHead', pool_scales=(1, 2), channels=12)
 COMPARED = {
     'DGCW': (dict(type='ChannelWeighting'), 4),
@@ -20,21 +19,8 @@ COMPARED = {
 }
 
 
-def build(dtype=torch.float64, **options):
-    torch.manual_seed(0)
-    config = dict(
-        type='DGCWHead',
-        in_channels=10,
-        in_index=3,
-        channels=8,
-        dropout_ratio=0.0,
-        num_classes=tiny_head.NUM_CLASSES,
-        norm_cfg=NORM,
-        align_corners=False,
-        concat_features=False,
-    )
-    config.update(options)
-    return MODELS.build(config).to(dtype).train()
+def build(**options):
+    return tiny_head.make('DGCWHead', **{'concat_features': False, **options})
 
 
 def features(size=(9, 14), batch=2, dtype=torch.float64):
@@ -102,7 +88,7 @@ def test_context_has_512_channels_a_branch_unless_told(context, kind):
     head = build(context=context)
     assert type(head.context.head).__name__ == kind
     assert (head.context.head.in_channels, head.context.channels) == (10, 512)
-    assert head.context.head.norm_cfg == NORM
+    assert head.context.head.norm_cfg == dict(type='BN')
     branches = (
         head.context.head.psp_modules
         if kind == 'PSPHead'

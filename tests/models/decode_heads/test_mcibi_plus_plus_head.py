@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from mmseg.registry import MODELS
 from torch import nn
 
 from tests.models.decode_heads import golden_head, tiny_head
@@ -15,8 +14,7 @@ DTYPES = [torch.float64, torch.float32]
 
 
 def build(dtype=torch.float64, **options):
-    options = {'type': 'MCIBIPlusPlusHead', **options}
-    return tiny_head.build_mcibi(dtype, **options)
+    return tiny_head.make('MCIBIPlusPlusHead', dtype, **options)
 
 
 def load_classifier(conv_module, classifier, data, prefix):
@@ -79,39 +77,30 @@ def golden_step_head(name, dtype):
     """The head and auxiliary head of a recorded step, with its weights."""
     data = golden.load(name, dtype)
     num_classes, channels = data['eps'].shape
-    common = dict(
-        num_classes=num_classes,
-        channels=channels,
-        norm_cfg=dict(type='BN'),
-        align_corners=False,
-        dropout_ratio=0.0,
-    )
+    common = dict(num_classes=num_classes, channels=channels)
     context = None
     if data['context_within_image']:
         dilations = tuple(int(rate) for rate in data['aspp_dilations'])
         context = dict(type='ASPPHead', dilations=dilations)
-    head = MODELS.build(
-        dict(
-            common,
-            type='MCIBIPlusPlusHead',
-            in_channels=data['backbone_3'].shape[1],
-            in_index=1,
-            context=context,
-            transform_channels=data['transform_channels'],
-            bank=dict(type='GaussianBank', momentum=data['momentum']),
-        )
-    ).to(dtype)
-    auxiliary = MODELS.build(
-        dict(
-            common,
-            type='FCNHead',
-            in_channels=data['backbone_2'].shape[1],
-            in_index=0,
-            num_convs=1,
-            concat_input=False,
-            loss_decode=dict(type='CrossEntropyLoss', loss_weight=data['loss_scale_aux']),
-        )
-    ).to(dtype)
+    head = build(
+        dtype,
+        **common,
+        in_channels=data['backbone_3'].shape[1],
+        in_index=1,
+        context=context,
+        transform_channels=data['transform_channels'],
+        bank=dict(type='GaussianBank', momentum=data['momentum']),
+    )
+    auxiliary = tiny_head.make(
+        'FCNHead',
+        dtype,
+        **common,
+        in_channels=data['backbone_2'].shape[1],
+        in_index=0,
+        num_convs=1,
+        concat_input=False,
+        loss_decode=dict(type='CrossEntropyLoss', loss_weight=data['loss_scale_aux']),
+    )
     golden_head.load_parts(
         {**memory_parts(head), 'bottleneck': nn.ModuleDict(head.bottleneck.named_children())},
         data,

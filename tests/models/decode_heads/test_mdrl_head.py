@@ -366,11 +366,7 @@ def test_defaults():
 
 def test_total_is_eq_18():
     """0.4 L_cls + L_aug + 0.01 L_clcl + 0.05 L_cgcl and nothing else enters the objective."""
-    options = dict(bank=tiny_head.BANK, dropout_ratio=0.0, norm_cfg=dict(type='BN'))
-    torch.manual_seed(0)
-    head = MODELS.build(
-        dict(type='MDRLHead', in_channels=10, in_index=3, channels=8, num_classes=5, **options)
-    ).double()
+    head = tiny_head.make('MDRLHead', bank=tiny_head.BANK)
     ones = tiny_head.build(
         loss_coarse=dict(type='CrossEntropyLoss', loss_weight=1.0),
         loss_consistency=tiny_head.released(1.0, 1.0),

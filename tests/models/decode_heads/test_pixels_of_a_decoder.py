@@ -101,10 +101,7 @@ class PSAMask(torch.nn.Module):
 @pytest.mark.parametrize('kind', ['MDRLHead', 'MCIBIHead', 'DGCWHead', 'CAR'])
 def test_psanet_with_its_compiled_operation_stood_in_for(kind, monkeypatch):
     monkeypatch.setattr('mmseg.models.decode_heads.psa_head.PSAMask', PSAMask)
-    plain = dict(
-        type='PSAHead', in_channels=10, in_index=3, channels=4, num_classes=5, mask_size=(3, 3),
-        norm_cfg=dict(type='BN'), align_corners=False,
-    )  # fmt: skip
+    plain = tiny_segmentor.head('PSAHead', channels=4, mask_size=(3, 3))
     before = tiny_segmentor.build(plain, 'EncoderDecoder').eval()
     if kind == 'CAR':
         model = tiny_segmentor.build(plain, 'CAREncoderDecoder')
@@ -118,10 +115,9 @@ def test_psanet_with_its_compiled_operation_stood_in_for(kind, monkeypatch):
         assert model.eval().decode_head(maps).shape == before.decode_head(maps).shape
 
 
-def uper(kind='MDRLHead', **options):
-    return tiny_head.build(
-        **{**MEMORY[kind], 'type': kind, 'loss_consistency': tiny_head.paper()}
-        if kind == 'MDRLHead' else {**MEMORY[kind], 'type': kind},
+def uper(**options):
+    return tiny_head.make(
+        'MDRLHead', **MEMORY['MDRLHead'], loss_consistency=tiny_head.paper(),
         in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3],
         context=dict(type='UPerHead', pool_scales=(1, 2)), **options,
     )  # fmt: skip
@@ -202,8 +198,8 @@ def test_default_strides_are_those_of_a_large_map_on_a_decoder_and_one_otherwise
 @pytest.mark.parametrize('stride', [2, 3])
 def test_memory_and_coarse_loss_take_every_so_many_th_pixel(kind, stride):
     """Against loops over pixels and labels; the final loss sees all labels."""
-    head = tiny_head.build_mcibi(
-        type=kind, in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3],
+    head = tiny_head.make(
+        kind, in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3],
         context=dict(type='UPerHead', pool_scales=(1, 2)), loss_stride=stride,
     )  # fmt: skip
     labels = tiny_head.label_maps(size=(21, 26), ignored=0.3)

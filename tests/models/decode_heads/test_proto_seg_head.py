@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mmseg.registry import MODELS
 
 from mmseg_cmdl.models import (
     DistributionBank,
@@ -18,21 +17,9 @@ LOSSES = golden.names('protoseg_losses_*')
 UPDATES = golden.names('protoseg_update_*')
 
 
-def build(dtype=torch.float64, seed=0, **options):
-    torch.manual_seed(seed)
-    config = dict(
-        type='ProtoSegHead',
-        in_channels=tiny_head.CHANNELS[-1],
-        in_index=3,
-        channels=8,
-        num_classes=tiny_head.NUM_CLASSES,
-        dropout_ratio=0.0,
-        norm_cfg=dict(type='BN'),
-        align_corners=True,
-        bank=dict(type='DistributionBank', num_distributions=3, momentum=0.9),
-    )
-    config.update(options)
-    return MODELS.build(config).to(dtype).train()
+def build(dtype=torch.float64, **options):
+    options = {'align_corners': True, 'bank': tiny_head.BANK, **options}
+    return tiny_head.make('ProtoSegHead', dtype, **options)
 
 
 # ---- recorded numbers ----

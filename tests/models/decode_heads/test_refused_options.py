@@ -90,7 +90,7 @@ REFUSED = {
 )
 def test_refused_when_built(kind, options, message):
     with pytest.raises(ValueError, match=message):
-        tiny_head.build_mcibi(type=kind, **options)
+        tiny_head.make(kind, **options)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_refused_when_built(kind, options, message):
 )
 def test_an_unknown_option_is_refused(kind, options, message):
     with pytest.raises(TypeError, match=message):
-        tiny_head.build_mcibi(type=kind, **options)
+        tiny_head.make(kind, **options)
 
 
 def test_a_context_that_needs_another_package_is_named():

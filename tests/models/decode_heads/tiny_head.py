@@ -28,12 +28,12 @@ def paper(local=0.3, contrast=0.7):
 
 def build(dtype=torch.float64, seed=0, **options):
     """MDRLHead on the last of four maps, in training mode; no dropout, so steps can be repeated."""
-    return _build('MDRLHead', dtype, seed, {'bank': BANK, 'loss_consistency': paper(), **options})
+    return make('MDRLHead', dtype, seed, **{'bank': BANK, 'loss_consistency': paper(), **options})
 
 
 def build_mcibi(dtype=torch.float64, seed=0, **options):
     """MCIBIHead on the last of four maps, as :func:`build` makes MDRLHead."""
-    return _build('MCIBIHead', dtype, seed, options)
+    return make('MCIBIHead', dtype, seed, **options)
 
 
 def fill(head, seed=0, empty=()):
@@ -47,7 +47,8 @@ def fill(head, seed=0, empty=()):
     return head
 
 
-def _build(kind, dtype, seed, options):
+def make(kind, dtype=torch.float64, seed=0, **options):
+    """Any head on the last of four maps, in training mode."""
     torch.manual_seed(seed)
     config = dict(
         type=kind,
