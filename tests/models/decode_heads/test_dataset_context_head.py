@@ -8,41 +8,11 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from mmseg_cmdl.models.decode_heads.label_check import batch_labels
-from tests import stack
 from tests.models.decode_heads import golden_head, tiny_head
+from tests.models.segmentors import every_head
 from tests.reference import golden, mdrl
 from tests.reference.dispatch import CountOps
 
-# Every kind of head: pyramid, dilated, attention (criss-cross, dual, non-local), several levels,
-# cascade, several outputs, separable, and some that carry losses or state of their own.
-CONTEXTS = {
-    'FCNHead': dict(num_convs=1),
-    'PSPHead': dict(pool_scales=(1, 2, 3)),
-    'ASPPHead': dict(dilations=(1, 2, 3)),
-    'CCHead': dict(recurrence=2),
-    'DAHead': dict(pam_channels=4),
-    'UPerHead': dict(
-        in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3], pool_scales=(1, 2)
-    ),
-    'NLHead': dict(reduction=2, use_scale=True, mode='embedded_gaussian'),
-    'OCRHead': dict(ocr_channels=4),
-    'DepthwiseSeparableASPPHead': dict(dilations=(1, 2), c1_in_channels=4, c1_channels=3),
-    'DepthwiseSeparableFCNHead': dict(num_convs=1, concat_input=False),
-    'EncHead': dict(in_channels=[6, 8, 10], in_index=[1, 2, 3], num_codes=3, use_se_loss=False),
-    'ANNHead': dict(in_channels=[8, 10], in_index=[2, 3], project_channels=4),
-    'APCHead': dict(pool_scales=(1, 2)),
-    'DMHead': dict(filter_sizes=(1, 3)),
-    'DNLHead': dict(reduction=2),
-    'GCHead': dict(ratio=1 / 4.0),
-    'ISAHead': dict(isa_channels=4, down_factor=(2, 2)),
-    'SegformerHead': dict(in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3]),
-    'LightHamHead': dict(
-        in_channels=[8, 10],
-        in_index=[2, 3],
-        ham_channels=8,
-        ham_kwargs=dict(MD_R=2, train_steps=1, eval_steps=1),
-    ),
-}
 NAMED = ('PSPHead', 'ASPPHead', 'CCHead', 'DAHead', 'UPerHead', 'NLHead', 'OCRHead')
 
 
@@ -188,45 +158,17 @@ def test_pixel_sampler():
         assert losses[name].item() == pytest.approx(expected.item(), rel=1e-9), name
 
 
-@pytest.mark.parametrize('hook', ['read_memory', 'fold_memory'])
-def test_bias_of_the_fused_memory(hook):
-    """Without a norm the 1x1 conv on the voted maps has a bias."""
-    head = tiny_head.build(norm_cfg=None).eval()
-    nn.init.normal_(head.fuse_memory.conv.bias)
-    weights = torch.rand(2, 5, 3, 4, dtype=torch.float64)
-    expected = head.fuse_memory(mdrl.vote(weights, head.bank.distributions))
-    read = head.read_memory if hook == 'read_memory' else head.fold_memory()
-    torch.testing.assert_close(read(weights), expected, rtol=0, atol=1e-12)
-
-
 # ---- contexts ----
-
-
-@pytest.mark.parametrize('fusion', ['concat', 'weighted_add'])
-@pytest.mark.parametrize('build', [tiny_head.build, tiny_head.build_mcibi])
-@pytest.mark.parametrize('name', stack.for_training(CONTEXTS))
-def test_context_trains_every_parameter_and_predicts(name, build, fusion):
-    """No parameter without gradient, so DDP needs no find_unused_parameters."""
-    head = build(torch.float32, context=dict(type=name, **CONTEXTS[name]), fusion=fusion)
-    for seed in range(2):  # MCIBI's memory is empty in the first step
-        losses, grads = tiny_head.step(head, seed)
-        assert all(value.isfinite().all() for value in losses.values())
-        without = [key for key, grad in grads.items() if grad is None]
-        assert not without
-    assert any(grad.any() for key, grad in grads.items() if key.startswith('context.'))
-    head.eval()
-    with torch.no_grad():
-        logits = head.predict(tiny_head.features(dtype=torch.float32), tiny_head.metas(), None)
-    assert logits.shape == (2, 5, *tiny_head.LABEL_SIZE)
-    assert logits.isfinite().all()
 
 
 @pytest.mark.parametrize('name', NAMED)
 def test_context_map_is_what_the_heads_classifier_sees(name):
     """The map is the input of conv_seg of the same head standing alone."""
-    head = tiny_head.build(context=dict(type=name, **CONTEXTS[name])).eval()
+    options = every_head.HEADS[name]
+    options = options[-1] if isinstance(options, list) else options
+    head = tiny_head.build(context=dict(type=name, **options)).eval()
     inputs = tiny_head.features()
-    alone = tiny_head.make(name, **CONTEXTS[name]).eval()
+    alone = tiny_head.make(name, **options).eval()
     state = {
         key.split('context.')[1].removeprefix('head.'): value
         for key, value in head.state_dict().items()

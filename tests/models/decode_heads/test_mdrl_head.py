@@ -406,13 +406,6 @@ def test_trains_in_bfloat16_throughout(losses):
 # ---- fuse_memory is called, not read ----
 
 
-def _voted_and_then_called(head, weights):
-    """Feature voting group by group, and the layer on the N voted maps (MDRL eq. 9)."""
-    distributions = head.bank.distributions
-    maps = torch.einsum('bkhw,knz->bnzhw', weights, distributions).flatten(1, 2)
-    return head.fuse_memory(maps)
-
-
 class _Doubled(nn.Module):
     def forward(self, weight):
         return 2 * weight
@@ -433,7 +426,8 @@ def test_whatever_layer_fuses_the_memory_acts(kind):
         nn.init.normal_(conv.bias)
     weights = torch.rand(2, 5, 3, 4, dtype=torch.float64).softmax(dim=1)
     got = head.read_memory(weights)
-    expected = _voted_and_then_called(head, weights)
+    # the layer on the N voted maps, not folded into the distributions
+    expected = head.fuse_memory(mdrl.vote(weights, head.bank.distributions))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
     folded = head.fold_memory()
     torch.testing.assert_close(folded(weights), expected.detach(), rtol=0, atol=1e-10)
