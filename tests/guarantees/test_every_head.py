@@ -160,6 +160,25 @@ def test_a_wrong_label_is_named(name):
 IN_MEMORY = [name for name in cases.CASES if name.startswith('mcibi') and 'mcibipp' not in name]
 
 
+# the heads that had an option of when to check labels
+CHECKED_LABELS = ('mdrl', 'mcibi', 'mcibipp', 'car', 'dgcw', 'caa', 'cp')
+
+
+@pytest.mark.parametrize(
+    ('name', 'option'),
+    [
+        *((name, dict(check_labels='always')) for name in CHECKED_LABELS),
+        *((name, dict(fuse_losses=False)) for name in ('mdrl', 'car')),
+    ],
+)
+def test_options_without_effect_are_taken_and_told(name, option):
+    (key,) = option
+    with pytest.warns(FutureWarning, match=rf'(Head|Regularization): {key}=.* has no effect'):
+        model = cases.build(name, **(option if name == 'car' else dict(head_options=option)))
+    (got, _), (expected, _) = cases.step(model), cases.step(cases.build(name))
+    cases.assert_same(got, expected)
+
+
 @stack.needs_export
 @pytest.mark.parametrize('name', ['mdrl', 'mcibi', 'mcibipp', 'protoseg', 'dgcw', 'dgcw_aspp'])
 def test_exports_with_dynamic_shapes_and_plain_operations(name):

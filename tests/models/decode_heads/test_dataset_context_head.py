@@ -1,4 +1,5 @@
 import inspect
+import operator
 
 import pytest
 import torch
@@ -96,6 +97,37 @@ def test_forward_is_its_parts():
     assert head.coarse_classifier[0].conv.kernel_size == head.final_conv.conv.kernel_size == (1, 1)
 
 
+DEFAULTS = {
+    'MDRLHead': {
+        'bank.num_distributions': 9,
+        'bank.momentum': 0.999,
+        'bank.epsilon': 0.05,
+        'bank.iterations': 3,
+        'bank.assignment': 'argmax',
+        'bank.update_pixels': 'correct',
+        'consistency.losses.0.formulation': 'released',
+        'consistency.losses.1.formulation': 'released',
+        'context': None,
+        'fusion': 'concat',
+    },
+    'MCIBIHead': {
+        'bank.strategy': 'cosine',
+        'momentum.start': 0.9,
+        'momentum.power': 0.9,
+        'update_size': 'label',
+        'fusion': 'concat',
+    },
+}
+
+
+@pytest.mark.parametrize('kind', DEFAULTS)
+def test_defaults(kind):
+    """The paper's settings, in the formulation of the authors' code, as the configs have it."""
+    head = MODELS.build(dict(type=kind, in_channels=4, channels=4, num_classes=3))
+    found = {option: operator.attrgetter(option)(head) for option in DEFAULTS[kind]}
+    assert found == DEFAULTS[kind]
+
+
 def test_transform_channels():
     assert tiny_head.build().relation.channels == 4  # C // 2, as in the paper
     assert tiny_head.build(transform_channels=3).relation.channels == 3
@@ -123,6 +155,36 @@ def test_losses_of_both_classifiers():
     assert losses['acc_seg'].item() == pytest.approx(
         100 * right.sum().item() / (labels != 255).sum().item(), rel=1e-4
     )
+
+
+# by head: weights of the losses by default (MDRL eq. 18, MCIBI eq. 19), and what else is logged
+OBJECTIVES = {
+    'MDRLHead': (
+        dict(loss_ce=1, coarse_loss_ce=0.4, loss_clcl=0.01, loss_cgcl=0.05),
+        {'coarse_acc_seg', 'acc_distribution'},
+    ),
+    'MCIBIHead': (
+        dict(loss_ce=1, coarse_loss_ce=0.4, memory_loss_ce=1),
+        {'coarse_acc_seg', 'acc_memory', 'stat_filled_classes', 'stat_memory_momentum'},
+    ),
+    'MCIBIPlusPlusHead': (dict(loss_ce=1, coarse_loss_ce=0.4), {'coarse_acc_seg'}),
+    'ProtoSegHead': (dict(loss_ce=1, loss_ppc=0.01, loss_ppd=0.001), {'acc_distribution'}),
+}
+
+
+@pytest.mark.parametrize('kind', OBJECTIVES)
+def test_the_objective_is_the_weighted_sum_of_these_losses(kind):
+    """And of nothing else; in the second step, when there is a memory."""
+    weights, logged = OBJECTIVES[kind]
+    head, unit = tiny_head.make(kind), tiny_head.make(kind)
+    for loss in unit.modules():
+        if hasattr(loss, 'loss_weight'):
+            loss.loss_weight = 1.0
+    losses, ones = ([tiny_head.step(x, seed)[0] for seed in range(2)][1] for x in (head, unit))
+    assert set(losses) == {*weights, *logged, 'acc_seg', 'stat_left_out_pixels'}
+    for key, weight in weights.items():
+        assert ones[key] > 0
+        assert losses[key].item() == pytest.approx(weight * ones[key].item(), rel=1e-9), key
 
 
 def test_several_coarse_losses_and_weights():
@@ -245,9 +307,15 @@ def test_label_of_another_ignore_index():
 
 def test_what_a_bank_leaves_out_is_filled_in():
     assert tiny_head.build(bank=dict()).bank.distributions.shape == (tiny_head.NUM_CLASSES, 9, 8)
-    head = tiny_head.build(bank=dict(num_distributions=2, momentum=0.5, channels=6))
+    given = dict(
+        num_distributions=2, channels=6, momentum=0.5, epsilon=0.1, iterations=2,
+        assignment='gumbel', update_pixels='all', seed=3,
+    )  # fmt: skip
+    head = tiny_head.build(bank=given)
     assert head.bank.distributions.shape == (tiny_head.NUM_CLASSES, 2, 6)
-    assert head.bank.momentum == 0.5
+    assert {key: getattr(head.bank, key) for key in given} == given
+    _, grads = tiny_head.step(head)  # with embeddings of a length of their own
+    assert all(grad is not None for grad in grads.values())
 
 
 def test_no_coarse_and_no_consistency_loss():

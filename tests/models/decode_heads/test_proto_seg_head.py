@@ -185,7 +185,7 @@ def test_two_ranks_are_one_batch_and_not_an_average_of_banks():
 # ---- the naive form ----
 
 
-def test_losses_equal_the_naive_form_and_leave_out_what_has_no_target():
+def test_losses_equal_the_naive_form():
     similarity = torch.rand(2, 3, 4, 5, 3, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(-1, 15, (2, 3, 4))
     flat = similarity.flatten(0, 2), targets.flatten()
@@ -198,10 +198,6 @@ def test_losses_equal_the_naive_form_and_leave_out_what_has_no_target():
         (grad,) = torch.autograd.grad(value, similarity, retain_graph=True)
         (wanted,) = torch.autograd.grad(expected, similarity, retain_graph=True)
         torch.testing.assert_close(grad, wanted, rtol=0, atol=1e-12)
-        assert not grad[targets < 0].any()
-        nothing = loss(similarity, torch.full_like(targets, -1))
-        assert float(nothing) == 0
-        assert not torch.autograd.grad(nothing, similarity)[0].any()
 
 
 def test_logits_equal_the_naive_form():
@@ -225,21 +221,6 @@ def test_logits_equal_the_naive_form():
 
 
 # ---- training ----
-
-
-def test_one_step_trains_every_layer_and_moves_the_prototypes_of_present_classes():
-    head = build(bank=dict(type='DistributionBank', num_distributions=3, momentum=0.5))
-    start = head.bank.distributions.clone()
-    losses, grads = tiny_head.step(head)
-    assert set(losses) == {
-        'loss_ce', 'acc_seg', 'loss_ppc', 'loss_ppd', 'acc_distribution', 'stat_left_out_pixels'
-    }  # fmt: skip
-    assert all(grad is not None and grad.abs().sum() > 0 for grad in grads.values())
-    moved = (head.bank.distributions != start).any(dim=-1).any(dim=-1)
-    assert not moved[2]  # nowhere in the labels
-    assert moved.any()
-    lengths = head.bank.distributions.norm(dim=-1)
-    torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-6)
 
 
 def test_only_pixels_classified_right_move_the_bank():

@@ -200,14 +200,6 @@ def test_a_loss_of_ones_own_is_called_with_features_labels_and_centers():
         MODELS.module_dict.pop('MyCenterLoss')
 
 
-@pytest.mark.parametrize('option', [dict(fuse_losses=False), dict(check_labels='always')])
-def test_options_without_effect_are_taken_and_told(option):
-    with pytest.warns(FutureWarning, match='ClassAwareRegularization: .* has no effect'):
-        model = build(head(dropout_ratio=0.0), **option)
-    expected = tiny_segmentor.train_step(build(head(dropout_ratio=0.0)))
-    assert tiny_segmentor.train_step(model)['car.loss_intra_c2p'] == expected['car.loss_intra_c2p']
-
-
 def test_of_several_maps_the_last_of_the_largest_is_taken():
     """A head may call its classifier more than once, as MCIBIHead does on its memory."""
     model = build(head())
