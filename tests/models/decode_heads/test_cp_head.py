@@ -81,10 +81,6 @@ def test_losses_are_the_heads_and_the_priors():
     _, logits = head.forward_features(inputs)
     expected = MODELS.build(dict(type='AffinityLoss'))(logits, small)
     assert losses['loss_prior'].item() == pytest.approx(expected.item(), rel=1e-10)
-    sum(value for key, value in losses.items() if 'loss' in key).backward()
-    for name, parameter in head.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
 
 
 def test_an_even_batch_learns_which_pixels_are_alike():
@@ -126,8 +122,3 @@ def test_depthwise_convs_start_as_conv_modules_do():
         assert conv.weight.std().item() == pytest.approx((2 / (64 * 5)) ** 0.5, rel=0.15)
         assert conv.weight.abs().max() > 2.2 * conv.weight.std()  # not uniform
         assert not conv.bias.any()
-
-
-def test_an_even_kernel_is_refused():
-    with pytest.raises(ValueError, match='kernel_size must be odd, got 4'):
-        build(kernel_size=4)

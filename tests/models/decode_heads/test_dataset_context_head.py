@@ -393,6 +393,8 @@ def test_options_of_the_old_head_go_to_the_context():
     head = tiny_head.build_mcibi(context=dict(type='EMAHead'), **ema)
     assert head.context.head.ema_module.momentum == 0.1
     assert head.momentum.start == 0.9
+    head = tiny_head.make('DGCWHead', context=dict(type='PSPHead'), pool_scales=(1, 3))
+    assert len(head.context.head.psp_modules) == 2
     apc = dict(type='APCHead')
     for fusion, ours in ((True, 'concat'), ('add', 'add')):
         head = tiny_head.build(context=apc, pool_scales=(1, 2), fusion=fusion)

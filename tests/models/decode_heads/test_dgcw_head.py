@@ -123,15 +123,11 @@ def test_compared_contexts(name):
     assert {conv.out_channels for conv in convs} == {16}
 
 
-def test_default_width_is_the_papers():
-    head = MODELS.build(dict(type='DGCWHead', in_channels=16, num_classes=3))
-    assert head.reduction.out_channels == head.layer.channels == head.conv_seg.in_channels == 128
-    assert (head.layer.norm, head.downsample) == ('sum', 4)
-
-
-def test_logits_are_by_default_as_fine_as_the_features():
+def test_by_default_it_has_the_papers_width_and_logits_as_fine_as_the_features():
     """The head whose place this one takes had them at that size."""
     head = MODELS.build(dict(type='DGCWHead', in_channels=10, in_index=3, num_classes=3)).eval()
+    assert head.reduction.out_channels == head.layer.channels == head.conv_seg.in_channels == 128
+    assert (head.layer.norm, head.downsample) == ('sum', 4)
     assert head(features(dtype=torch.float32)).shape == (2, 3, 9, 14)
     assert head.fusion.conv.in_channels == 10 + 128
 
@@ -144,23 +140,3 @@ def test_loss_is_that_of_the_upsampled_logits():
     )
     expected = CrossEntropyLoss()(logits, labels, ignore_index=255)
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-11)
-
-
-def test_hard_examples_are_mined():
-    """Table 3: the sampler leaves out pixels that are right and sure."""
-    sampler = dict(type='OHEMPixelSampler', thresh=0.7, min_kept=10)
-    plain, mined = build(), build(sampler=sampler)
-    samples = tiny_head.samples(tiny_head.label_maps())
-    for head in (plain, mined):
-        torch.manual_seed(1)
-        torch.nn.init.normal_(head.conv_seg.weight, std=3)
-    losses = [head.loss(features(), samples, None)['loss_ce'] for head in (plain, mined)]
-    assert losses[0] != losses[1]
-
-
-def test_takes_the_place_of_another_head():
-    """What only FCNHead has is dropped; what the context takes goes to it."""
-    head = build(num_convs=2, kernel_size=3, dilation=1)
-    assert not hasattr(head, 'num_convs')
-    head = build(context=dict(type='PSPHead', channels=12), pool_scales=(1, 3))
-    assert len(head.context.head.psp_modules) == 2

@@ -97,3 +97,14 @@ def logits(model, seed=9):
     torch.manual_seed(seed)  # LightHamHead draws its bases at every pass
     dtype = next(model.parameters()).dtype
     return model.encode_decode(images(seed).to(dtype), tiny_head.metas(size=IMAGE))
+
+
+def label_maps():
+    """[B, H, W], those of :func:`samples`."""
+    return torch.stack([sample.gt_sem_seg.data[0] for sample in samples()])
+
+
+def assert_folds_into(plain, model, atol=1e-10):
+    """The state of a model with CAR, folded, predicts the same in the plain one."""
+    plain.load_state_dict(model.folded_state_dict())  # strictly: the same keys and shapes
+    torch.testing.assert_close(logits(plain), logits(model), rtol=0, atol=atol)
