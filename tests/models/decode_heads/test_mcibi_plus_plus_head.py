@@ -266,11 +266,9 @@ def test_convs_before_the_classifiers_have_the_kernels_that_are_given():
     assert head(tiny_head.features(3)).shape == (2, 5, *tiny_head.SIZES[-1])
 
 
+# other options: tests/deployment/test_export.py
 @pytest.mark.parametrize('options', [
-    dict(),
-    dict(context=dict(type='PSPHead', channels=6)),
     dict(context=dict(type='PSPHead', channels=6), relate_context=False, final_kernel_size=3),
-    dict(downsample_before_sa=True, num_passes=2),
     dict(context=dict(type='PSPHead', channels=6), pyramid=PYRAMID, num_passes=2),
 ])  # fmt: skip
 def test_folded_head_predicts_the_same(options):

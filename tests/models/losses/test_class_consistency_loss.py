@@ -10,20 +10,6 @@ BOTH = [ClassLocalConsistencyLoss, ClassGlobalConsistencyLoss]
 FORMULATIONS = ['paper', 'released']
 
 
-def _naive(loss):
-    """The reference form with a loss module's own options and weights."""
-    if isinstance(loss, ClassLocalConsistencyLoss):
-        if loss.formulation == 'paper':
-            return mdrl.local_paper
-        weights = (loss.norm.weight, loss.norm.bias) if loss.norm is not None else (None, None)
-        return lambda s, y, ignore_index=255: mdrl.local_released(s, y, *weights, ignore_index)
-    if loss.formulation == 'paper':
-        return lambda s, y, ignore_index=255: mdrl.global_paper(
-            s, y, loss.temperature, ignore_index
-        )
-    return mdrl.global_released
-
-
 def _build(cls, formulation, num_classes=None, **options):
     if cls is ClassLocalConsistencyLoss and formulation == 'released' and num_classes:
         loss = cls(formulation=formulation, num_classes=num_classes, **options).double()
@@ -166,7 +152,7 @@ def test_equals_the_naive_form(cls, formulation, shape):
     ignore_index = options.get('ignore_index', 255)
     loss = _build(cls, formulation, similarity.shape[3])
     value = loss(similarity, labels, ignore_index=ignore_index)
-    expected = _naive(loss)(similarity, labels, ignore_index=ignore_index)
+    expected = mdrl.naive(loss)(similarity, labels, ignore_index=ignore_index)
     leaves = [similarity, *loss.parameters()]
     assert value.item() == pytest.approx(expected.item(), rel=1e-10, abs=1e-12)
     for got, want in zip(torch.autograd.grad(value, leaves), torch.autograd.grad(expected, leaves)):

@@ -17,17 +17,6 @@ head, build = tiny_segmentor.head, tiny_segmentor.build
 K = tiny_segmentor.K
 
 
-def captured(model, images):
-    """What enters conv_seg, [B, C, h, w], by a hook of the test's own."""
-    seen = []
-    handle = model.regularized_head.conv_seg.register_forward_hook(
-        lambda module, inputs, output: seen.append(inputs[0])
-    )
-    model.loss(images, tiny_segmentor.samples())
-    handle.remove()
-    return seen[-1]
-
-
 @pytest.mark.parametrize('formulation', ['paper', 'released'])
 @pytest.mark.parametrize('name', ['FCNHead', 'DAHead', 'OCRHead', 'SegformerHead'])
 def test_losses_are_those_of_the_equations(name, formulation):
@@ -37,8 +26,9 @@ def test_losses_are_those_of_the_equations(name, formulation):
         if isinstance(module, nn.Dropout2d):
             module.p = 0
     images = tiny_segmentor.images(3).double()
-    losses = model.loss(images, tiny_segmentor.samples())
-    maps = captured(model, images)
+    samples = tiny_segmentor.samples()
+    losses, seen = tiny_segmentor.watched(model, lambda: model.loss(images, samples))
+    maps = seen['conv_seg']
     small = mdrl.nearest_labels(tiny_segmentor.label_maps(), maps.shape[2:])
     features = maps.permute(0, 2, 3, 1).flatten(0, 2)
     expected = car.losses(features, small.flatten(), K, formulation)
@@ -50,11 +40,8 @@ def test_the_classifier_sees_what_the_losses_see():
     model = build(head(dropout_ratio=0.0)).double().train()
     tiny_segmentor.train_step(model)
     images = tiny_segmentor.images(3).double()
-    inputs = []
-    model.car.linear.register_forward_hook(lambda m, x, y: inputs.append((x[0], y)))
-    features = captured(model, images)
-    before, after = inputs[-1]
-    assert torch.equal(features, after)
+    _, seen = tiny_segmentor.watched(model, lambda: model.loss(images, tiny_segmentor.samples()))
+    before, after = seen['0'], seen['conv_seg']
     expected = torch.einsum('dc,bchw->bdhw', model.car.linear.weight[:, :, 0, 0], before)
     torch.testing.assert_close(after, expected)
     assert not torch.allclose(before, after)

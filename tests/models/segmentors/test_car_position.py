@@ -44,21 +44,6 @@ def build(name, **options):
     return model
 
 
-def watched(model, run):
-    """Inputs of the linear convs [B, C, h, w], and of conv_seg, while `run` is called."""
-    seen, handles = {}, []
-    modules = {str(i): linear for i, linear in enumerate(model.car.linears)}
-    modules['conv_seg'] = model.regularized_head.conv_seg
-    for key, module in modules.items():
-        handles.append(
-            module.register_forward_hook(lambda m, x, y, key=key: seen.__setitem__(key, x[0]))
-        )
-    result = run()
-    for handle in handles:
-        handle.remove()
-    return result, seen
-
-
 def linear_of(conv, x):
     weight = conv.weight[:, :, 0, 0]
     return torch.einsum('dc,bchw->bdhw', weight, x) + conv.bias[:, None, None]
@@ -81,7 +66,7 @@ def test_conv_losses_and_classifier_stand_in_the_authors_order(name):
     assert model.car.places == PLACES[name]
     images, samples = tiny_segmentor.images(3).double(), tiny_segmentor.samples()
     labels = tiny_segmentor.label_maps()
-    losses, seen = watched(model, lambda: model.loss(images, samples))
+    losses, seen = tiny_segmentor.watched(model, lambda: model.loss(images, samples))
     expected = Counter()
     for i, conv in enumerate(model.car.linears):
         maps = pooled(linear_of(conv, seen[str(i)]), pool_size)
@@ -93,7 +78,7 @@ def test_conv_losses_and_classifier_stand_in_the_authors_order(name):
 
     model.eval()
     with torch.no_grad():
-        _, seen = watched(model, lambda: tiny_segmentor.logits(model))
+        _, seen = tiny_segmentor.watched(model, lambda: tiny_segmentor.logits(model))
         total = 0
         for i, (conv, place) in enumerate(zip(model.car.linears, PLACES[name])):
             module = model.regularized_head.get_submodule(place)

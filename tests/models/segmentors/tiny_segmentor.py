@@ -104,6 +104,21 @@ def label_maps():
     return torch.stack([sample.gt_sem_seg.data[0] for sample in samples()])
 
 
+def watched(model, run):
+    """Inputs of the linear convs [B, C, h, w], and of conv_seg, while `run` is called."""
+    seen, handles = {}, []
+    modules = {str(i): linear for i, linear in enumerate(model.car.linears)}
+    modules['conv_seg'] = model.regularized_head.conv_seg
+    for key, module in modules.items():
+        handles.append(
+            module.register_forward_hook(lambda m, x, y, key=key: seen.__setitem__(key, x[0]))
+        )
+    result = run()
+    for handle in handles:
+        handle.remove()
+    return result, seen
+
+
 def assert_folds_into(plain, model, atol=1e-10):
     """The state of a model with CAR, folded, predicts the same in the plain one."""
     plain.load_state_dict(model.folded_state_dict())  # strictly: the same keys and shapes
