@@ -187,19 +187,6 @@ def test_the_objective_is_the_weighted_sum_of_these_losses(kind):
         assert losses[key].item() == pytest.approx(weight * ones[key].item(), rel=1e-9), key
 
 
-def test_several_coarse_losses_and_weights():
-    head = tiny_head.build(
-        loss_coarse=[
-            dict(type='CrossEntropyLoss', loss_weight=2.0),
-            dict(type='DiceLoss', loss_weight=0.5),
-        ]
-    )
-    losses, _ = tiny_head.step(head)
-    assert {'coarse_loss_ce', 'coarse_loss_dice'} <= losses.keys()
-    one, _ = tiny_head.step(tiny_head.build(loss_coarse=dict(type='CrossEntropyLoss')))
-    assert losses['coarse_loss_ce'].item() == pytest.approx(2 * one['coarse_loss_ce'].item())
-
-
 def test_pixel_sampler():
     """OHEM picks pixels for each of the two losses by the logits of that loss."""
     head = tiny_head.build(sampler=dict(type='OHEMPixelSampler', thresh=0.2001, min_kept=20))
