@@ -11,13 +11,9 @@ from tests.models.decode_heads import tiny_head
 from tests.models.segmentors import every_head, tiny_segmentor
 from tests.reference import mdrl
 
-MEMORY = {
-    'MDRLHead': dict(bank=dict(type='DistributionBank', num_distributions=2)),
-    'MCIBIHead': {},
-    'MCIBIPlusPlusHead': {},
-    'ProtoSegHead': dict(bank=dict(type='DistributionBank', num_distributions=2)),
-}
-OURS = [*MEMORY, 'DGCWHead', 'CPHead', 'CAAHead']
+OURS = [
+    'MDRLHead', 'MCIBIHead', 'MCIBIPlusPlusHead', 'ProtoSegHead', 'DGCWHead', 'CPHead', 'CAAHead',
+]  # fmt: skip
 # what a memory head can stand in for, with the old head as its context, by one changed line
 DECODERS = [name for name in every_head.HEADS if name not in OURS]
 # Their losses and inputs in training are their own, so the one changed line is refused there.
@@ -35,7 +31,7 @@ def changed(name, kind):
     """Config of the head under one changed line: the type, and the old type as the context."""
     config = every_head.config(name)
     config = dict(config[-1] if isinstance(config, list) else config)  # the last of a cascade
-    return {**config, **MEMORY[kind], 'type': kind, 'context': dict(type=config['type'])}
+    return {**config, **every_head.HEADS[kind], 'type': kind, 'context': dict(type=config['type'])}
 
 
 def build(decode_head, name):
@@ -122,7 +118,8 @@ def test_psanet_with_its_compiled_operation_stood_in_for(kind, monkeypatch):
     if kind == 'CAR':
         model = tiny_segmentor.build(plain, 'CAREncoderDecoder')
     else:
-        ours = {**plain, **MEMORY.get(kind, {}), 'type': kind, 'context': dict(type='PSAHead')}
+        own = {} if kind == 'DGCWHead' else every_head.HEADS[kind]
+        ours = {**plain, **own, 'type': kind, 'context': dict(type='PSAHead')}
         model = tiny_segmentor.build(ours, 'EncoderDecoder')
     losses = tiny_segmentor.train_step(model)
     assert all(torch.as_tensor(value).isfinite().all() for value in losses.values())
@@ -133,7 +130,7 @@ def test_psanet_with_its_compiled_operation_stood_in_for(kind, monkeypatch):
 
 def uper(**options):
     return tiny_head.make(
-        'MDRLHead', **MEMORY['MDRLHead'], loss_consistency=tiny_head.paper(),
+        'MDRLHead', **every_head.HEADS['MDRLHead'], loss_consistency=tiny_head.paper(),
         in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3],
         context=dict(type='UPerHead', pool_scales=(1, 2)), **options,
     )  # fmt: skip

@@ -77,12 +77,12 @@ def samples(seed=0, batch=2, **options):
     )
 
 
-def train_step(model, seed=0, lr=0.05):
-    """One step of SGD on random images; the losses."""
+def train_step(model, seed=0, lr=0.05, labelled=None):
+    """One step of SGD on random images, with `labelled` as their samples if given; the losses."""
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     dtype = next(model.parameters()).dtype
-    losses = model.loss(images(seed).to(dtype), samples(seed))
+    losses = model.loss(images(seed).to(dtype), labelled or samples(seed))
     total, _ = model.parse_losses(losses)
     optimizer.zero_grad()
     total.backward()
