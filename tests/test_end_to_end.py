@@ -23,6 +23,18 @@ CAMVID = 'mdrl/mdrl_fcn_r18s-d8_1xb8-200it_camvid-180x240.py'
 SCENES = 'mdrl/mdrl_fcn_r18s-d8_1xb8-demo_synthetic-128x128.py'
 NUM_CLASSES = 11
 BANK = 'decode_head.bank.distributions'
+SPLITS = ('train', 'val', 'test')
+# options of a job of a few iterations, which would wait longer for workers than train
+NO_WORKERS = [
+    f'{split}_dataloader.{option}'
+    for split in SPLITS
+    for option in ('num_workers=0', 'persistent_workers=False')
+]
+
+
+def roots(folder, splits=SPLITS):
+    """Options that name the folder of the images."""
+    return [f'{split}_dataloader.dataset.data_root={folder}' for split in splits]
 
 
 def confusion(label, prediction):
@@ -44,11 +56,9 @@ def scores(matrix):
 def camvid_job(camvid_root, tmp_path_factory):
     """Work dir of 200 iterations in two halves: `mim train`, then `mim train ... --resume`."""
     folder = tmp_path_factory.mktemp('camvid_job')
-    roots = [
-        f'{split}_dataloader.dataset.data_root={camvid_root}' for split in ('train', 'val', 'test')
-    ]
-    options = [config(CAMVID), '--work-dir', 'work', '--cfg-options', 'randomness.seed=0', *roots]
-    options += ['train_dataloader.batch_size=4']  # half the config's, and half the time
+    options = [config(CAMVID), '--work-dir', 'work', '--cfg-options', 'randomness.seed=0']
+    # half the config's batch, and half the time
+    options += [*roots(camvid_root), 'train_dataloader.batch_size=4']
     # the schedule is that of 200 iterations either way
     through_mim('train', *options, 'train_cfg.max_iters=100', folder=folder)
     assert [file.name for file in sorted(folder.glob('work/iter_*.pth'))] == ['iter_100.pth']
@@ -61,8 +71,7 @@ def camvid_masks(camvid_job, camvid_root):
     """(metrics, folder of masks) that test.py gives on val."""
     through_mim(
         'test', config(CAMVID), '--checkpoint', camvid_job / 'iter_200.pth',
-        '--work-dir', 'test', '--out', 'masks', '--cfg-options',
-        f'test_dataloader.dataset.data_root={camvid_root}',
+        '--work-dir', 'test', '--out', 'masks', '--cfg-options', *roots(camvid_root, ['test']),
         'test_dataloader.dataset.data_prefix.img_path=images/val',
         'test_dataloader.dataset.data_prefix.seg_map_path=annotations/val',
         folder=camvid_job.parent,
@@ -189,14 +198,10 @@ def test_mmsegmentations_own_train_tool_does_the_same(name, tmp_path, request):
     options = [
         'randomness.seed=0', 'train_cfg.max_iters=4', 'train_cfg.val_interval=4',
         'default_hooks.checkpoint.interval=4', 'default_hooks.logger.interval=1',
-        'train_dataloader.batch_size=2', 'train_dataloader.num_workers=0',
-        'train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0',
-        'val_dataloader.persistent_workers=False',
-        'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False',
+        'train_dataloader.batch_size=2', *NO_WORKERS,
     ]  # fmt: skip
     if name == CAMVID:
-        root = request.getfixturevalue('camvid_root')
-        options += [f'{split}_dataloader.dataset.data_root={root}' for split in ('train', 'val')]
+        options += roots(request.getfixturevalue('camvid_root'), ['train', 'val'])
         options += ['val_dataloader.dataset.indices=4']
     else:
         options += ['val_dataloader.dataset.length=4']

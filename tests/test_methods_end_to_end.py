@@ -14,6 +14,7 @@ import torch
 from mmseg_cmdl.models.memory import InitialMemory
 from tests.doors import config, run, scalars, through_mim
 from tests.paths import TOOLS
+from tests.test_end_to_end import NO_WORKERS, roots
 
 SCENES = 'demo_synthetic-128x128'
 CAMVID = '200it_camvid-180x240'
@@ -29,10 +30,7 @@ METHODS = dict(
 FEW = [
     'train_cfg.max_iters=12', 'train_cfg.val_interval=12', 'default_hooks.logger.interval=2',
     'default_hooks.checkpoint.interval=12', 'train_dataloader.batch_size=2',
-    'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
-    'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False',
-    'val_dataloader.dataset.length=8', 'test_dataloader.num_workers=0',
-    'test_dataloader.persistent_workers=False',
+    'val_dataloader.dataset.length=8', *NO_WORKERS,
 ]  # fmt: skip
 
 
@@ -75,10 +73,7 @@ def test_training_on_the_synthetic_scenes(method, tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize('method', ['mcibi', 'dgcw'])
 def test_training_on_camvid(method, camvid_root, tmp_path):
-    roots = [
-        f'{split}_dataloader.dataset.data_root={camvid_root}' for split in ('train', 'val', 'test')
-    ]
-    records, validated, state = trained(method, CAMVID, tmp_path, *roots)
+    records, validated, state = trained(method, CAMVID, tmp_path, *roots(camvid_root))
     losses = np.array([record['loss'] for record in records])
     assert np.isfinite(losses).all()
     assert losses[-5:].mean() < 0.75 * losses[:3].mean()
@@ -96,10 +91,9 @@ def test_training_on_camvid(method, camvid_root, tmp_path):
 def test_a_head_starts_from_camvids_own_pixels(strategy, method, centers, camvid_root, tmp_path):
     """tools/init_memory.py over the whole train set, and a few iterations from its file."""
     name = config(f'{method}/{method}_fcn_r18s-d8_1xb8-{CAMVID}.py')
-    root = [f'train_dataloader.dataset.data_root={camvid_root}']
     out = run(
         [sys.executable, TOOLS / 'init_memory.py', name, 'memory.pth', '--strategy', strategy,
-         '--cfg-options', 'randomness.seed=0', *root],
+         '--cfg-options', 'randomness.seed=0', *roots(camvid_root, ['train'])],
         tmp_path,
     )  # fmt: skip
     assert '367' in out  # all images of the train set
@@ -110,11 +104,10 @@ def test_a_head_starts_from_camvids_own_pixels(strategy, method, centers, camvid
 
     # small steps from the start, so that it is still seen after two iterations
     slow = ['model.decode_head.memory_momentum=0.01'] if method == 'mcibi' else []
-    val = [f'{split}_dataloader.dataset.data_root={camvid_root}' for split in ('val', 'test')]
     through_mim(
-        'train', name, '--work-dir', 'work', '--cfg-options', 'randomness.seed=0', *root, *val,
-        *slow, 'model.decode_head.bank.init=memory.pth', 'train_cfg.max_iters=2',
-        'train_cfg.val_interval=10', 'default_hooks.checkpoint.interval=2',
+        'train', name, '--work-dir', 'work', '--cfg-options', 'randomness.seed=0',
+        *roots(camvid_root), *slow, 'model.decode_head.bank.init=memory.pth',
+        'train_cfg.max_iters=2', 'train_cfg.val_interval=10', 'default_hooks.checkpoint.interval=2',
         'default_hooks.logger.interval=1', 'train_dataloader.batch_size=2', folder=tmp_path,
     )  # fmt: skip
     state = torch.load(tmp_path / 'work' / 'iter_2.pth')['state_dict']

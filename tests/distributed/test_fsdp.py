@@ -10,13 +10,12 @@ from mmseg_cmdl.checkpoint_file import read_state
 from mmseg_cmdl.data_guard import guard_data
 from tests import tiny
 from tests.distributed import launch
+from tests.guarantees import cases
 
 
 def run(rank, world):
     """Two steps; buffers at the start and at the end, and what a full state dict holds."""
     from torch.distributed.fsdp import FullyShardedDataParallel
-
-    from tests.guarantees import cases
 
     found = {}
     for name in ('mdrl', 'mcibi'):
@@ -68,8 +67,6 @@ STRATEGIES = {
 
 def flexible_job(config, work_dir, name, **options):
     """A config of FlexibleRunner for the tiny job with the model of a case."""
-    from tests.guarantees import cases
-
     cfg = Config.fromfile(config)
     model = cases.model_config(name, num_classes=len(tiny.CLASSES))
     model['data_preprocessor'] = cfg.model.data_preprocessor.to_dict()
@@ -84,8 +81,6 @@ def flexible_job(config, work_dir, name, **options):
 
 def train_by_strategies(rank, world, folder):
     from mmengine.runner import FlexibleRunner
-
-    from tests.guarantees import cases
 
     Config.pretty_text = property(str)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))

@@ -8,16 +8,15 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseModule
 from mmengine.registry import DefaultScope
-from mmengine.structures import PixelData
 from mmseg.registry import MODELS
-from mmseg.structures import SegDataSample
 from torch import nn
 
 import mmseg_cmdl  # noqa: F401
+from tests.models.decode_heads import tiny_head
+from tests.models.decode_heads.tiny_head import CHANNELS, objective
 
 NUM_CLASSES = 5
 SIZE = (32, 40)
-CHANNELS = (4, 6, 8, 10)
 
 BANK = dict(type='DistributionBank', num_distributions=3, momentum=0.9)
 LESS_CROSS_ENTROPY = dict(type='CrossEntropyLoss', loss_weight=0.4)
@@ -205,13 +204,7 @@ def last(heads):
 
 def label_maps(seed=0, batch=2, size=SIZE, num_classes=NUM_CLASSES, ignored=0.15):
     """Blocks of classes with scattered ignored pixels, [B, H, W]; the third class is nowhere."""
-    generator = torch.Generator().manual_seed(1000 + seed)
-    present = torch.tensor([k for k in range(num_classes) if k != 2] or [0])
-    blocks = present[torch.randint(len(present), (batch, 4, 5), generator=generator)]
-    rows, columns = (torch.arange(n) * m // n for n, m in zip(size, (4, 5)))
-    labels = blocks[:, rows][:, :, columns].clone()
-    labels[torch.rand(labels.shape, generator=generator) < ignored] = 255
-    return labels
+    return tiny_head.label_maps(seed, batch, size, num_classes, ignored=ignored)
 
 
 def batch(seed=0, size=2, dtype=torch.float32, labels=None, image_size=SIZE, device='cpu'):
@@ -222,22 +215,9 @@ def batch(seed=0, size=2, dtype=torch.float32, labels=None, image_size=SIZE, dev
     colours = torch.randn(256, 3, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
     images = colours[labels].permute(0, 3, 1, 2)
     images = images + 0.3 * torch.randn(images.shape, generator=generator, dtype=torch.float64)
-    samples = [
-        SegDataSample(
-            gt_sem_seg=PixelData(data=label[None]),
-            metainfo=dict(
-                img_path=f'image_{i}.png', img_shape=tuple(label.shape),
-                ori_shape=tuple(label.shape), pad_shape=tuple(label.shape),
-            ),
-        )
-        for i, label in enumerate(labels)
-    ]  # fmt: skip
+    shape = tuple(labels.shape[1:])
+    samples = tiny_head.samples(labels, ori_shape=shape, pad_shape=shape)
     return images.to(device, dtype), [sample.to(device) for sample in samples]
-
-
-def objective(losses):
-    """What mmengine differentiates: the sum of all entries whose key contains 'loss'."""
-    return sum(sum(v) if isinstance(v, list) else v for k, v in losses.items() if 'loss' in k)
 
 
 def step(model, seed=0, **options):

@@ -77,6 +77,13 @@ def check(error, *words):
         assert word in str(error), f'{word!r} is not in: {error}'
 
 
+def refused(runner, splits, *words):
+    """The guard refuses the data, in these words."""
+    with pytest.raises(DataError) as error:
+        guard_data(runner, *splits.split())
+    check(error.value, *words)
+
+
 METHODS = pytest.mark.parametrize('name', cases.METHODS)
 
 
@@ -117,11 +124,9 @@ def test_wrong_labels(name, wrong, data, tmp_path):
 def test_num_classes_of_other_data(name, num_classes, data, tmp_path):
     """Too many classes train without a word otherwise, and are left over from a base config."""
     runner = runner_of(name, data, tmp_path, num_classes=num_classes)
-    with pytest.raises(DataError) as error:
-        guard_data(runner, 'train', 'val')
-    check(
-        error.value, f'model.decode_head.num_classes is {num_classes}', 'the train split has 3',
-        ', '.join(tiny.CLASSES), 'Set model.decode_head.num_classes=3',
+    refused(
+        runner, 'train val', f'model.decode_head.num_classes is {num_classes}',
+        'the train split has 3', ', '.join(tiny.CLASSES), 'Set model.decode_head.num_classes=3',
         'train_dataloader.dataset.metainfo',
     )  # fmt: skip
 
@@ -143,9 +148,9 @@ def test_num_classes_of_the_auxiliary_head(data, tmp_path):
     runner = runner_of('mdrl', data, tmp_path)
     runner.model._modules.pop('auxiliary_head', None)
     runner.model.auxiliary_head = SimpleNamespace(num_classes=19, out_channels=19)
-    with pytest.raises(DataError) as error:
-        guard_data(runner, 'train')
-    check(error.value, 'model.auxiliary_head.num_classes is 19', 'Set model.decode_head.num_cl')
+    refused(
+        runner, 'train', 'model.auxiliary_head.num_classes is 19', 'Set model.decode_head.num_cl'
+    )
 
 
 @pytest.mark.parametrize(('num_classes', 'out_channels'), [(2, 1), (1, 1), (2, 2)])
@@ -246,10 +251,8 @@ def test_without_the_guard_the_hook_checks_each_batch(data, tmp_path):
 
 def test_reduce_zero_label_where_zero_is_a_class(data, tmp_path):
     runner = runner_of('mdrl', data, tmp_path, reduce_zero_label=True)
-    with pytest.raises(DataError) as error:
-        guard_data(runner, 'train')
-    check(
-        error.value, '4 annotations', str(data / 'annotations' / 'train'), 'hold 0..2 and no 3',
+    refused(
+        runner, 'train', '4 annotations', str(data / 'annotations' / 'train'), 'hold 0..2 and no 3',
         'Set reduce_zero_label=False in train_dataloader.dataset', tiny.CLASSES[-1],
     )  # fmt: skip
 
@@ -265,9 +268,8 @@ def test_no_names_of_classes(data, tmp_path):
     """A KeyError of the metric at the first validation otherwise."""
     runner = runner_of('mdrl', data, tmp_path)
     runner._val_dataloader['dataset'].pop('metainfo')
-    with pytest.raises(DataError) as error:
-        guard_data(runner, 'train', 'val')
-    check(error.value, 'the val split has no names of classes', 'val_dataloader.dataset.metainfo=')
+    words = 'the val split has no names of classes', 'val_dataloader.dataset.metainfo='
+    refused(runner, 'train val', *words)
 
 
 @pytest.mark.parametrize(
@@ -344,22 +346,18 @@ def test_classes_that_never_come(data, tmp_path, log):
 
 def test_classes_that_come_late(data, tmp_path, log):
     """It is said once, after the iterations asked for; nothing is said where all classes came."""
-    write_labels(data, lambda label: np.where(label == 2, 1, label).astype(np.uint8))
-    runner = runner_of('mdrl', data, tmp_path)
-    said = log(runner)
-    runner.register_hook(DataGuardHook(iterations=3))
-    guard_data(runner, 'train')
-    runner.train()
-    assert said.text.count('no pixel of') == 1
+    for all_come in (True, False):
+        folder = tmp_path / f'{all_come}'
+        folder.mkdir()
+        if not all_come:
+            write_labels(data, lambda label: np.where(label == 2, 1, label).astype(np.uint8))
+        runner = runner_of('mdrl', data, folder)
+        said = log(runner)
+        runner.register_hook(DataGuardHook(iterations=3))
+        guard_data(runner, 'train')
+        runner.train()
+        assert said.text.count('no pixel of') == (not all_come)
     check(said.text, 'no pixel of 6 images (3 iterations) is labelled as bar (2)')
-
-
-def test_nothing_is_said_where_all_classes_come(data, tmp_path, log):
-    runner = runner_of('mdrl', data, tmp_path)
-    said = log(runner)
-    guard_data(runner, 'train')
-    runner.train()
-    assert 'no pixel of' not in said.text
 
 
 @pytest.mark.parametrize(('scales', 'warns'), [([(32, 32), (48, 48)], False),
@@ -421,9 +419,8 @@ def test_an_annotation_of_another_size_than_its_file(split, data, tmp_path):
 
 def test_a_missing_image_folder(data, tmp_path):
     runner = runner_of('mdrl', data, tmp_path, data_root=str(data) + 'n')
-    with pytest.raises(DataError) as error:
-        guard_data(runner, 'train')
-    check(error.value, f'{data}n', 'Set data_root or data_prefix.img_path of train_dataloader')
+    words = f'{data}n', 'Set data_root or data_prefix.img_path of train_dataloader'
+    refused(runner, 'train', *words)
 
 
 def test_images_of_another_suffix_are_told(data, tmp_path, log):

@@ -138,8 +138,45 @@ def test_a_batch_that_is_ignored_whole(name):
             assert torch.equal(value, before[key]), key
 
 
+@ALL
+def test_a_wrong_label_is_named(name):
+    """In a sentence, with the image that has it, before anything has moved."""
+    model = cases.build(name, norm='GN')
+    before = copy.deepcopy(model.state_dict())
+    for value in (-1, cases.NUM_CLASSES, 77, 254):
+        images, samples = cases.batch()
+        samples[1].gt_sem_seg.data[0, 3, 4] = value
+        for sample in samples:
+            sample.set_metainfo(dict(reduce_zero_label=False))
+        with pytest.raises(ValueError, match='reduce_zero_label') as error:
+            model.loss(images, samples)
+        for said in (f'labels [{value}] of image_1.png', 'num_classes=5', '255'):
+            assert said in str(error.value)
+        assert 'image_0.png' not in str(error.value)
+        assert_unmoved(model, before)
+
+
 # whose classifier learns the memory itself, with or without a labelled pixel
 IN_MEMORY = [name for name in cases.CASES if name.startswith('mcibi') and 'mcibipp' not in name]
+
+
+# the heads that had an option of when to check labels
+CHECKED_LABELS = ('mdrl', 'mcibi', 'mcibipp', 'car', 'dgcw', 'caa', 'cp')
+
+
+@pytest.mark.parametrize(
+    ('name', 'option'),
+    [
+        *((name, dict(check_labels='always')) for name in CHECKED_LABELS),
+        *((name, dict(fuse_losses=False)) for name in ('mdrl', 'car')),
+    ],
+)
+def test_options_without_effect_are_taken_and_told(name, option):
+    (key,) = option
+    with pytest.warns(FutureWarning, match=rf'(Head|Regularization): {key}=.* has no effect'):
+        model = cases.build(name, **(option if name == 'car' else dict(head_options=option)))
+    (got, _), (expected, _) = cases.step(model), cases.step(cases.build(name))
+    cases.assert_same(got, expected)
 
 
 @stack.needs_export

@@ -18,6 +18,7 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 
 from tests.guarantees import cases
+from tests.models.decode_heads import tiny_head
 
 EXAMPLES = int(os.environ.get('MMSEG_CMDL_FUZZ', '2000'))
 BAD_LABELS = max(50, EXAMPLES // 20)
@@ -115,14 +116,6 @@ def _ready(problem):
     return model, state, (images * problem['scale']).requires_grad_(), labels, ignore_index
 
 
-def _samples(labels):
-    return (
-        cases.batch(labels=labels.clamp(0, 255))[1]
-        if labels.min() < 0
-        else cases.batch(labels=labels)[1]
-    )
-
-
 class _Watched:
     """Keeps gradients: of what is classified, which CAR's losses see, and of MDRL's embeddings."""
 
@@ -183,7 +176,7 @@ def _training_step(problem):
     # the released L_inter-c2p counts ignored pixels, as its docstring says
     ignores = problem['name'] != 'car_released'
     watched = _Watched(model)
-    losses = model.loss(images, _samples(labels))
+    losses = model.loss(images, tiny_head.samples(labels))
     total = cases.objective(losses)
     total.backward()
     for key, gradient in watched.gradients().items():
@@ -233,10 +226,7 @@ def test_a_wrong_label_is_the_documented_error(problem, wrong, place):
         value += 1
     labels.view(-1)[place % labels.numel()] = value
     image = place % labels.numel() // labels[0].numel()
-    samples = cases.batch(labels=labels.clamp(min=0))[1]
-    for sample, label in zip(samples, labels):
-        sample.gt_sem_seg.data = label[None]
     with pytest.raises(ValueError, match=rf'labels \[{value}\] of image_{image}.png'):
-        model.loss(images, samples)
+        model.loss(images, tiny_head.samples(labels))
     for key, before in state.items():
         assert torch.equal(model.state_dict()[key], before), key

@@ -6,7 +6,6 @@ import os
 import pytest
 import torch
 from mmengine.config import ConfigDict
-from mmseg.registry import MODELS
 
 from mmseg_cmdl.models.memory import DistributionBank, FeatureBank, sinkhorn
 from tests.guarantees import cases
@@ -34,14 +33,13 @@ def test_many_classes_and_distributions(num_classes, count):
     heads = [tiny_head.build(bank=bank, **options)]
     if count == 1:
         heads.append(tiny_head.build_mcibi(**options))
+    maps = tiny_head.features(batch=1, dtype=torch.float32)
     g = torch.Generator().manual_seed(0)
-    maps = [torch.randn(1, c, *size, generator=g)
-            for c, size in zip(tiny_head.CHANNELS, tiny_head.SIZES)]  # fmt: skip
     labels = torch.randint(num_classes, (1, *tiny_head.LABEL_SIZE), generator=g)
     for head in heads:
         before = head.bank.class_vectors().clone()
         losses = head.loss(maps, tiny_head.samples(labels), {})
-        sum(value for key, value in losses.items() if 'loss' in key).backward()
+        tiny_head.objective(losses).backward()
         assert all(value.isfinite() for value in losses.values())
         assert all(p.grad.isfinite().all() for p in head.parameters() if p.grad is not None)
         rows = head.bank.class_vectors()
@@ -146,12 +144,3 @@ def test_memory_does_not_grow(name):
             gc.collect()
             held.append(resident_bytes())
     assert held[1] - held[0] < 2**20
-
-
-def test_a_bank_on_many_classes_saves_and_loads():
-    bank = MODELS.build(dict(type='DistributionBank', num_classes=10_000, num_distributions=4,
-                             channels=8))  # fmt: skip
-    other = MODELS.build(dict(type='DistributionBank', num_classes=10_000, num_distributions=4,
-                              channels=8))  # fmt: skip
-    other.load_state_dict(bank.state_dict())
-    assert torch.equal(bank.class_vectors(), other.class_vectors())

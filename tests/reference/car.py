@@ -40,6 +40,16 @@ def intra_c2p(features, labels, mu, formulation='paper', ignore_index=255):
     return square if square > 1e-5 else square * 0 + 1e-5
 
 
+def losses(features, labels, num_classes, formulation='paper'):
+    """All three by name, of pixels [P, C] with labels [P]."""
+    mu, counts = centers(features, labels, num_classes)
+    return {
+        'intra_c2p': intra_c2p(features, labels, mu, formulation),
+        'inter_c2c': inter_c2c(mu, counts, formulation=formulation),
+        'inter_c2p': inter_c2p(features, labels, mu, counts, formulation=formulation),
+    }
+
+
 def _excess(scores, own, margin):
     """Softmax of a dict class -> score; what the classes other than `own` have above the margin."""
     total = torch.stack(list(scores.values())).logsumexp(0)

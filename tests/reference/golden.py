@@ -40,6 +40,12 @@ def weights(data, prefix=''):
     }
 
 
+def assert_close(got, expected, exact=1e-9, single=1e-5):
+    """A tensor is the recorded one: to `exact` in float64; in float32 to a share of its largest."""
+    atol = exact if expected.dtype == torch.float64 else single * expected.abs().max().item()
+    torch.testing.assert_close(got, expected, rtol=0, atol=atol)
+
+
 def probe(output):
     """The scalar whose gradient the files store: sum of output times cosine(flat index)."""
     index = torch.arange(output.numel(), dtype=torch.float64)

@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from tests.reference import mdrl
+
 
 def statistics(vector):
     """Mean and unbiased deviation over the C channels of a class's mean vector."""
@@ -16,12 +18,8 @@ def update(memory, features, labels, m, ignore_index=255):
     """[K, 2], [P, C], [P] -> memory after it."""
     memory = memory.double().clone()
     for c in range(len(memory)):
-        pixels = [
-            feature.double()
-            for feature, label in zip(features, labels)
-            if int(label) == c and c != ignore_index and bool(feature.isfinite().all())
-        ]
-        if pixels:
+        pixels = features[mdrl.pixels_of(c, features, labels, ignore_index)].double()
+        if len(pixels):
             found = torch.tensor(statistics(sum(pixels) / len(pixels)), dtype=torch.float64)
             memory[c] = (1 - m) * memory[c] + m * found
     return memory

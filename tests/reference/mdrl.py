@@ -48,6 +48,30 @@ def nearest_labels(labels, size):
     return out
 
 
+def resize(maps, size, align_corners=False):
+    """Bilinear, pixel by pixel: [B, C, h, w] -> [B, C, H, W]."""
+
+    def taps(i, full, cells):
+        if align_corners:
+            x = i * (cells - 1) / (full - 1) if full > 1 else 0.0
+        else:
+            x = max(0.0, (i + 0.5) * cells / full - 0.5)
+        first = min(math.floor(x), cells - 1)
+        return (first, 1 - (x - first)), (min(first + 1, cells - 1), x - first)
+
+    pixels = []
+    for y in range(size[0]):
+        for x in range(size[1]):
+            near = [
+                (wy * wx, maps[:, :, i, j])
+                for i, wy in taps(y, size[0], maps.shape[2])
+                for j, wx in taps(x, size[1], maps.shape[3])
+            ]
+            # no share of a bad cell is no harm
+            pixels.append(sum(weight * cell for weight, cell in near if weight > 0))
+    return torch.stack(pixels, -1).unflatten(-1, tuple(size))
+
+
 def _pixels(similarity, labels, ignore_index):
     """(similarity [K, N], class) of every labelled pixel at feature size."""
     small = nearest_labels(labels, similarity.shape[1:3])
@@ -74,23 +98,12 @@ def local_released(similarity, labels, weight=None, bias=None, ignore_index=255,
     scores = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
     if weight is not None:
         scores = scores * weight + bias
-    (_, h, w, _), (batch, height, width) = scores.shape, labels.shape
-    losses = []
-    for b in range(batch):
-        for y in range(height):
-            for x in range(width):
-                label = int(labels[b, y, x])
-                if label == ignore_index:
-                    continue
-                fy = y * (h - 1) / (height - 1) if height > 1 else 0.0
-                fx = x * (w - 1) / (width - 1) if width > 1 else 0.0
-                y0, x0 = min(math.floor(fy), h - 1), min(math.floor(fx), w - 1)
-                y1, x1 = min(y0 + 1, h - 1), min(x0 + 1, w - 1)
-                ty, tx = fy - y0, fx - x0
-                top = (1 - tx) * scores[b, y0, x0] + tx * scores[b, y0, x1]
-                bottom = (1 - tx) * scores[b, y1, x0] + tx * scores[b, y1, x1]
-                logits = (1 - ty) * top + ty * bottom
-                losses.append(logits.logsumexp(0) - logits[label])
+    scores = resize(scores.permute(0, 3, 1, 2), labels.shape[1:], align_corners=True)
+    losses = [
+        row.logsumexp(0) - row[label]
+        for row, label in zip(scores.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten().tolist())
+        if label != ignore_index
+    ]
     return sum(losses) / len(losses) if losses else similarity.sum() * 0
 
 
@@ -119,6 +132,18 @@ def global_released(similarity, labels, ignore_index=255):
     return sum(torch.stack(rows).mean() for rows in per_class.values()) / len(per_class)
 
 
+def naive(loss):
+    """The form above of a consistency loss, with its options and layers but for `loss_weight`."""
+    if loss.loss_name == 'loss_clcl':
+        if loss.formulation == 'paper':
+            return local_paper
+        weights = (loss.norm.weight, loss.norm.bias) if loss.norm is not None else (None, None)
+        return lambda s, y, ignore_index=255: local_released(s, y, *weights, ignore_index)
+    if loss.formulation == 'paper':
+        return lambda s, y, ignore_index=255: global_paper(s, y, loss.temperature, ignore_index)
+    return global_released
+
+
 def nearest_is_own(bank, embedding, label):
     """Eq. 12: does the nearest of all K*N distributions belong to the pixel's class?"""
     best, owner = -math.inf, -1
@@ -128,6 +153,15 @@ def nearest_is_own(bank, embedding, label):
             if cosine > best:
                 best, owner = cosine, c
     return owner == label
+
+
+def pixels_of(c, vectors, labels, ignore_index=255):
+    """Rows of [P, Z] that can move class c: labelled with it, and finite."""
+    return [
+        p
+        for p in range(len(labels))
+        if int(labels[p]) == c and c != ignore_index and bool(vectors[p].isfinite().all())
+    ]
 
 
 def update(
@@ -148,11 +182,7 @@ def update(
     soft = torch.zeros(len(embeddings), num, dtype=torch.float64)
     hard = torch.full((len(embeddings),), -1)
     for c in range(num_classes):
-        rows = [
-            p
-            for p in range(len(labels))
-            if int(labels[p]) == c and c != ignore_index and bool(embeddings[p].isfinite().all())
-        ]
+        rows = pixels_of(c, embeddings, labels, ignore_index)
         if not rows:
             continue
         points = embeddings[rows].double()
@@ -214,15 +244,29 @@ def relate(block, query_feats, key_feats):
 
 
 def aggregate(head, pixels, coarse_logits, context=None, hard=False):
-    """Eq. 2-4 with a head's own convs, the voting naive: -> what the final classifier sees."""
+    """Eq. 2-4 with a head's own convs, the voting naive: -> what the final classifier sees.
+
+    Of MCIBI the same (its eq. 2-4, 12-14), with one vector a class, which nothing has to fuse.
+    """
     if hard:
         weights = torch.zeros_like(coarse_logits)
         weights.scatter_(1, coarse_logits.argmax(1, keepdim=True), 1)
     else:
         weights = coarse_logits.exp() / coarse_logits.exp().sum(1, keepdim=True)
-    memory = head.fuse_memory(vote(weights, head.bank.distributions))
+    if hasattr(head.bank, 'distributions'):
+        memory = head.fuse_memory(vote(weights, head.bank.distributions))
+    else:
+        memory = vote(weights, head.bank.features[:, None])
     related = relate(head.relation, pixels, memory)
-    fused = head.fuse_pixels(torch.cat([pixels, related], 1))
+    both = torch.cat([pixels, related], 1)
+    if head.fusion == 'concat':
+        fused = head.fuse_pixels(both)
+    elif head.fusion == 'add':
+        fused = pixels + related
+    else:  # by a weight in (0, 1) for each pixel
+        conv = head.fusion_weight
+        logit = torch.einsum('oc,bchw->bohw', conv.weight[:, :, 0, 0], both) + conv.bias
+        fused = pixels + related / (1 + (-logit).exp())
     if context is not None:
         within = relate(head.context_relation, pixels, context)
         fused = head.fuse_context(torch.cat([within, fused], 1))

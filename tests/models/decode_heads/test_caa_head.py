@@ -78,27 +78,10 @@ def test_attention_has_the_right_gradient():
     assert torch.autograd.gradcheck(module, x)
 
 
-def build(**options):
-    torch.manual_seed(0)
-    config = dict(
-        type='CAAHead',
-        in_channels=10,
-        in_index=3,
-        channels=8,
-        attention_channels=6,
-        attention=dict(query_channels=4),
-        num_classes=tiny_head.NUM_CLASSES,
-        dropout_ratio=0.0,
-        norm_cfg=dict(type='BN'),
-        align_corners=False,
-    )
-    config.update(options)
-    return MODELS.build(config).double()
-
-
 @pytest.mark.parametrize('image_level', [True, False])
 def test_head_is_attention_beside_the_mean_of_the_image(image_level):
-    head, inputs = build(image_level=image_level).eval(), tiny_head.features()
+    options = dict(attention_channels=6, attention=dict(query_channels=4), image_level=image_level)
+    head, inputs = tiny_head.make('CAAHead', **options).eval(), tiny_head.features()
     torch.nn.init.normal_(head.conv_seg.weight)
     x = inputs[3]
     related = torch.stack([attend(head.attention, image) for image in conv(head.reduction, x, 1)])

@@ -8,7 +8,6 @@ from mmseg.registry import MODELS
 from tests.models.decode_heads import tiny_head
 from tests.reference import dgcw
 
-NORM = dict(type='BN')
 PPM = dict(type='PSPHead', pool_scales=(1, 2), channels=12)
 COMPARED = {
     'DGCW': (dict(type='ChannelWeighting'), 4),
@@ -20,21 +19,8 @@ COMPARED = {
 }
 
 
-def build(dtype=torch.float64, **options):
-    torch.manual_seed(0)
-    config = dict(
-        type='DGCWHead',
-        in_channels=10,
-        in_index=3,
-        channels=8,
-        dropout_ratio=0.0,
-        num_classes=tiny_head.NUM_CLASSES,
-        norm_cfg=NORM,
-        align_corners=False,
-        concat_features=False,
-    )
-    config.update(options)
-    return MODELS.build(config).to(dtype).train()
+def build(**options):
+    return tiny_head.make('DGCWHead', **{'concat_features': False, **options})
 
 
 def features(size=(9, 14), batch=2, dtype=torch.float64):
@@ -102,7 +88,7 @@ def test_context_has_512_channels_a_branch_unless_told(context, kind):
     head = build(context=context)
     assert type(head.context.head).__name__ == kind
     assert (head.context.head.in_channels, head.context.channels) == (10, 512)
-    assert head.context.head.norm_cfg == NORM
+    assert head.context.head.norm_cfg == dict(type='BN')
     branches = (
         head.context.head.psp_modules
         if kind == 'PSPHead'
@@ -137,15 +123,11 @@ def test_compared_contexts(name):
     assert {conv.out_channels for conv in convs} == {16}
 
 
-def test_default_width_is_the_papers():
-    head = MODELS.build(dict(type='DGCWHead', in_channels=16, num_classes=3))
-    assert head.reduction.out_channels == head.layer.channels == head.conv_seg.in_channels == 128
-    assert (head.layer.norm, head.downsample) == ('sum', 4)
-
-
-def test_logits_are_by_default_as_fine_as_the_features():
+def test_by_default_it_has_the_papers_width_and_logits_as_fine_as_the_features():
     """The head whose place this one takes had them at that size."""
     head = MODELS.build(dict(type='DGCWHead', in_channels=10, in_index=3, num_classes=3)).eval()
+    assert head.reduction.out_channels == head.layer.channels == head.conv_seg.in_channels == 128
+    assert (head.layer.norm, head.downsample) == ('sum', 4)
     assert head(features(dtype=torch.float32)).shape == (2, 3, 9, 14)
     assert head.fusion.conv.in_channels == 10 + 128
 
@@ -158,23 +140,3 @@ def test_loss_is_that_of_the_upsampled_logits():
     )
     expected = CrossEntropyLoss()(logits, labels, ignore_index=255)
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-11)
-
-
-def test_hard_examples_are_mined():
-    """Table 3: the sampler leaves out pixels that are right and sure."""
-    sampler = dict(type='OHEMPixelSampler', thresh=0.7, min_kept=10)
-    plain, mined = build(), build(sampler=sampler)
-    samples = tiny_head.samples(tiny_head.label_maps())
-    for head in (plain, mined):
-        torch.manual_seed(1)
-        torch.nn.init.normal_(head.conv_seg.weight, std=3)
-    losses = [head.loss(features(), samples, None)['loss_ce'] for head in (plain, mined)]
-    assert losses[0] != losses[1]
-
-
-def test_takes_the_place_of_another_head():
-    """What only FCNHead has is dropped; what the context takes goes to it."""
-    head = build(num_convs=2, kernel_size=3, dilation=1)
-    assert not hasattr(head, 'num_convs')
-    head = build(context=dict(type='PSPHead', channels=12), pool_scales=(1, 3))
-    assert len(head.context.head.psp_modules) == 2

@@ -9,20 +9,13 @@ from mmseg_cmdl.models import RelationAttention
 from tests import stack
 from tests.models.decode_heads import tiny_head
 from tests.models.segmentors import every_head, tiny_segmentor
+from tests.reference import mdrl
 
-MEMORY = {
-    'MDRLHead': dict(bank=dict(type='DistributionBank', num_distributions=2)),
-    'MCIBIHead': {},
-    'MCIBIPlusPlusHead': {},
-    'ProtoSegHead': dict(bank=dict(type='DistributionBank', num_distributions=2)),
-}
-OURS = [*MEMORY, 'DGCWHead', 'CPHead', 'CAAHead']
+OURS = [
+    'MDRLHead', 'MCIBIHead', 'MCIBIPlusPlusHead', 'ProtoSegHead', 'DGCWHead', 'CPHead', 'CAAHead',
+]  # fmt: skip
 # what a memory head can stand in for, with the old head as its context, by one changed line
-DECODERS = [
-    name
-    for name, options in every_head.HEADS.items()
-    if not isinstance(options, list) and name not in OURS
-]
+DECODERS = [name for name in every_head.HEADS if name not in OURS]
 # Their losses and inputs in training are their own, so the one changed line is refused there.
 REFUSED = {
     'PIDHead': 'loss|takes|forward|map',
@@ -36,34 +29,54 @@ FINER = [*SEVERAL, 'DepthwiseSeparableASPPHead', 'SETRUPHead']
 
 def changed(name, kind):
     """Config of the head under one changed line: the type, and the old type as the context."""
-    config = dict(every_head.config(name))
-    return {**config, **MEMORY[kind], 'type': kind, 'context': dict(type=config['type'])}
+    config = every_head.config(name)
+    config = dict(config[-1] if isinstance(config, list) else config)  # the last of a cascade
+    return {**config, **every_head.HEADS[kind], 'type': kind, 'context': dict(type=config['type'])}
 
 
 def build(decode_head, name):
-    return tiny_segmentor.build(decode_head, 'EncoderDecoder', backbone=every_head.backbone(name))
+    cascade = isinstance(decode_head, list)
+    options = dict(num_stages=len(decode_head)) if cascade else {}
+    kind = 'CascadeEncoderDecoder' if cascade else 'EncoderDecoder'
+    return tiny_segmentor.build(decode_head, kind, backbone=every_head.backbone(name), **options)
 
 
+@pytest.mark.parametrize('fusion', ['concat', 'weighted_add'])
 @pytest.mark.parametrize('kind', ['MDRLHead', 'MCIBIHead'])
 @pytest.mark.parametrize(
     'name', stack.for_training([name for name in DECODERS if name not in REFUSED])
 )
-def test_logits_are_as_fine_as_those_of_the_head_that_was_there(name, kind):
-    """One changed line, a training step, and the size of the map of logits before and after."""
+def test_any_head_can_be_the_context(name, kind, fusion):
+    """One changed line, training steps, and the size of the map of logits before and after.
+
+    Every parameter has a gradient, so DDP needs no find_unused_parameters.
+    """
     plain = build(every_head.config(name), name).eval()
-    model = build(changed(name, kind), name)
+    model = build(dict(changed(name, kind), fusion=fusion), name)
     assert model.decode_head.pixels == ('context' if name in FINER or name in (
         'ANNHead', 'EncHead') else 'backbone')  # fmt: skip
-    losses = tiny_segmentor.train_step(model)
-    assert all(torch.as_tensor(value).isfinite().all() for value in losses.values())
-    moved = model.decode_head.bank.num_updates
-    assert int(moved) == 1
+    for step in range(2):  # MCIBI's memory is empty in the first
+        losses = tiny_segmentor.train_step(model, step)
+        assert all(torch.as_tensor(value).isfinite().all() for value in losses.values())
+        parts = model.decode_head.named_parameters()
+        unused = {key for key, p in parts if p.requires_grad and p.grad is None}
+        # what EncHead trains by a loss of its own, unless it is told `use_se_loss=False`
+        expected = {f'context.head.se_layer.{key}' for key in ('weight', 'bias')}
+        assert unused == (expected if name == 'EncHead' else set())
+    context = model.decode_head.context.parameters()
+    assert any(p.grad is not None and p.grad.any() for p in context)
+    assert int(model.decode_head.bank.num_updates) == 2
     model.eval()
     with torch.no_grad():
         maps = model.extract_feat(tiny_segmentor.images())
-        output = plain.decode_head(maps)
+        if name == 'OCRHead':
+            output = plain.decode_head[1](maps, plain.decode_head[0](maps))
+        else:
+            output = plain.decode_head(maps)
         output = output[0] if isinstance(output, tuple) else output
-        assert model.decode_head(maps).shape == output.shape
+        logits = model.decode_head(maps)
+        assert logits.shape == output.shape
+        assert logits.isfinite().all()
 
 
 @pytest.mark.parametrize('name', REFUSED)
@@ -100,15 +113,13 @@ class PSAMask(torch.nn.Module):
 @pytest.mark.parametrize('kind', ['MDRLHead', 'MCIBIHead', 'DGCWHead', 'CAR'])
 def test_psanet_with_its_compiled_operation_stood_in_for(kind, monkeypatch):
     monkeypatch.setattr('mmseg.models.decode_heads.psa_head.PSAMask', PSAMask)
-    plain = dict(
-        type='PSAHead', in_channels=10, in_index=3, channels=4, num_classes=5, mask_size=(3, 3),
-        norm_cfg=dict(type='BN'), align_corners=False,
-    )  # fmt: skip
+    plain = tiny_segmentor.head('PSAHead', channels=4, mask_size=(3, 3))
     before = tiny_segmentor.build(plain, 'EncoderDecoder').eval()
     if kind == 'CAR':
         model = tiny_segmentor.build(plain, 'CAREncoderDecoder')
     else:
-        ours = {**plain, **MEMORY.get(kind, {}), 'type': kind, 'context': dict(type='PSAHead')}
+        own = {} if kind == 'DGCWHead' else every_head.HEADS[kind]
+        ours = {**plain, **own, 'type': kind, 'context': dict(type='PSAHead')}
         model = tiny_segmentor.build(ours, 'EncoderDecoder')
     losses = tiny_segmentor.train_step(model)
     assert all(torch.as_tensor(value).isfinite().all() for value in losses.values())
@@ -117,10 +128,9 @@ def test_psanet_with_its_compiled_operation_stood_in_for(kind, monkeypatch):
         assert model.eval().decode_head(maps).shape == before.decode_head(maps).shape
 
 
-def uper(kind='MDRLHead', **options):
-    return tiny_head.build(
-        **{**MEMORY[kind], 'type': kind, 'loss_consistency': tiny_head.paper()}
-        if kind == 'MDRLHead' else {**MEMORY[kind], 'type': kind},
+def uper(**options):
+    return tiny_head.make(
+        'MDRLHead', **every_head.HEADS['MDRLHead'], loss_consistency=tiny_head.paper(),
         in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3],
         context=dict(type='UPerHead', pool_scales=(1, 2)), **options,
     )  # fmt: skip
@@ -201,8 +211,8 @@ def test_default_strides_are_those_of_a_large_map_on_a_decoder_and_one_otherwise
 @pytest.mark.parametrize('stride', [2, 3])
 def test_memory_and_coarse_loss_take_every_so_many_th_pixel(kind, stride):
     """Against loops over pixels and labels; the final loss sees all labels."""
-    head = tiny_head.build_mcibi(
-        type=kind, in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3],
+    head = tiny_head.make(
+        kind, in_channels=list(tiny_head.CHANNELS), in_index=[0, 1, 2, 3],
         context=dict(type='UPerHead', pool_scales=(1, 2)), loss_stride=stride,
     )  # fmt: skip
     labels = tiny_head.label_maps(size=(21, 26), ignored=0.3)
@@ -214,15 +224,14 @@ def test_memory_and_coarse_loss_take_every_so_many_th_pixel(kind, stride):
     before = {key: value.clone() for key, value in head.bank.state_dict().items()}
     losses = head.loss(inputs, tiny_head.samples(labels), None)
     ((pixels, logits),) = shots
-    (h, w), (H, W) = pixels.shape[2:], labels.shape[1:]
+    small = mdrl.nearest_labels(labels, pixels.shape[2:])
     rows, kept, classes = {}, [], []
     for b in range(len(labels)):
-        for y in range(0, h, stride):
-            for x in range(0, w, stride):
-                label = int(labels[b, y * H // h, x * W // w])
+        for y in range(0, pixels.shape[2], stride):
+            for x in range(0, pixels.shape[3], stride):
                 kept.append(logits[b, :, y, x])
-                classes.append(label)
-                rows.setdefault(label, []).append(pixels[b, :, y, x])
+                classes.append(int(small[b, y, x]))
+                rows.setdefault(classes[-1], []).append(pixels[b, :, y, x])
     expected = F.cross_entropy(
         torch.stack(kept), torch.tensor(classes), ignore_index=255, reduction='sum'
     )
@@ -262,14 +271,8 @@ def test_distributions_are_moved_by_every_so_many_th_pixel(monkeypatch):
     labels = tiny_head.label_maps()
     head.loss(tiny_head.features(), tiny_head.samples(labels), None)
     ((embeddings, classes),) = seen
-    (h, w), (H, W) = pixels[0].shape[2:], labels.shape[1:]
-    expected = [
-        int(labels[b, y * H // h, x * W // w])
-        for b in range(2)
-        for y in range(0, h, 2)
-        for x in range(0, w, 2)
-    ]
-    assert classes.tolist() == expected
+    small = mdrl.nearest_labels(labels, pixels[0].shape[2:])
+    assert torch.equal(classes, small[:, ::2, ::2].flatten())
     with torch.no_grad():
         embedded = head.embed(pixels[0])[:, ::2, ::2].flatten(0, 2)
     torch.testing.assert_close(embeddings.detach(), embedded, rtol=0, atol=1e-12)

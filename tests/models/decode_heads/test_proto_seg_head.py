@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mmseg.registry import MODELS
 
 from mmseg_cmdl.models import (
     DistributionBank,
@@ -18,21 +17,9 @@ LOSSES = golden.names('protoseg_losses_*')
 UPDATES = golden.names('protoseg_update_*')
 
 
-def build(dtype=torch.float64, seed=0, **options):
-    torch.manual_seed(seed)
-    config = dict(
-        type='ProtoSegHead',
-        in_channels=tiny_head.CHANNELS[-1],
-        in_index=3,
-        channels=8,
-        num_classes=tiny_head.NUM_CLASSES,
-        dropout_ratio=0.0,
-        norm_cfg=dict(type='BN'),
-        align_corners=True,
-        bank=dict(type='DistributionBank', num_distributions=3, momentum=0.9),
-    )
-    config.update(options)
-    return MODELS.build(config).to(dtype).train()
+def build(dtype=torch.float64, **options):
+    options = {'align_corners': True, 'bank': tiny_head.BANK, **options}
+    return tiny_head.make('ProtoSegHead', dtype, **options)
 
 
 # ---- recorded numbers ----
@@ -75,10 +62,7 @@ def test_golden_head(name, form, dtype):
         'probe_grad_feats': grad,
     }
     for key, value in got.items():
-        expected = data[prefix + key]
-        scale = 2e-4 if 'grad' in key else 1e-5
-        atol = 1e-9 if dtype == torch.float64 else scale * expected.abs().max().item()
-        torch.testing.assert_close(value, expected, rtol=0, atol=atol)
+        golden.assert_close(value, data[prefix + key], single=2e-4 if 'grad' in key else 1e-5)
     # forward passes leave the prototypes alone
     assert torch.equal(head.bank.distributions, data['prototypes_after_forward'])
 
@@ -140,14 +124,10 @@ def test_golden_losses(name, dtype):
     for key, value in got.items():
         assert float(value) == pytest.approx(data[key], rel=1e-10 if exact else 1e-5, abs=1e-10)
         (grad,) = torch.autograd.grad(value, embeddings, retain_graph=True)
-        expected = data[f'{key}_grad']
-        atol = 1e-10 if exact else 1e-4 * expected.abs().max().item()
-        torch.testing.assert_close(grad.flatten(0, 2), expected, rtol=0, atol=atol)
+        golden.assert_close(grad.flatten(0, 2), data[f'{key}_grad'], 1e-10, 1e-4)
     norm = head.score_norm
     for grad, leaf in zip(torch.autograd.grad(ce, [norm.weight, norm.bias]), ('weight', 'bias')):
-        expected = data[f'released_loss_ce_grad_ln_{leaf}']
-        atol = 1e-10 if exact else 1e-4 * expected.abs().max().item()
-        torch.testing.assert_close(grad, expected, rtol=0, atol=atol)
+        golden.assert_close(grad, data[f'released_loss_ce_grad_ln_{leaf}'], 1e-10, 1e-4)
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
@@ -198,7 +178,7 @@ def test_two_ranks_are_one_batch_and_not_an_average_of_banks():
 # ---- the naive form ----
 
 
-def test_losses_equal_the_naive_form_and_leave_out_what_has_no_target():
+def test_losses_equal_the_naive_form():
     similarity = torch.rand(2, 3, 4, 5, 3, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(-1, 15, (2, 3, 4))
     flat = similarity.flatten(0, 2), targets.flatten()
@@ -211,10 +191,6 @@ def test_losses_equal_the_naive_form_and_leave_out_what_has_no_target():
         (grad,) = torch.autograd.grad(value, similarity, retain_graph=True)
         (wanted,) = torch.autograd.grad(expected, similarity, retain_graph=True)
         torch.testing.assert_close(grad, wanted, rtol=0, atol=1e-12)
-        assert not grad[targets < 0].any()
-        nothing = loss(similarity, torch.full_like(targets, -1))
-        assert float(nothing) == 0
-        assert not torch.autograd.grad(nothing, similarity)[0].any()
 
 
 def test_logits_equal_the_naive_form():
@@ -238,21 +214,6 @@ def test_logits_equal_the_naive_form():
 
 
 # ---- training ----
-
-
-def test_one_step_trains_every_layer_and_moves_the_prototypes_of_present_classes():
-    head = build(bank=dict(type='DistributionBank', num_distributions=3, momentum=0.5))
-    start = head.bank.distributions.clone()
-    losses, grads = tiny_head.step(head)
-    assert set(losses) == {
-        'loss_ce', 'acc_seg', 'loss_ppc', 'loss_ppd', 'acc_distribution', 'stat_left_out_pixels'
-    }  # fmt: skip
-    assert all(grad is not None and grad.abs().sum() > 0 for grad in grads.values())
-    moved = (head.bank.distributions != start).any(dim=-1).any(dim=-1)
-    assert not moved[2]  # nowhere in the labels
-    assert moved.any()
-    lengths = head.bank.distributions.norm(dim=-1)
-    torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-6)
 
 
 def test_only_pixels_classified_right_move_the_bank():

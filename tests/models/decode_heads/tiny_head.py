@@ -28,12 +28,12 @@ def paper(local=0.3, contrast=0.7):
 
 def build(dtype=torch.float64, seed=0, **options):
     """MDRLHead on the last of four maps, in training mode; no dropout, so steps can be repeated."""
-    return _build('MDRLHead', dtype, seed, {'bank': BANK, 'loss_consistency': paper(), **options})
+    return make('MDRLHead', dtype, seed, **{'bank': BANK, 'loss_consistency': paper(), **options})
 
 
 def build_mcibi(dtype=torch.float64, seed=0, **options):
     """MCIBIHead on the last of four maps, as :func:`build` makes MDRLHead."""
-    return _build('MCIBIHead', dtype, seed, options)
+    return make('MCIBIHead', dtype, seed, **options)
 
 
 def fill(head, seed=0, empty=()):
@@ -47,7 +47,8 @@ def fill(head, seed=0, empty=()):
     return head
 
 
-def _build(kind, dtype, seed, options):
+def make(kind, dtype=torch.float64, seed=0, **options):
+    """Any head on the last of four maps, in training mode."""
     torch.manual_seed(seed)
     config = dict(
         type=kind,
@@ -111,7 +112,7 @@ def samples(labels, **metainfo):
 
 def objective(losses):
     """What mmengine differentiates: the sum of all entries whose key contains 'loss'."""
-    return sum(value for key, value in losses.items() if 'loss' in key)
+    return sum(sum(v) if isinstance(v, list) else v for k, v in losses.items() if 'loss' in k)
 
 
 def step(head, seed=0, batch=2, **options):
@@ -126,17 +127,3 @@ def step(head, seed=0, batch=2, **options):
 
 def metas(batch=2, size=LABEL_SIZE):
     return [dict(img_shape=size, pad_shape=size, ori_shape=size)] * batch
-
-
-def assert_same_grads(got, expected, atol=1e-9):
-    assert got.keys() == expected.keys()
-    for name in got:
-        assert (got[name] is None) == (expected[name] is None), name
-        if got[name] is not None:
-            torch.testing.assert_close(
-                got[name],
-                expected[name],
-                rtol=0,
-                atol=atol,
-                msg=lambda text, name=name: f'{name}: {text}',
-            )

@@ -207,13 +207,6 @@ def test_exports_with_dynamic_shapes(norm):
             torch.testing.assert_close(exported(x), layer(x), rtol=0, atol=1e-11)
 
 
-def test_each_image_is_on_its_own():
-    layer, x = build(), inputs(3, 6, 4, 5).detach()
-    together = layer(x)
-    for image, output in zip(x, together):
-        torch.testing.assert_close(layer(image[None])[0], output, rtol=0, atol=1e-12)
-
-
 def test_convs_and_state():
     layer = build(10)
     shapes = {key: tuple(value.shape) for key, value in layer.state_dict().items()}

@@ -103,7 +103,7 @@ def test_what_a_bank_must_say():
 
 
 def test_a_step_moves_it_after_its_losses():
-    head = tiny_head.build_mcibi(type='TestMeansHead')
+    head = tiny_head.make('TestMeansHead')
     assert not head.bank.filled_classes().any()
     losses, _ = tiny_head.step(head)
     assert losses['loss_mean'] == 1  # of means that are still 0

@@ -6,7 +6,7 @@ import torch
 from mmseg_cmdl.models import GaussianBank
 from mmseg_cmdl.models.memory import InitialMemory
 from mmseg_cmdl.models.memory.gaussian_bank import class_noise
-from tests.reference import golden, mcibi, mcibi_plus_plus
+from tests.reference import golden, mcibi_plus_plus, mdrl
 
 UPDATES = [name for name in golden.names('mcibipp_update_*') if 'two_ranks' not in name]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}
@@ -48,7 +48,7 @@ def test_golden_two_ranks_are_the_average_of_two_banks_which_ours_is_not():
     whole = bank_of(memory, momentum=momentum)
     features, labels = data['features'][:, 0].flatten(0, 1), data['labels'][:, 0].flatten(0, 1)
     whole.update_(features, labels)
-    pixels = mcibi.resize(features, labels.shape[1:]).permute(0, 2, 3, 1).flatten(0, 2)
+    pixels = mdrl.resize(features, labels.shape[1:]).permute(0, 2, 3, 1).flatten(0, 2)
     expected = mcibi_plus_plus.update(memory, pixels, labels.flatten(), momentum)
     torch.testing.assert_close(whole.statistics, expected, rtol=0, atol=1e-10)
     # a class that only one rank has moves by all of the momentum, not by half of it
@@ -88,7 +88,7 @@ def test_update_equals_the_naive_form(labels_of):
     start = torch.rand(5, 2, dtype=torch.float64)
     bank = bank_of(start, momentum=0.3)
     counted = bank.update_(features, labels)
-    pixels = mcibi.resize(features, size).permute(0, 2, 3, 1).flatten(0, 2)
+    pixels = mdrl.resize(features, size).permute(0, 2, 3, 1).flatten(0, 2)
     expected = mcibi_plus_plus.update(start, pixels, labels.flatten(), 0.3)
     torch.testing.assert_close(bank.statistics, expected, rtol=0, atol=1e-11)
     assert torch.equal(bank.statistics[3], start[3])  # in no pixel

@@ -90,7 +90,10 @@ def test_golden(name, dtype):
 )
 def test_all_classes_at_once_equal_each_alone(sizes, num, left_out):
     scores, classes, num_classes = _problem(0, sizes, num, left_out)
-    plan = sinkhorn(scores, classes, num_classes)
+    given = scores.clone(), classes.clone()
+    plan = sinkhorn(*given, num_classes)
+    assert torch.equal(given[0], scores)
+    assert torch.equal(given[1], classes)
     expected = mdrl.assign(scores, classes, num_classes)
     torch.testing.assert_close(plan, expected, rtol=0, atol=1e-12)
     assert torch.equal(plan[classes == num_classes], torch.zeros(left_out, num).double())
@@ -105,50 +108,9 @@ def test_epsilon_and_iterations(epsilon, iterations):
     torch.testing.assert_close(plan, expected, rtol=0, atol=1e-11)
 
 
-def test_defaults_are_the_papers():
-    scores, classes, num_classes = _problem(2, (20, 33), 4)
-    assert torch.equal(
-        sinkhorn(scores, classes, num_classes),
-        sinkhorn(scores, classes, num_classes, epsilon=0.05, iterations=3),
-    )
-
-
-def test_many_iterations_balance_every_class():
-    scores, classes, num_classes = _problem(3, (40, 60), 5)
-    plan = sinkhorn(scores, classes, num_classes, iterations=100)
-    for c, size in enumerate((40, 60)):
-        sums = plan[classes == c].sum(0)
-        torch.testing.assert_close(sums, torch.full_like(sums, size / 5), rtol=1e-4, atol=0)
-
-
-def test_one_pixel_is_shared_evenly():
-    plan = sinkhorn(torch.tensor([[0.9, -0.3, 0.1]]), torch.tensor([0]), 1)
-    torch.testing.assert_close(plan, torch.full((1, 3), 1 / 3))
-
-
 def test_no_pixels():
     plan = sinkhorn(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), 3)
     assert plan.shape == (0, 4)
-
-
-def test_inputs_are_left_alone():
-    scores, classes, num_classes = _problem(4, (20, 33), 4, left_out=3)
-    before = scores.clone(), classes.clone()
-    sinkhorn(scores, classes, num_classes)
-    assert torch.equal(scores, before[0])
-    assert torch.equal(classes, before[1])
-
-
-def test_a_constant_per_distribution_changes_nothing():
-    """The first step scales each distribution of a class, so a factor on it is taken out."""
-    scores, classes, num_classes = _problem(5, (20, 33), 4)
-    shift = torch.randn(num_classes, 4, dtype=torch.float64)
-    torch.testing.assert_close(
-        sinkhorn(scores + shift[classes], classes, num_classes),
-        sinkhorn(scores, classes, num_classes),
-        rtol=0,
-        atol=1e-10,
-    )
 
 
 def test_scores_of_many_epsilons_match_log_space():
@@ -201,17 +163,3 @@ def test_ranks_with_scores_beyond_any_exponent(scale):
     )
     assert parts.isfinite().all()
     torch.testing.assert_close(parts.sum(1), torch.ones(36))
-
-
-@pytest.mark.parametrize('seed', range(6))
-def test_random_problems(seed):
-    g = torch.Generator().manual_seed(100 + seed)
-    sizes = torch.randint(0, 25, (6,), generator=g).tolist()
-    num = int(torch.randint(1, 8, (1,), generator=g))
-    scores, classes, num_classes = _problem(seed, sizes, num, left_out=4)
-    torch.testing.assert_close(
-        sinkhorn(scores, classes, num_classes),
-        mdrl.assign(scores, classes, num_classes),
-        rtol=0,
-        atol=1e-11,
-    )

@@ -1,5 +1,7 @@
 """CAR in the place of the authors' code: linear conv with bias, losses, conv + norm + ReLU."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 from mmseg_cmdl.deployment import InferenceModel
 from tests.models.segmentors import every_head, tiny_segmentor
 from tests.models.segmentors.test_every_head import _build as build_with
-from tests.reference import car
+from tests.reference import car, mdrl
 
 K = tiny_segmentor.K
 PLACES = {
@@ -42,21 +44,6 @@ def build(name, **options):
     return model
 
 
-def watched(model, run):
-    """Inputs of the linear convs [B, C, h, w], and of conv_seg, while `run` is called."""
-    seen, handles = {}, []
-    modules = {str(i): linear for i, linear in enumerate(model.car.linears)}
-    modules['conv_seg'] = model.regularized_head.conv_seg
-    for key, module in modules.items():
-        handles.append(
-            module.register_forward_hook(lambda m, x, y, key=key: seen.__setitem__(key, x[0]))
-        )
-    result = run()
-    for handle in handles:
-        handle.remove()
-    return result, seen
-
-
 def linear_of(conv, x):
     weight = conv.weight[:, :, 0, 0]
     return torch.einsum('dc,bchw->bdhw', weight, x) + conv.bias[:, None, None]
@@ -71,11 +58,6 @@ def pooled(x, size):
     return torch.stack([torch.stack(row, dim=2) for row in rows], dim=2)
 
 
-def nearest(labels, size):
-    rows, cols = (torch.arange(n) * full // n for n, full in zip(size, labels.shape[1:]))
-    return labels[:, rows[:, None], cols]
-
-
 @pytest.mark.parametrize('name', PLACES)
 def test_conv_losses_and_classifier_stand_in_the_authors_order(name):
     """concat, linear conv with bias, losses; 1x1 conv, norm, ReLU, classifier; in float64."""
@@ -83,22 +65,20 @@ def test_conv_losses_and_classifier_stand_in_the_authors_order(name):
     model = build(name, pool_size=pool_size)
     assert model.car.places == PLACES[name]
     images, samples = tiny_segmentor.images(3).double(), tiny_segmentor.samples()
-    labels = torch.stack([sample.gt_sem_seg.data[0] for sample in samples])
-    losses, seen = watched(model, lambda: model.loss(images, samples))
-    expected = dict(intra_c2p=0.0, inter_c2c=0.0, inter_c2p=0.0)
+    labels = tiny_segmentor.label_maps()
+    losses, seen = tiny_segmentor.watched(model, lambda: model.loss(images, samples))
+    expected = Counter()
     for i, conv in enumerate(model.car.linears):
         maps = pooled(linear_of(conv, seen[str(i)]), pool_size)
-        features, small = maps.permute(0, 2, 3, 1).flatten(0, 2), nearest(labels, maps.shape[2:])
-        mu, counts = car.centers(features, small.flatten(), K)
-        expected['intra_c2p'] += car.intra_c2p(features, small.flatten(), mu).item()
-        expected['inter_c2c'] += car.inter_c2c(mu, counts).item()
-        expected['inter_c2p'] += car.inter_c2p(features, small.flatten(), mu, counts).item()
+        small = mdrl.nearest_labels(labels, maps.shape[2:])
+        found = car.losses(maps.permute(0, 2, 3, 1).flatten(0, 2), small.flatten(), K)
+        expected.update({key: value.item() for key, value in found.items()})
     got = {key: value.item() for key, value in losses.items() if key.startswith('car.')}
     assert got == {f'car.loss_{key}': pytest.approx(v, rel=1e-9) for key, v in expected.items()}
 
     model.eval()
     with torch.no_grad():
-        _, seen = watched(model, lambda: tiny_segmentor.logits(model))
+        _, seen = tiny_segmentor.watched(model, lambda: tiny_segmentor.logits(model))
         total = 0
         for i, (conv, place) in enumerate(zip(model.car.linears, PLACES[name])):
             module = model.regularized_head.get_submodule(place)
@@ -116,10 +96,7 @@ def test_conv_losses_and_classifier_stand_in_the_authors_order(name):
 def test_folds_into_the_plain_head_exactly(name):
     model = build(name)
     plain = build_with(name, 'plain', seed=1).double()
-    plain.load_state_dict(model.folded_state_dict())  # strictly: the same keys and shapes
-    torch.testing.assert_close(
-        tiny_segmentor.logits(plain), tiny_segmentor.logits(model), rtol=0, atol=1e-10
-    )
+    tiny_segmentor.assert_folds_into(plain, model)
 
 
 def test_starts_as_in_the_authors_code_and_adds_only_its_conv():
@@ -198,10 +175,7 @@ def test_what_a_bias_cannot_be_merged_into_is_refused():
     plain = tiny_segmentor.build(
         dict(every_head.config('FCNHead'), norm_cfg=None), 'EncoderDecoder', seed=4
     ).double()
-    plain.load_state_dict(model.folded_state_dict())
-    torch.testing.assert_close(
-        tiny_segmentor.logits(plain), tiny_segmentor.logits(model), rtol=0, atol=1e-10
-    )
+    tiny_segmentor.assert_folds_into(plain, model)
 
 
 def test_pooling_is_for_the_usual_position_too():
@@ -213,23 +187,18 @@ def test_pooling_is_for_the_usual_position_too():
 
 
 @pytest.mark.parametrize(
-    ('head', 'options', 'words'),
+    ('head', 'words'),
     [
-        ({}, dict(position='concat'), r"position must be one of \('classifier', 'released'\), got"),
-        ({}, dict(pool_size=0), 'pool_size must be at least 1, got 0'),
         (
             dict(num_convs=0, concat_input=False, channels=10),
-            dict(position='released'),
             "position='released' is for .*UPerHead, with a conv .* not for this FCNHead",
         ),
         (
-            dict(type='PSPHead', pool_scales=(1, 2)),
-            dict(position='released'),
+            dict(kind='PSPHead', pool_scales=(1, 2)),
             "and not for this PSPHead: use position='classifier'",
         ),
     ],
 )
-def test_refusals_say_what_to_do(head, options, words):
-    config = tiny_segmentor.head(**{'kind': head.pop('type', 'FCNHead'), **head})
+def test_heads_without_such_a_place_are_refused(head, words):
     with pytest.raises(ValueError, match=words):
-        tiny_segmentor.build(config, **options)
+        tiny_segmentor.build(tiny_segmentor.head(**head), position='released')

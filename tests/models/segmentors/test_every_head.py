@@ -44,27 +44,21 @@ def _samples(name):
 def test_trains_a_step_folds_and_predicts_the_same(name):
     # LightHamHead makes float32 bases
     dtype, atol = (torch.float32, 1e-5) if name == 'LightHamHead' else (torch.float64, 1e-10)
-    model = _build(name).to(dtype).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    model = _build(name).to(dtype)
     before = {key: value.clone() for key, value in model.car.named_parameters()}
-    losses = model.loss(tiny_segmentor.images().to(dtype), _samples(name))
+    losses = tiny_segmentor.train_step(model, labelled=_samples(name))
     for loss in ('intra_c2p', 'inter_c2c', 'inter_c2p'):
         assert losses[f'car.loss_{loss}'].isfinite()
     assert losses['car.loss_intra_c2p'] > 0
-    total, _ = model.parse_losses(losses)
-    optimizer.zero_grad()
-    total.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-    optimizer.step()
     assert set(before) == {'linear.weight'}
     assert not torch.equal(before['linear.weight'], model.car.linear.weight)
 
     plain = _build(name, 'plain', seed=1).to(dtype)
     before = tiny_segmentor.logits(plain)
-    plain.load_state_dict(model.folded_state_dict())  # strictly: the same keys and shapes
-    got, expected = tiny_segmentor.logits(plain), tiny_segmentor.logits(model)
+    tiny_segmentor.assert_folds_into(plain, model, atol)
+    expected = tiny_segmentor.logits(model)
     assert not torch.allclose(before, expected, atol=1e-3)
-    torch.testing.assert_close(got, expected, rtol=0, atol=atol)
     float32 = tiny_segmentor.logits(plain.float()), tiny_segmentor.logits(model.float())
     torch.testing.assert_close(*float32, rtol=0, atol=1e-5 * max(1, expected.abs().max().item()))
 

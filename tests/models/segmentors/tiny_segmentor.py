@@ -77,12 +77,12 @@ def samples(seed=0, batch=2, **options):
     )
 
 
-def train_step(model, seed=0, lr=0.05):
-    """One step of SGD on random images; the losses."""
+def train_step(model, seed=0, lr=0.05, labelled=None):
+    """One step of SGD on random images, with `labelled` as their samples if given; the losses."""
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     dtype = next(model.parameters()).dtype
-    losses = model.loss(images(seed).to(dtype), samples(seed))
+    losses = model.loss(images(seed).to(dtype), labelled or samples(seed))
     total, _ = model.parse_losses(losses)
     optimizer.zero_grad()
     total.backward()
@@ -97,3 +97,29 @@ def logits(model, seed=9):
     torch.manual_seed(seed)  # LightHamHead draws its bases at every pass
     dtype = next(model.parameters()).dtype
     return model.encode_decode(images(seed).to(dtype), tiny_head.metas(size=IMAGE))
+
+
+def label_maps():
+    """[B, H, W], those of :func:`samples`."""
+    return torch.stack([sample.gt_sem_seg.data[0] for sample in samples()])
+
+
+def watched(model, run):
+    """Inputs of the linear convs [B, C, h, w], and of conv_seg, while `run` is called."""
+    seen, handles = {}, []
+    modules = {str(i): linear for i, linear in enumerate(model.car.linears)}
+    modules['conv_seg'] = model.regularized_head.conv_seg
+    for key, module in modules.items():
+        handles.append(
+            module.register_forward_hook(lambda m, x, y, key=key: seen.__setitem__(key, x[0]))
+        )
+    result = run()
+    for handle in handles:
+        handle.remove()
+    return result, seen
+
+
+def assert_folds_into(plain, model, atol=1e-10):
+    """The state of a model with CAR, folded, predicts the same in the plain one."""
+    plain.load_state_dict(model.folded_state_dict())  # strictly: the same keys and shapes
+    torch.testing.assert_close(logits(plain), logits(model), rtol=0, atol=atol)
