@@ -2,9 +2,8 @@
 
 What is found:
 
-- A split without images. Without this check mmengine's dataset raises an error of NumPy that names
-  nothing, or with `serialize_data=False` its InfiniteSampler never ends. An empty validation split
-  would show only after the first interval of training.
+- A split without images, see :mod:`mmseg_cmdl.dataset_building`. An empty validation split would
+  show only after the first interval of training.
 - A file that is missing or can't be read. Decoders say what is wrong with it, but mostly not which
   file it is.
 - A config that was written for other data: its number of classes, `reduce_zero_label`, the suffix
@@ -22,12 +21,12 @@ import os.path as osp
 from collections import Counter
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import mmcv
 import numpy as np
 from mmengine import fileio
-from mmengine.dataset import BaseDataset, Compose
+from mmengine.dataset import Compose
 from mmengine.model import BaseTTAModel
 from mmengine.registry import FUNCTIONS
 from mmengine.runner import Runner
@@ -37,8 +36,9 @@ from mmseg.registry import DATASETS, TRANSFORMS
 from torch import nn
 
 from .checkpoint_file import is_local
+from .dataset_building import build_dataset, leaves
 from .models.decode_heads.label_check import num_labels
-from .sample_guard import DataError, FileNamingCompose, SampleCheck, missing_annotation
+from .sample_guard import DataError, SampleCheck, missing_annotation
 from .utils import unwrapped
 
 # Annotations that are looked through, where the first ones leave a doubt.
@@ -68,20 +68,17 @@ def guard_data(runner: Runner, *splits: str) -> None:
         loader = getattr(runner, f'_{split}_dataloader', None)
         if not isinstance(loader, dict) or not isinstance(loader.get('dataset'), dict):
             continue
-        loader['dataset'] = dataset = _built(loader['dataset'], split)
-        for leaf in leaves(dataset):
-            _refuse_if_empty(leaf, split)
-            if type(getattr(leaf, 'pipeline', None)) is Compose:
-                leaf.pipeline = FileNamingCompose(leaf.pipeline)
+        loader['dataset'] = dataset = build_dataset(loader['dataset'], split)
         check_dataset(runner, dataset, split)
-        loader['collate_fn'] = sample_check(runner, split, _collate(loader))
+        ignored = None if split == 'train' else _ignored(runner, split)
+        loader['collate_fn'] = sample_check(runner.model, ignored, collate_of(loader))
     if 'train' in splits and not any(type(h).__name__ == 'DataGuardHook' for h in runner.hooks):
         from .engine import DataGuardHook
 
         runner.register_hook(DataGuardHook())
 
 
-def _collate(loader: dict) -> Callable:
+def collate_of(loader: dict) -> Callable:
     """The function that a data loader's config names, as mmengine builds it."""
     config = loader.get('collate_fn') or dict(type='pseudo_collate')
     if not isinstance(config, dict):
@@ -91,18 +88,30 @@ def _collate(loader: dict) -> Callable:
     return partial(FUNCTIONS.get(kind) if isinstance(kind, str) else kind, **options)
 
 
-def sample_check(runner: Runner, split: str, collate: Optional[Callable] = None) -> SampleCheck:
-    """The check of the samples of a split for the model and the metrics of a runner."""
-    model = segmentor(runner.model)
+def sample_check(
+    model: Any,
+    ignored: Optional[Sequence[Optional[int]]] = None,
+    collate: Optional[Callable] = None,
+) -> SampleCheck:
+    """The check of the samples that a model learns from, or of those that it is compared with.
+
+    Args:
+        model: A segmentor, or what :func:`segmentor` takes.
+        ignored (Sequence[int | None], optional): In validation and test the `ignore_index` of each
+            metric; the labels have the sizes of the files there. By default the samples are those
+            of training, and the heads say what they ignore.
+        collate (Callable, optional): Collates the samples of a batch; by default they are only
+            checked.
+    """
+    model = segmentor(model)
     heads = [head for _, head in class_heads(model)]
-    if split == 'train':
+    if ignored is None:
         classes = {(num_labels(head), getattr(head, 'ignore_index', None)) for head in heads}
-    else:  # what the metric looks at
-        ignored = _ignored(runner, split)
+    else:
         classes = {(num_labels(head), index) for head in heads[:1] for index in ignored}
     mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
     channels = None if mean is None or len(mean) == 1 else len(mean)
-    return SampleCheck(collate, sorted(classes, key=str), channels, sizes=split == 'train')
+    return SampleCheck(collate, sorted(classes, key=str), channels, sizes=ignored is None)
 
 
 # ---- the model ----
@@ -439,71 +448,4 @@ def why_never_seen(metainfo: Optional[dict] = None) -> str:
         + ('' if value is None else f' (it is {value})')
         + ', which takes 0 for unlabelled, and annotations whose numbers are not the order of the '
         'classes in metainfo'
-    )
-
-
-# ---- splits without images ----
-
-
-def _built(config: dict, split: str) -> Any:
-    try:
-        return DATASETS.build(config)
-    except FileNotFoundError as error:
-        raise DataError(
-            f'{error.filename} is not there, where images of the {split} split are looked for. '
-            f'Set data_root or data_prefix.img_path of {split}_dataloader.dataset; relative paths '
-            f'start at {os.getcwd()}'
-        ) from error
-    except ValueError:  # NumPy's, from packing an empty list, or one that has more to say
-        for part in leaves(config):
-            dataset = DATASETS.build({**part, 'serialize_data': False})
-            _refuse_if_empty(dataset, split)
-        raise
-
-
-def leaves(dataset: Any) -> Iterator:
-    """Datasets that read files, or the configs of such, without their wrappers."""
-
-    def part(name: str) -> Any:
-        return dataset.get(name) if isinstance(dataset, dict) else getattr(dataset, name, None)
-
-    parts = part('datasets') or [part('dataset')]
-    if parts == [None]:
-        yield dataset
-        return
-    for inner in parts:
-        yield from leaves(inner)
-
-
-def _refuse_if_empty(dataset: Any, split: str) -> None:
-    if not isinstance(dataset, BaseDataset):
-        return  # its own affair
-    dataset.full_init()
-    if len(dataset) == 0:
-        raise DataError(_message(split, dataset))
-
-
-def _message(split: str, dataset: BaseDataset) -> str:
-    """Where images were looked for, and what is there instead."""
-    name = f'the {split} split is empty: {type(dataset).__name__}'
-    prefix = dataset.data_prefix
-    folder, annotations = prefix.get('img_path'), prefix.get('seg_map_path')
-    ann_file = dataset.ann_file
-    places = f'images in {folder!r}, annotations in {annotations!r}, split file {ann_file!r}'
-    if dataset.load_data_list():
-        return f'{name} leaves out every image by its filter_cfg or indices ({places})'
-    if ann_file and osp.isfile(ann_file):
-        return (
-            f'{name} finds no name in {ann_file} ({places}); it needs one line an image, the path '
-            'below the image folder without suffix'
-        )
-    found = ''
-    if folder and fileio.isdir(folder):
-        files = fileio.list_dir_or_file(folder, list_dir=False, recursive=True)
-        kinds = Counter(osp.splitext(path)[1] or 'without suffix' for path in files)
-        listed = ', '.join(f'{count} {kind}' for kind, count in kinds.most_common(5))
-        found = f' The folder holds {listed or "no file"}.'
-    return (
-        f'{name} finds no image *{getattr(dataset, "img_suffix", "")} ({places}).{found} Set '
-        f'data_root, data_prefix, img_suffix or ann_file of {split}_dataloader.dataset'
     )

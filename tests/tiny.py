@@ -137,3 +137,27 @@ def write_config(path, root, **options):
 def config(**options):
     """The stock config, to be changed."""
     return Config.fromstring(config_text(**options), '.py')
+
+
+def spoil(annotation, fault):
+    """Makes one annotation what data at a user's may be.
+
+    Args:
+        annotation (Path): A file of `write_dataset`.
+        fault (str): 'label', 'gone', 'cut' or 'size'.
+
+    Returns:
+        str: What an error must say of it, beside the name of the file.
+    """
+    label = np.array(Image.open(annotation))
+    if fault == 'gone':
+        annotation.unlink()
+        return 'is not there, the annotation of'
+    if fault == 'cut':
+        annotation.write_bytes(annotation.read_bytes()[:60])
+        return 'can not be used: LoadAnnotations'
+    if fault == 'size':
+        Image.fromarray(label[:20, :24]).save(annotation)
+        return 'is 20x24 where its image'
+    Image.fromarray(np.full_like(label, 77)).save(annotation)
+    return r'labels \[77\] of'

@@ -41,7 +41,8 @@ from mmseg_cmdl.checkpoint_file import checked_checkpoint, read_state  # isort: 
 from mmseg_cmdl.config_file import load_config, pretrained_weights, setting_up, type_name  # isort: skip
 from mmseg_cmdl.config_overrides import add_overrides  # isort: skip
 from mmseg_cmdl.command_line import device, positive, seed, tool  # isort: skip
-from mmseg_cmdl.data_guard import why_never_seen  # isort: skip
+from mmseg_cmdl.data_guard import collate_of, sample_check, why_never_seen  # isort: skip
+from mmseg_cmdl.dataset_building import build_dataset  # isort: skip
 from mmseg_cmdl.models import MemoryHead  # isort: skip
 from mmseg_cmdl.models.decode_heads.label_check import batch_labels  # isort: skip
 from mmseg_cmdl.models.memory import InitialMemory  # isort: skip
@@ -165,9 +166,11 @@ def is_pretrained(cfg):
     )
 
 
-def build_loader(cfg, seed):
-    """The train set, each image once."""
+def build_loader(cfg, seed, model):
+    """The train set, each image once, checked as in training."""
     loader_cfg = cfg.train_dataloader
+    loader_cfg.dataset = build_dataset(loader_cfg.dataset, 'train')
+    loader_cfg.collate_fn = sample_check(model, collate=collate_of(loader_cfg))
     loader_cfg.sampler = dict(type='DefaultSampler', shuffle=True)
     loader_cfg.drop_last = False
     loader_cfg.persistent_workers = False
@@ -281,7 +284,7 @@ def main(argv=None):
     set_random_seed(args.seed)
     with setting_up(cfg, args.config, args.cfg_options):
         model = build_model(cfg, checkpoint, device)
-        loader = build_loader(cfg, args.seed)
+        loader = build_loader(cfg, args.seed, model)
     num_centers = args.centers or model.decode_head.bank.class_vectors().shape[1]
     size = num_centers if args.strategy == 'random' else max(args.samples, num_centers)
     reservoir, num_images, classes = collect(model, loader, size, args.seed, args.max_images)

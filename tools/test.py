@@ -15,7 +15,8 @@ from mmseg_cmdl import InputError, launch  # isort: skip
 from mmseg_cmdl.checkpoint_file import TrainedPartsHook, checked_checkpoint  # isort: skip
 from mmseg_cmdl.config_file import load_config, setting_up, type_name  # isort: skip
 from mmseg_cmdl.command_line import number, tool  # isort: skip
-from mmseg_cmdl.data_guard import guard_data, leaves  # isort: skip
+from mmseg_cmdl.data_guard import guard_data  # isort: skip
+from mmseg_cmdl.dataset_building import leaves  # isort: skip
 from mmseg_cmdl.written_files import make_folder, refuse_same  # isort: skip
 
 

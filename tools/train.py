@@ -4,6 +4,7 @@ Takes any MMSegmentation config, also one without `custom_imports`.
 """
 
 import argparse
+import os
 import sys
 
 import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
@@ -73,6 +74,16 @@ def set_resume(cfg, resume):
         launch.take_up_seed(cfg, path)
 
 
+def warn_of_an_earlier_training(runner):
+    """mmengine writes beside and over what another training has left, without a word."""
+    if not runner._resume and os.path.isfile(os.path.join(runner.work_dir, 'last_checkpoint')):
+        runner.logger.warning(
+            f'{runner.work_dir} holds checkpoints of an earlier training. New ones replace those '
+            'of the same name and stand among the others: give another --work-dir to keep both '
+            'apart, or --resume to go on with that training'
+        )
+
+
 @tool
 def main(argv=None):
     args = parse_args(argv)
@@ -88,6 +99,7 @@ def main(argv=None):
     with setting_up(cfg, args.config, args.cfg_options):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         runner.register_hook(StoredConfigHook())
+    warn_of_an_earlier_training(runner)
     with setting_up(cfg, args.config, args.cfg_options, runner):
         guard_data(runner, 'train', 'val')
         try:

@@ -12,13 +12,13 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmseg.datasets import BaseSegDataset
 from mmseg.models.segmentors import BaseSegmentor
-from mmseg.registry import DATASETS
 from torch import Tensor
 
 from ..checkpoint_file import checked_checkpoint, load_state
 from ..compat import swaps_channels
 from ..config_file import load_config, setting_up, without_pretrained
-from ..data_guard import leaves
+from ..data_guard import sample_check
+from ..dataset_building import build_dataset, leaves
 from ..errors import InputError
 from ..models.memory import MemoryBank
 from ..utils import last_head
@@ -97,6 +97,7 @@ class ExaminedModel:
                 f'{name} predicts {self.head.num_classes} classes, but its data set has '
                 f'{len(self.classes)} names of classes; set num_classes or metainfo in its config'
             )
+        self._check = sample_check(model, ignored=[255])
 
     @classmethod
     def load(
@@ -127,7 +128,7 @@ class ExaminedModel:
         cfg = load_config(str(config), options)
         checkpoint = checked_checkpoint(str(checkpoint))
         with setting_up(cfg, str(config), options):
-            dataset = build_dataset(cfg, split)
+            dataset = dataset_of_split(cfg, split)
             without_pretrained(cfg.model)
             model = init_model(cfg, None, device=device)
         load_state(model, checkpoint, 'Give the config that it was trained with')
@@ -176,7 +177,12 @@ class ExaminedModel:
 
     @torch.no_grad()
     def example(self, index: int, features: Optional[str] = None, predict: bool = False) -> Example:
-        """One of :meth:`examples`."""
+        """One of :meth:`examples`.
+
+        Raises:
+            DataError: Image or annotation can't be read, a label is no class, or the annotation is
+                not of the size of its image; names the file.
+        """
         if not 0 <= index < len(self.dataset):
             raise InputError(
                 f'there is no image {index}: the split of {self.name} has '
@@ -199,20 +205,17 @@ class ExaminedModel:
                 "split's pipeline, before PackSegInputs, or choose another --split"
             )
         raw = data['inputs'][0]
-        truth = sample.gt_sem_seg.data[0].cpu().numpy().astype(np.int64)
         # as all figures have it; heads may use another number
-        truth[(truth < 0) | (truth >= len(self.classes)) | (truth == self.head.ignore_index)] = 255
+        labels = sample.gt_sem_seg.data
+        labels[labels == self.head.ignore_index] = 255
+        self._check.look(raw, sample)
+        truth = labels[0].cpu().numpy().astype(np.int64)
         prepared = self.model.data_preprocessor(data, False)
         inputs = prepared['inputs']
         prediction = maps = labels = stride = None
         if predict:
             output = self.model.predict(inputs, prepared['data_samples'])[0]
             prediction = output.pred_sem_seg.data[0].cpu().numpy()
-            if prediction.shape != truth.shape:
-                raise InputError(
-                    f'{path}: the prediction is {prediction.shape} and the labels are '
-                    f'{truth.shape}; load annotations after Resize, so that they keep their size'
-                )
         if features is not None:
             maps = self._features(inputs, prepared['data_samples'], features)
             size, padded = tuple(raw.shape[1:]), tuple(inputs.shape[2:])
@@ -292,7 +295,7 @@ def as_picture(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(bands, dtype=np.uint8)
 
 
-def build_dataset(cfg: Config, split: str) -> BaseSegDataset:
+def dataset_of_split(cfg: Config, split: str) -> BaseSegDataset:
     """Data set of a split, without augmentation.
 
     Raises:
@@ -315,7 +318,7 @@ def build_dataset(cfg: Config, split: str) -> BaseSegDataset:
     from mmengine.registry import init_default_scope
 
     init_default_scope(cfg.get('default_scope') or 'mmseg')
-    return DATASETS.build(dataset)
+    return build_dataset(dataset, split)
 
 
 def _palette(classes: Sequence[str]) -> list:

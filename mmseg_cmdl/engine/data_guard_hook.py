@@ -80,7 +80,7 @@ class DataGuardHook(Hook):
             check_dataset(runner, runner.train_dataloader.dataset, 'train')
             if runner.val_loop is not None:
                 check_dataset(runner, runner.val_dataloader.dataset, 'val')
-            self._check = sample_check(runner, 'train')
+            self._check = sample_check(runner.model)
         heads = class_heads(segmentor(runner.model))
         num_classes = num_labels(heads[0][1]) if heads else 0
         self._pixels = torch.zeros(num_classes, dtype=torch.int64)

@@ -5,10 +5,13 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
 
 from mmseg_cmdl.analysis import ExaminedModel, chosen_classes
 from mmseg_cmdl.analysis.examined_model import labels_of_features
 from mmseg_cmdl.errors import InputError
+from tests import tiny
 from tests.analysis.conftest import IMAGES
 
 
@@ -106,6 +109,23 @@ def test_an_image_without_labels_is_named(trained):
     )
     with pytest.raises(InputError, match=r'000000\.png comes without labels: put LoadAnnotations'):
         model.example(0)
+
+
+@pytest.mark.parametrize('fault', ['label', 'gone', 'cut', 'size'])
+def test_annotations_that_cannot_be_used_are_named(fault, tmp_path):
+    """As in training; figures left out labels that are no class, and a cut file was a traceback."""
+    root = tiny.write_dataset(tmp_path / 'data')
+    config = tiny.write_config(tmp_path / 'tiny.py', root)
+    init_default_scope('mmseg')
+    state = MODELS.build(Config.fromfile(config).model).state_dict()
+    torch.save(dict(state_dict=state), tmp_path / 'model.pth')
+    model = ExaminedModel.load(config, tmp_path / 'model.pth')
+    assert len(list(model.examples(predict=True))) == 2
+    annotation = root / 'annotations' / 'val' / '1.png'
+    said = tiny.spoil(annotation, fault)
+    with pytest.raises(InputError, match=said) as error:
+        list(model.examples(features='classifier'))
+    assert str(annotation) in str(error.value)
 
 
 def test_classes_by_name_or_number():

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import PixelData
+from mmseg.datasets import BaseSegDataset
 from mmseg.models import SegTTAModel
 from mmseg.structures import SegDataSample
 from PIL import Image
@@ -134,9 +135,9 @@ def test_num_classes_of_other_data(name, num_classes, data, tmp_path):
 def test_a_runner_that_builds_its_model_later(data, tmp_path):
     """FlexibleRunner: the same questions are asked of the model's config."""
     runner = runner_of('mdrl', data, tmp_path)
-    looked = data_guard.sample_check(runner, 'train')
+    looked = data_guard.sample_check(runner.model)
     runner.model = runner.cfg.model
-    assert vars(data_guard.sample_check(runner, 'train')) == vars(looked)
+    assert vars(data_guard.sample_check(runner.model)) == vars(looked)
     assert looked.classes == [(3, 255)]
     assert looked.channels == 3
     runner.model.decode_head.num_classes = 11
@@ -421,6 +422,17 @@ def test_a_missing_image_folder(data, tmp_path):
     runner = runner_of('mdrl', data, tmp_path, data_root=str(data) + 'n')
     words = f'{data}n', 'Set data_root or data_prefix.img_path of train_dataloader'
     refused(runner, 'train', *words)
+
+
+def test_what_a_dataset_says_of_its_missing_files_is_kept(data, tmp_path, monkeypatch):
+    """A FileNotFoundError without a file: "None is not there" otherwise."""
+
+    def load_data_list(self):
+        raise FileNotFoundError('the list of frames is not there; make it with frames.py')
+
+    monkeypatch.setattr(BaseSegDataset, 'load_data_list', load_data_list)
+    with pytest.raises(FileNotFoundError, match='make it with'):
+        guard_data(runner_of('mdrl', data, tmp_path), 'train')
 
 
 def test_images_of_another_suffix_are_told(data, tmp_path, log):

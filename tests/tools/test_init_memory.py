@@ -245,6 +245,17 @@ def test_a_head_trains_from_the_file(tool, kind, tmp_path, tiny_data, capsys, mo
         torch.testing.assert_close(rows, F.normalize(memory.centers[:3], dim=-1))
 
 
+@pytest.mark.parametrize('fault', ['label', 'gone', 'cut'])
+def test_annotations_that_cannot_be_used_are_named(tool, fault, tmp_path, capsys):
+    root = tiny.write_dataset(tmp_path / 'data')
+    annotation = root / 'annotations' / 'train' / '1.png'
+    said = tiny.spoil(annotation, fault)
+    with pytest.raises(SystemExit, match=said) as error:
+        tool.main([_config(tmp_path, root, 'MCIBIHead'), str(tmp_path / 'memory.pth')])
+    assert error.value.code == 2
+    assert str(annotation) in str(error.value)
+
+
 def test_refusals(tool, tmp_path, tiny_data, tiny_config, capsys):
     config = _config(tmp_path, tiny_data, 'MCIBIHead')
     out = str(tmp_path / 'memory.pth')

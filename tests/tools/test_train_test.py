@@ -242,6 +242,16 @@ def test_a_head_for_other_maps_is_named_in_the_first_step(override, tiny_config,
 
 
 @pytest.mark.usefixtures('quick_runner')
+def test_checkpoints_of_an_earlier_training_are_told(tiny_config, tmp_path):
+    """In the log, unless the job goes on with that training."""
+    said = f'{tmp_path / "work"} holds checkpoints of an earlier training'
+    for told, again in ((0, []), (1, []), (1, ['--resume'])):
+        run(train.main, tiny_config, '--work-dir', tmp_path / 'work', *again)
+        logs = sorted((tmp_path / 'work').glob('*/*.log'))
+        assert sum(file.read_text().count(said) for file in logs) == told
+
+
+@pytest.mark.usefixtures('quick_runner')
 def test_an_interrupted_training_says_how_it_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
     def interrupted(runner):
         raise KeyboardInterrupt

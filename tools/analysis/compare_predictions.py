@@ -136,8 +136,7 @@ def main(argv=None):
         for name, other in examples.items():
             if other.truth.shape != example.truth.shape:
                 raise InputError(
-                    f'the labels of image {i} have another size for {name}; '
-                    'load annotations after Resize in all configs'
+                    f'image {i} has another size for {name}; give configs with the same images'
                 )
         cases.append(
             PredictedImage(
