@@ -301,12 +301,8 @@ class DatasetContextHead(MemoryHead):
     ) -> Dict[str, Tensor]:
         """All losses of one iteration (MDRL, eq. 18; MCIBI, eq. 19), and scalars to log.
 
-        In training, every rank first takes rank 0's bank, once.
-
-        Args:
-            inputs (list[Tensor]): Feature maps of the backbone.
-            batch_data_samples (list[SegDataSample]): Ground truth.
-            train_cfg (dict): Unused, as in the base class.
+        In training, every rank first takes rank 0's bank, once. Arguments are those of the base
+        class.
 
         Returns:
             dict[str, Tensor]: `loss_*` and `acc_seg` of the final logits, `coarse_*` the same of

@@ -173,14 +173,7 @@ class ProtoSegHead(MemoryHead):
     def loss(
         self, inputs: List[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
     ) -> Dict[str, Tensor]:
-        """All losses of one iteration, and scalars to log.
-
-        In training, every rank first takes rank 0's bank, once.
-
-        Args:
-            inputs (list[Tensor]): Feature maps of the backbone.
-            batch_data_samples (list[SegDataSample]): Ground truth.
-            train_cfg (dict): Unused, as in the base class.
+        """See the base class. In training, every rank first takes rank 0's bank, once.
 
         Returns:
             dict[str, Tensor]: `loss_*` and `acc_seg` of the logits, and what
