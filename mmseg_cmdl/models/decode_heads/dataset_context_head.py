@@ -29,12 +29,7 @@ from .foreign_options import place_options
 from .label_check import LABELS_ARE_CHECKED, check_one_logit_a_class
 from .loss_check import check_losses
 from .memory_head import MemoryHead
-from .single_image_context import (
-    SingleImageContext,
-    brings_a_finer_map,
-    check_no_cascade,
-    inherited_options,
-)
+from .single_image_context import SingleImageContext, brings_a_finer_map
 
 
 class DatasetContextHead(MemoryHead):
@@ -149,9 +144,7 @@ class DatasetContextHead(MemoryHead):
         self.loss_stride = loss_stride
         self.context = None
         if pixels == 'context':
-            inherited = inherited_options(self, in_channels, channels)
-            self.context = SingleImageContext(context, inherited)
-            check_no_cascade(name, self.context)
+            self.context = SingleImageContext(context, self, in_channels, channels)
             self.bottleneck = ConvModule(self.context.channels, channels, 1, **self.conv_options)
             self.embedding_layers = ('context', *self.embedding_layers)
         else:
@@ -172,8 +165,7 @@ class DatasetContextHead(MemoryHead):
         elif fusion == 'weighted_add':
             self.fusion_weight = nn.Conv2d(2 * channels, 1, 1)
         if context is not None and pixels == 'backbone':
-            inherited = inherited_options(self, in_channels, channels)
-            self.context = SingleImageContext(context, inherited)
+            self.context = SingleImageContext(context, self, in_channels, channels, has_logits=True)
             self._build_context_layers(channels, self.context.channels, transform_channels)
         self.final_conv = ConvModule(channels, channels, 1, **self.conv_options)
         self.folded_memory: Optional[nn.Module] = None

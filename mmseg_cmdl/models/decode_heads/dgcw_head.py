@@ -14,7 +14,7 @@ from .cascade_stage import CascadeStage
 from .foreign_options import place_options
 from .label_check import LABELS_ARE_CHECKED
 from .loss_check import check_losses
-from .single_image_context import SingleImageContext, check_no_cascade, inherited_options
+from .single_image_context import SingleImageContext
 
 # Of each branch of PPM and ASPP (4.1).
 _CONTEXT_CHANNELS = 512
@@ -78,9 +78,8 @@ class DGCWHead(CascadeStage):
         check_labels: Optional[str] = None,
         **kwargs: Any,
     ):
-        name = type(self).__name__
         in_channels, kwargs, context = place_options(
-            name,
+            type(self).__name__,
             in_channels,
             kwargs,
             context,
@@ -98,9 +97,7 @@ class DGCWHead(CascadeStage):
 
         self.context, width = None, self.in_channels
         if context is not None:
-            inherited = inherited_options(self, in_channels, _CONTEXT_CHANNELS)
-            self.context = SingleImageContext(context, inherited)
-            check_no_cascade(name, self.context)
+            self.context = SingleImageContext(context, self, in_channels, _CONTEXT_CHANNELS)
             width = self.context.channels
         self.reduction = ConvModule(width, self.channels, 1, **conv_options)
         self.layer = _build_layer(layer, self.channels)

@@ -23,7 +23,7 @@ from .foreign_options import place_options
 from .label_check import check_one_logit_a_class
 from .loss_check import check_losses
 from .memory_head import MemoryHead
-from .single_image_context import SingleImageContext, check_no_cascade, inherited_options
+from .single_image_context import SingleImageContext
 
 
 @MODELS.register_module()
@@ -104,10 +104,7 @@ class ProtoSegHead(MemoryHead):
         self.norm_axis = norm_axis
         self.context = None
         if context is not None:
-            self.context = SingleImageContext(
-                context, inherited_options(self, in_channels, channels)
-            )
-            check_no_cascade('ProtoSegHead', self.context)
+            self.context = SingleImageContext(context, self, in_channels, channels)
         self.bank = self._build_bank(
             bank, DistributionBank, num_distributions=10, channels=self.channels
         )

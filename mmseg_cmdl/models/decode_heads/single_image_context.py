@@ -4,7 +4,7 @@ Source: `SSA` in MDRL, eq. 3; `A_wi` in MCIBI, eq. 4.
 """
 
 import inspect
-from typing import List, Optional, Set, Union
+from typing import Any, Dict, List, Optional, Set, Union
 
 from mmengine.model import BaseModule
 from mmseg.models.decode_heads import DepthwiseSeparableASPPHead, SETRUPHead
@@ -79,23 +79,6 @@ def or_before(name: str) -> str:
     return ''
 
 
-def inherited_options(
-    head: BaseDecodeHead, in_channels: Union[int, List[int]], channels: int
-) -> dict:
-    """Options that the context of `head` takes where its own config doesn't set them.
-
-    Args:
-        head (BaseDecodeHead): The head that holds the context.
-        in_channels (int | list[int]): As the head was given them; it may have summed them since.
-        channels (int): Inside the context.
-    """
-    options = {key: getattr(head, key) for key in _INHERITED}
-    options.update(in_channels=in_channels, in_index=head.in_index, channels=channels)
-    if head.input_transform is not None:
-        options.update(input_transform=head.input_transform)
-    return options
-
-
 def _missing_options(cls: type, options: dict) -> List[str]:
     """Arguments that a class asks for and that `options` hasn't got."""
     parameters = list(inspect.signature(cls).parameters.values())
@@ -151,26 +134,16 @@ def brings_a_finer_map(context: dict) -> bool:
     )
 
 
-def check_no_cascade(name: str, context: 'SingleImageContext') -> None:
-    """Refuses a context that refines logits where there are none yet.
-
-    Raises:
-        ValueError: Names the context and what to write instead.
-    """
-    if isinstance(context.head, BaseCascadeDecodeHead):
-        raise ValueError(
-            f'{name}: {type(context.head).__name__} refines the logits of a head before it, and '
-            'here there is none, since its own map is what is classified. Name a context that is '
-            'not a cascade head, such as PSPHead'
-        )
-
-
 class SingleImageContext(BaseModule):
     """A decode head without its classifiers: its last feature map is the context.
 
     Args:
-        cfg (dict): Config of a registered decode head.
-        inherited (dict): Options that the head takes where `cfg` doesn't set them.
+        cfg (dict): Config of a registered decode head; what it doesn't set is taken from `holder`.
+        holder (BaseDecodeHead): The head that the context is for.
+        in_channels (int | list[int]): As the holder was given them; it may have summed them since.
+        channels (int): Inside the context.
+        has_logits (bool): Whether the holder has logits that a cascade head can refine. Defaults to
+            False.
 
     Attributes:
         head (nn.Module): The head. Its `conv_seg`, and any further classifier it has, is an
@@ -178,12 +151,23 @@ class SingleImageContext(BaseModule):
         channels (int): Channels of the context map.
 
     Raises:
-        ValueError: The head can't be built from these options, has no `conv_seg` to take off, or
-            has a memory.
+        ValueError: The head can't be built from these options, has no `conv_seg` to take off, has
+            a memory, or refines logits where there are none yet.
     """
 
-    def __init__(self, cfg: dict, inherited: dict):
+    def __init__(
+        self,
+        cfg: dict,
+        holder: BaseDecodeHead,
+        in_channels: Union[int, List[int]],
+        channels: int,
+        has_logits: bool = False,
+    ):
         super().__init__()
+        inherited: Dict[str, Any] = {key: getattr(holder, key) for key in _INHERITED}
+        inherited.update(in_channels=in_channels, in_index=holder.in_index, channels=channels)
+        if holder.input_transform is not None:
+            inherited.update(input_transform=holder.input_transform)
         self.head = _build_head(cfg, {**inherited, **cfg})
         name = type(self.head).__name__
         classifier = getattr(self.head, 'conv_seg', None)
@@ -196,6 +180,12 @@ class SingleImageContext(BaseModule):
             raise ValueError(
                 f'context: {name} has a memory of its own, which nothing would update or '
                 'train here. Name a head without one'
+            )
+        if isinstance(self.head, BaseCascadeDecodeHead) and not has_logits:
+            raise ValueError(
+                f'{type(holder).__name__}: {name} refines the logits of a head before it, and here '
+                'there is none, since its own map is what is classified. Name a context that is '
+                'not a cascade head, such as PSPHead'
             )
         self.channels = classifier.in_channels
         for key, module in list(self.head.named_children()):
