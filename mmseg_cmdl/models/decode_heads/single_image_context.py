@@ -52,6 +52,7 @@ def options_of(cls: type) -> Set[str]:
 
 
 def check_context(name: str, context: Optional[dict]) -> None:
+    """Refuses, for the head `name`, what is no config of a head that classifies pixels."""
     if context is None:
         return
     if not (isinstance(context, dict) and context.get('type')):
@@ -59,16 +60,12 @@ def check_context(name: str, context: Optional[dict]) -> None:
             f"{name}: context must be the config of a decode head, such as dict(type='PSPHead'), "
             f'got {context!r}'
         )
-    _check_classifies_pixels(context)
-
-
-def _check_classifies_pixels(context: dict) -> None:
     cls = registered_class(context)
     if inspect.isclass(cls) and not (
         issubclass(cls, BaseDecodeHead) and 'num_classes' in options_of(cls)
     ):
-        name = context['type'] if isinstance(context['type'], str) else cls.__name__
-        raise ValueError(f'context: {name} is no decode head that classifies pixels. {USE}')
+        kind = context['type'] if isinstance(context['type'], str) else cls.__name__
+        raise ValueError(f'context: {kind} is no decode head that classifies pixels. {USE}')
 
 
 def or_before(name: str) -> str:
@@ -79,29 +76,22 @@ def or_before(name: str) -> str:
     return ''
 
 
-def _missing_options(cls: type, options: dict) -> List[str]:
-    """Arguments that a class asks for and that `options` hasn't got."""
-    parameters = list(inspect.signature(cls).parameters.values())
-    return [
-        p.name
-        for p in parameters
-        if p.default is p.empty
-        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        and p.name not in options
-    ]
-
-
 def _build_head(cfg: dict, options: dict) -> nn.Module:
     """The head of `cfg`, built from `options`.
 
     Raises:
         ValueError: It can't be; says in a sentence what `cfg` has to be.
     """
-    _check_classifies_pixels(cfg)
     cls = registered_class(options)
     name = cfg['type'] if isinstance(cfg['type'], str) else cls.__name__
     if inspect.isclass(cls):
-        missing = _missing_options(cls, options)
+        missing = [
+            p.name
+            for p in inspect.signature(cls).parameters.values()
+            if p.default is p.empty
+            and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+            and p.name not in options
+        ]
         if missing:
             raise ValueError(
                 f'context: {name} also needs {", ".join(missing)}: set it in `context`, which '
