@@ -3,7 +3,6 @@
 Source: MDRL, section 3.1 and eq. 2 to 5; MCIBI, eq. 1 to 5 and 11 to 14.
 """
 
-from abc import abstractmethod
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
@@ -38,9 +37,9 @@ class DatasetContextHead(MemoryHead):
     From the feature map that `in_index` selects: pixel representations R (3x3 conv), coarse class
     weights (H1 and softmax), memory context R_m (:meth:`read_memory`), relation to R (attention),
     fusion with R and with an optional single-image context, classifier. A subclass builds the
-    memory (`bank`) and the losses that train it (`consistency`), and says what the memory gives
-    (:meth:`read_memory`), how the losses are called (:meth:`memory_losses`) and how a batch moves
-    the bank (:meth:`update_bank`).
+    memory (`bank`) and the losses that train it (`consistency`), and says how the losses are called
+    (:meth:`memory_losses`), how a batch moves the bank (:meth:`update_bank`), and what the memory
+    gives (:meth:`read_memory`) where that is another than the bank's vote.
 
     When the bank moves: :class:`MemoryHead`.
 
@@ -277,9 +276,9 @@ class DatasetContextHead(MemoryHead):
         """R_dl: R attends to the memory context (MDRL eq. 10 and 11); all are [B, C, h, w]."""
         return self.relation(pixels, memory)
 
-    @abstractmethod
     def read_memory(self, weights: Tensor) -> Tensor:
-        """Memory context R_m [B, C, h, w] from class weights [B, K, h, w]."""
+        """Memory context R_m [B, C, h, w] from class weights [B, K, h, w] (MCIBI eq. 12)."""
+        return self.bank.vote(weights)
 
     def cls_seg(self, feat: Tensor) -> Tensor:
         """1x1 conv, dropout, classifier (MDRL eq. 5): [B, C, h, w] to logits [B, K, h, w]."""

@@ -184,10 +184,6 @@ class MCIBIHead(DatasetContextHead):
         )
         check_losses_of_vectors(self, 'loss_memory', self.consistency.losses)
 
-    def read_memory(self, weights: Tensor) -> Tensor:
-        """Dataset-level representations (MCIBI eq. 12): [B, K, h, w] to C'_bi [B, C, h, w]."""
-        return self.bank.vote(weights)
-
     def classify_memory(self) -> Tensor:
         """Logits [K, K, 1, 1] of the vectors in memory (MCIBI eq. 15)."""
         vectors = self.bank.read()[:, :, None, None].to(self.conv_seg.weight.dtype)

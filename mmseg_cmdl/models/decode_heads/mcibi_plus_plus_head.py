@@ -178,10 +178,6 @@ class MCIBIPlusPlusHead(DatasetContextHead):
         )
         return list(in_index), pyramid
 
-    def read_memory(self, weights: Tensor) -> Tensor:
-        """Class weights [B, K, h, w] times the class vectors, [B, C, h, w]."""
-        return self.bank.vote(weights)
-
     def relate(self, pixels: Tensor, memory: Tensor) -> Tensor:
         """See the base class; at half the size with `downsample_before_sa`."""
         if self.downsample is None:
