@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...utils import (
     add_loss,
     as_list,
+    check_choice,
     check_counts,
     check_finite,
     labels_at_feature_size,
@@ -113,10 +114,7 @@ class DatasetContextHead(MemoryHead):
         check_finite(self, dropout_ratio=self.dropout_ratio)
         check_losses(self, 'loss_decode', self.loss_decode)
         check_one_logit_a_class(self)
-        if fusion not in ('concat', 'add', 'weighted_add'):
-            raise ValueError(
-                f"{name}: fusion must be 'concat', 'add' or 'weighted_add', got {fusion!r}"
-            )
+        check_choice(self, ('concat', 'add', 'weighted_add'), fusion=fusion)
         self.fusion = fusion
         self.hard_aggregate = hard_aggregate
         warn_without_effect(self, LABELS_ARE_CHECKED, check_labels=check_labels)

@@ -12,6 +12,7 @@ from ...registry import MODELS
 from ...utils import (
     as_list,
     at_least_float32,
+    check_choice,
     check_finite,
     class_rows,
     labels_at_feature_size,
@@ -97,10 +98,7 @@ class ProtoSegHead(MemoryHead):
         check_finite(self, dropout_ratio=self.dropout_ratio)
         check_losses(self, 'loss_decode', self.loss_decode)
         check_one_logit_a_class(self)
-        if norm_axis not in ('channel', 'released'):
-            raise ValueError(
-                f"ProtoSegHead: norm_axis must be 'channel' or 'released', got {norm_axis!r}"
-            )
+        check_choice(self, ('channel', 'released'), norm_axis=norm_axis)
         self.norm_axis = norm_axis
         self.context = None
         if context is not None:

@@ -14,6 +14,7 @@ from ...registry import MODELS
 from ...utils import (
     all_reduce_sum_,
     all_reduce_together,
+    check_choice,
     check_counts,
     check_finite,
     class_rows,
@@ -111,14 +112,8 @@ class DistributionBank(MemoryBank):
             )
         if epsilon <= 0:
             raise ValueError(f'DistributionBank: epsilon must be positive, got {epsilon}')
-        if assignment not in ('argmax', 'gumbel'):
-            raise ValueError(
-                f"DistributionBank: assignment must be 'argmax' or 'gumbel', got {assignment!r}"
-            )
-        if update_pixels not in ('correct', 'all'):
-            raise ValueError(
-                f"DistributionBank: update_pixels must be 'correct' or 'all', got {update_pixels!r}"
-            )
+        check_choice(self, ('argmax', 'gumbel'), assignment=assignment)
+        check_choice(self, ('correct', 'all'), update_pixels=update_pixels)
         self.num_classes = num_classes
         self.num_distributions = num_distributions
         self.channels = channels
