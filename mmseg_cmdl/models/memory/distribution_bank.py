@@ -3,7 +3,7 @@
 Source: MDRL, sections 3.2 and 3.3, eq. 6 to 9.
 """
 
-from typing import Dict, NamedTuple, Optional, Union
+from typing import Dict, NamedTuple, Optional
 
 import mmengine.dist as dist
 import torch
@@ -36,10 +36,8 @@ class BankUpdate(NamedTuple):
     left_out: Tensor  # of these, pixels whose embedding isn't finite; they never reach the bank
 
 
-def _pixels_of_lower_ranks(classes: Tensor) -> Union[Tensor, int]:
+def _pixels_of_lower_ranks(classes: Tensor) -> Tensor:
     """Where this rank's pixels begin among those of all ranks, whose batches may differ in size."""
-    if dist.get_world_size() == 1:
-        return 0
     counts = classes.new_zeros(dist.get_world_size())
     counts[dist.get_rank()] = len(classes)
     return all_reduce_sum_(counts)[: dist.get_rank()].sum()
