@@ -103,7 +103,7 @@ PATTERNS = [(span, pattern(span)) for spans, _ in entries() for span in spans]
 def test_the_scan_finds_messages():
     texts = [text for _, text in raised()]
     assert len(texts) > 100
-    assert "MDRLHead: embedding must be 'projection' or 'pixel', got …" in texts
+    assert 'CPHead: kernel_size must be odd, got …' in texts
 
 
 @pytest.mark.parametrize(('place', 'message'), raised(), ids=lambda value: value[:60])

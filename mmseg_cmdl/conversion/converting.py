@@ -11,6 +11,7 @@ from mmseg.registry import DATASETS, MODELS
 from torch.overrides import TorchFunctionMode
 
 from ..config_file import load_config, setting_up
+from ..data_guard import leaves
 from ..written_files import refuse_same, written_beside
 from .released_models import RELEASED, ReleasedModel, dataset_meta, differences, read_fact
 from .state_dicts import (
@@ -205,10 +206,7 @@ def _describe(settings: Dict[str, Any]) -> str:
 def _classes_of(cfg: Config) -> Optional[str]:
     """Name of the data set that the config trains on; None if it has none."""
     loader = cfg.get('train_dataloader') or cfg.get('test_dataloader')
-    dataset = None if loader is None else loader.dataset
-    while dataset is not None and 'datasets' in dataset:
-        dataset = dataset['datasets'][0]
-    return None if dataset is None else dataset.get('type')
+    return None if loader is None else next(leaves(loader.dataset)).get('type')
 
 
 def _merge(cfg: Config, settings: Dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import inspect
 import json
 import re
 import shlex
@@ -19,6 +18,7 @@ from ..errors import InputError
 from ..models.decode_heads.dataset_context_head import DatasetContextHead
 from ..models.decode_heads.mcibi_head import MCIBIHead
 from ..models.decode_heads.mdrl_head import MDRLHead
+from ..models.decode_heads.single_image_context import options_of
 from ..utils import as_list
 from ..version import __version__
 from ..written_files import written_beside
@@ -132,7 +132,7 @@ def _apply_head(cfg: Config, kind: str, context: Optional[str], method: str) -> 
     if before == 'FCNHead':
         for option in _FCN_OPTIONS:
             head.pop(option, None)
-    if _takes_context(found[0]):
+    if 'context' in options_of(found[0]):
         if context not in (None, 'none'):
             head.context = dict(type=found[1].__name__)
         elif context is None and before != 'FCNHead':
@@ -142,14 +142,6 @@ def _apply_head(cfg: Config, kind: str, context: Optional[str], method: str) -> 
     head.type = new
     if new == 'DGCWHead':
         head.update(channels=min(128, head.get('channels', 128)), concat_input=False)
-
-
-def _takes_context(cls: type) -> bool:
-    return any(
-        'context' in inspect.signature(vars(parent)['__init__']).parameters
-        for parent in cls.__mro__
-        if '__init__' in vars(parent) and parent is not object
-    )
 
 
 def shorten(cfg: Config, iters: int) -> None:
@@ -310,13 +302,8 @@ def as_control(cfg: Config, kind: str) -> Config:
     head = head_of(cfg)
     built = MODELS.build(head)
     # what the memory head adds to what all of them have: its bank and the losses that train it
-    for parent in type(built).__mro__:
-        if parent is DatasetContextHead:
-            break
-        if '__init__' in vars(parent):
-            for option in inspect.signature(vars(parent)['__init__']).parameters:
-                if option not in inspect.signature(DatasetContextHead.__init__).parameters:
-                    head.pop(option, None)
+    for option in options_of(type(built)) - options_of(DatasetContextHead):
+        head.pop(option, None)
     if kind == 'pixels':
         head.type = 'PixelControlHead'
     else:

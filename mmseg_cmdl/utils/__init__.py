@@ -2,6 +2,7 @@ from .class_labels import class_rows, has_class, labels_at_feature_size, of_own_
 from .configs import (
     add_loss,
     as_list,
+    check_choice,
     check_counts,
     check_finite,
     did_you_mean,
@@ -21,6 +22,7 @@ __all__ = [
     'all_reduce_together',
     'as_list',
     'at_least_float32',
+    'check_choice',
     'check_counts',
     'check_finite',
     'class_rows',

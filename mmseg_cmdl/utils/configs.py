@@ -76,6 +76,26 @@ def check_counts(owner: object, **options: int) -> None:
             )
 
 
+def check_choice(owner: object, choices: Sequence[str], **options: str) -> None:
+    """Refuses options that are none of two or more choices.
+
+    Args:
+        owner (object): Object that has the options; messages name its class.
+        choices (Sequence[str]): What they may be.
+        **options: Name and value.
+
+    Raises:
+        ValueError: Names the option and the choices.
+    """
+    *others, last = map(repr, choices)
+    for name, value in options.items():
+        if value not in choices:
+            raise ValueError(
+                f'{type(owner).__name__}: {name} must be {", ".join(others)} or {last}, '
+                f'got {value!r}'
+            )
+
+
 def warn_without_effect(owner: object, remedy: str, **options: Any) -> None:
     """Warns of options that older configs set and that no longer do anything.
 

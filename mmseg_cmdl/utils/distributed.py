@@ -12,12 +12,8 @@ from torch import Tensor
 
 
 def all_reduce_sum_(tensor: Tensor) -> Tensor:
-    """Sum `tensor` over all ranks, in place and without gradient; returns it.
-
-    Does nothing where no process group runs.
-    """
-    if dist.get_world_size() > 1:
-        dist.all_reduce(tensor, op='sum')
+    """Sum `tensor` over all ranks, in place and without gradient; returns it."""
+    dist.all_reduce(tensor)  # does nothing where no process group runs
     return tensor
 
 

@@ -16,9 +16,7 @@ def entropy_of_counts(counts: Tensor) -> Tensor:
         Tensor: float64 [...], NaN where nothing was counted; 1 for N = 1.
     """
     counts = counts.double()
-    total = counts.sum(dim=-1, keepdim=True)
-    shares = counts / total
-    size = counts.shape[-1]
-    # the other form would be 0 / 0
-    entropy = shares.sum(dim=-1) if size == 1 else -torch.xlogy(shares, shares).sum(dim=-1)
-    return (entropy / math.log(size) if size > 1 else entropy).clamp(min=0)
+    shares = counts / counts.sum(dim=-1, keepdim=True)
+    if counts.shape[-1] == 1:
+        return shares.sum(dim=-1)  # the other form would be 0 / 0
+    return torch.special.entr(shares).sum(dim=-1) / math.log(counts.shape[-1])

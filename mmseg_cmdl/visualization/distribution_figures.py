@@ -116,11 +116,9 @@ def draw_class(
     )
     if images:
         axes = parts[0].subplots(1, columns, squeeze=False)[0]
-        for axis in axes:
+        for axis in axes[2 * len(images) :]:
             axis.axis('off')
         for i, mapped in enumerate(images):
-            axes[2 * i].axis('on')
-            axes[2 * i + 1].axis('on')
             show_picture(axes[2 * i], mapped.image, mapped.title, 8)
             own = resize_nearest(
                 np.where(mapped.classes == k, mapped.distributions, -1), mapped.image.shape[:2]

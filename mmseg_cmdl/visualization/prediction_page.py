@@ -205,14 +205,9 @@ def _case(place: int, example: Any, palette: Sequence, models: Sequence) -> str:
 def _data_url(picture: np.ndarray, size: tuple, photo: bool) -> str:
     """A photo as JPEG, a map of a few colours as PNG."""
     if photo:
-        kind, data = (
-            'jpeg',
-            cv2.imencode('.jpg', picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1],
-        )
+        kind, options = 'jpeg', [cv2.IMWRITE_JPEG_QUALITY, 88]
     else:
+        kind, options = 'png', [cv2.IMWRITE_PNG_COMPRESSION, 9]
         picture = resize_nearest(picture, size)
-        kind, data = (
-            'png',
-            cv2.imencode('.png', picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])[1],
-        )
+    data = cv2.imencode(f'.{kind}', picture[..., ::-1], options)[1]
     return f'data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode()}'

@@ -129,10 +129,10 @@ def draw_curves(study: dict) -> Figure:
     axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     for axis, arm in zip(axes.flat, shown):
         if base is not None:
-            _curve(axis, base['curve'], _BASELINE, study['baseline'])
+            _curve(axis, base['curve'], _BASELINE)
         if arm is not base:
             color = _COLORS.get(_kind(arm), '0.6')
-            _curve(axis, arm['curve'], LINES[0] if color.startswith('0') else color, arm['name'])
+            _curve(axis, arm['curve'], LINES[0] if color.startswith('0') else color)
         axis.set_title(fold(arm['name'], 2.3, 9.5), fontsize=9.5)
         axis.tick_params(labelsize=8)
         axis.grid(color='0.92')
@@ -150,11 +150,11 @@ def draw_curves(study: dict) -> Figure:
     return figure
 
 
-def _curve(axis: Axes, curve: Sequence, color: str, name: str) -> None:
+def _curve(axis: Axes, curve: Sequence, color: str) -> None:
     iterations, mean, std, _ = (np.array(column, float) for column in zip(*curve))
     std = np.nan_to_num(std)
     axis.fill_between(iterations, mean - std, mean + std, color=color, alpha=0.2, lw=0)
-    axis.plot(iterations, mean, color=color, lw=1.8, marker='o', ms=3, label=name)
+    axis.plot(iterations, mean, color=color, lw=1.8, marker='o', ms=3)
 
 
 def draw_classes(study: dict, most: int = 40) -> Figure:

@@ -4,18 +4,17 @@ Source: Huang et al., Channelized Axial Attention, AAAI 2022, section 3. One of 
 is added to (CAR, table 2).
 """
 
-from typing import Any, Dict, List, Optional
+from typing import Any, List, Optional
 
 import torch
 from mmcv.cnn import ConvModule
-from mmseg.utils import ConfigType, SampleList
 from torch import Tensor
 
 from ...registry import MODELS
 from ...utils import check_finite, warn_without_effect
 from ..layers.channelized_axial_attention import ChannelizedAxialAttention
-from .cascade_stage import CascadeStage, at_any_stage
-from .label_check import LABELS_ARE_CHECKED, batch_labels, num_labels
+from .cascade_stage import CascadeStage
+from .label_check import LABELS_ARE_CHECKED
 
 
 @MODELS.register_module()
@@ -73,11 +72,3 @@ class CAAHead(CascadeStage):
     def forward(self, inputs: List[Tensor], prev_output: Optional[Tensor] = None) -> Tensor:
         """Feature maps of the backbone to logits [B, K, h, w]."""
         return self.cls_seg(self.forward_features(inputs))
-
-    @at_any_stage
-    def loss(
-        self, inputs: List[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
-    ) -> Dict[str, Tensor]:
-        """As in the base class, after the labels are checked."""
-        batch_labels(batch_data_samples, num_labels(self), self.ignore_index)
-        return super().loss(inputs, batch_data_samples, train_cfg)

@@ -148,16 +148,7 @@ class CPHead(CascadeStage):
     def loss(
         self, inputs: List[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
     ) -> Dict[str, Tensor]:
-        """The losses of the base class, and `loss_prior`.
-
-        Args:
-            inputs (list[Tensor]): Feature maps of the backbone.
-            batch_data_samples (list[SegDataSample]): Ground truth.
-            train_cfg (dict): Unused, as in the base class.
-
-        Returns:
-            dict[str, Tensor]: `loss_*` and `acc_seg`.
-        """
+        """As in the base class, and `loss_prior`."""
         labels = batch_labels(batch_data_samples, num_labels(self), self.ignore_index)
         features, prior = self.forward_features(inputs)
         losses = self.loss_by_feat(self.cls_seg(features), batch_data_samples)

@@ -3,7 +3,6 @@
 Source: MDRL, section 3.1 and eq. 2 to 5; MCIBI, eq. 1 to 5 and 11 to 14.
 """
 
-from abc import abstractmethod
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from ...utils import (
     add_loss,
     as_list,
+    check_choice,
     check_counts,
     check_finite,
     labels_at_feature_size,
@@ -29,12 +29,7 @@ from .foreign_options import place_options
 from .label_check import LABELS_ARE_CHECKED, check_one_logit_a_class
 from .loss_check import check_losses
 from .memory_head import MemoryHead
-from .single_image_context import (
-    SingleImageContext,
-    brings_a_finer_map,
-    check_no_cascade,
-    inherited_options,
-)
+from .single_image_context import SingleImageContext, brings_a_finer_map
 
 
 class DatasetContextHead(MemoryHead):
@@ -43,9 +38,9 @@ class DatasetContextHead(MemoryHead):
     From the feature map that `in_index` selects: pixel representations R (3x3 conv), coarse class
     weights (H1 and softmax), memory context R_m (:meth:`read_memory`), relation to R (attention),
     fusion with R and with an optional single-image context, classifier. A subclass builds the
-    memory (`bank`) and the losses that train it (`consistency`), and says what the memory gives
-    (:meth:`read_memory`), how the losses are called (:meth:`memory_losses`) and how a batch moves
-    the bank (:meth:`update_bank`).
+    memory (`bank`) and the losses that train it (`consistency`), and says how the losses are called
+    (:meth:`memory_losses`), how a batch moves the bank (:meth:`update_bank`), and what the memory
+    gives (:meth:`read_memory`) where that is another than the bank's vote.
 
     When the bank moves: :class:`MemoryHead`.
 
@@ -119,10 +114,7 @@ class DatasetContextHead(MemoryHead):
         check_finite(self, dropout_ratio=self.dropout_ratio)
         check_losses(self, 'loss_decode', self.loss_decode)
         check_one_logit_a_class(self)
-        if fusion not in ('concat', 'add', 'weighted_add'):
-            raise ValueError(
-                f"{name}: fusion must be 'concat', 'add' or 'weighted_add', got {fusion!r}"
-            )
+        check_choice(self, ('concat', 'add', 'weighted_add'), fusion=fusion)
         self.fusion = fusion
         self.hard_aggregate = hard_aggregate
         warn_without_effect(self, LABELS_ARE_CHECKED, check_labels=check_labels)
@@ -149,9 +141,7 @@ class DatasetContextHead(MemoryHead):
         self.loss_stride = loss_stride
         self.context = None
         if pixels == 'context':
-            inherited = inherited_options(self, in_channels, channels)
-            self.context = SingleImageContext(context, inherited)
-            check_no_cascade(name, self.context)
+            self.context = SingleImageContext(context, self, in_channels, channels)
             self.bottleneck = ConvModule(self.context.channels, channels, 1, **self.conv_options)
             self.embedding_layers = ('context', *self.embedding_layers)
         else:
@@ -172,8 +162,7 @@ class DatasetContextHead(MemoryHead):
         elif fusion == 'weighted_add':
             self.fusion_weight = nn.Conv2d(2 * channels, 1, 1)
         if context is not None and pixels == 'backbone':
-            inherited = inherited_options(self, in_channels, channels)
-            self.context = SingleImageContext(context, inherited)
+            self.context = SingleImageContext(context, self, in_channels, channels, has_logits=True)
             self._build_context_layers(channels, self.context.channels, transform_channels)
         self.final_conv = ConvModule(channels, channels, 1, **self.conv_options)
         self.folded_memory: Optional[nn.Module] = None
@@ -285,9 +274,9 @@ class DatasetContextHead(MemoryHead):
         """R_dl: R attends to the memory context (MDRL eq. 10 and 11); all are [B, C, h, w]."""
         return self.relation(pixels, memory)
 
-    @abstractmethod
     def read_memory(self, weights: Tensor) -> Tensor:
-        """Memory context R_m [B, C, h, w] from class weights [B, K, h, w]."""
+        """Memory context R_m [B, C, h, w] from class weights [B, K, h, w] (MCIBI eq. 12)."""
+        return self.bank.vote(weights)
 
     def cls_seg(self, feat: Tensor) -> Tensor:
         """1x1 conv, dropout, classifier (MDRL eq. 5): [B, C, h, w] to logits [B, K, h, w]."""
@@ -301,12 +290,8 @@ class DatasetContextHead(MemoryHead):
     ) -> Dict[str, Tensor]:
         """All losses of one iteration (MDRL, eq. 18; MCIBI, eq. 19), and scalars to log.
 
-        In training, every rank first takes rank 0's bank, once.
-
-        Args:
-            inputs (list[Tensor]): Feature maps of the backbone.
-            batch_data_samples (list[SegDataSample]): Ground truth.
-            train_cfg (dict): Unused, as in the base class.
+        In training, every rank first takes rank 0's bank, once. Arguments are those of the base
+        class.
 
         Returns:
             dict[str, Tensor]: `loss_*` and `acc_seg` of the final logits, `coarse_*` the same of

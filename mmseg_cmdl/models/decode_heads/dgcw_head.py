@@ -1,21 +1,20 @@
 """DGCWHead: distance guided channel weighting at a quarter of the feature size (DGCW)."""
 
 import inspect
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, List, Optional, Union
 
 import torch
 from mmcv.cnn import ConvModule
 from mmseg.models.utils import resize
-from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
 from ...registry import MODELS
 from ...utils import check_counts, check_finite, registered_class, warn_without_effect
-from .cascade_stage import CascadeStage, at_any_stage
+from .cascade_stage import CascadeStage
 from .foreign_options import place_options
-from .label_check import LABELS_ARE_CHECKED, batch_labels, num_labels
+from .label_check import LABELS_ARE_CHECKED
 from .loss_check import check_losses
-from .single_image_context import SingleImageContext, check_no_cascade, inherited_options
+from .single_image_context import SingleImageContext
 
 # Of each branch of PPM and ASPP (4.1).
 _CONTEXT_CHANNELS = 512
@@ -37,7 +36,7 @@ class DGCWHead(CascadeStage):
     X, the feature map or what `context` makes of it, is reduced to `channels` by a 1x1 conv,
     downsampled, related by `layer`, upsampled again, joined with X and classified, so that the
     logits are as fine as those of the head whose place this one takes. In the paper's form,
-    `concat_features=False`, the related map itself is classified.
+    `concat_features=False`, the related map itself is classified. Its loss is L_f (DGCW eq. 7).
 
     Args:
         in_channels (int | list[int]): Channels of the selected feature map. Lists here and in
@@ -79,9 +78,8 @@ class DGCWHead(CascadeStage):
         check_labels: Optional[str] = None,
         **kwargs: Any,
     ):
-        name = type(self).__name__
         in_channels, kwargs, context = place_options(
-            name,
+            type(self).__name__,
             in_channels,
             kwargs,
             context,
@@ -99,9 +97,7 @@ class DGCWHead(CascadeStage):
 
         self.context, width = None, self.in_channels
         if context is not None:
-            inherited = inherited_options(self, in_channels, _CONTEXT_CHANNELS)
-            self.context = SingleImageContext(context, inherited)
-            check_no_cascade(name, self.context)
+            self.context = SingleImageContext(context, self, in_channels, _CONTEXT_CHANNELS)
             width = self.context.channels
         self.reduction = ConvModule(width, self.channels, 1, **conv_options)
         self.layer = _build_layer(layer, self.channels)
@@ -143,20 +139,3 @@ class DGCWHead(CascadeStage):
     def forward(self, inputs: List[Tensor], prev_output: Optional[Tensor] = None) -> Tensor:
         """Feature maps of the backbone to logits [B, K, h', w']."""
         return self.cls_seg(self.forward_features(inputs))
-
-    @at_any_stage
-    def loss(
-        self, inputs: List[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
-    ) -> Dict[str, Tensor]:
-        """As in the base class (L_f of DGCW eq. 7), after the labels are checked.
-
-        Args:
-            inputs (list[Tensor]): Feature maps of the backbone.
-            batch_data_samples (list[SegDataSample]): Ground truth.
-            train_cfg (dict): Unused, as in the base class.
-
-        Returns:
-            dict[str, Tensor]: `loss_*` and `acc_seg`.
-        """
-        batch_labels(batch_data_samples, num_labels(self), self.ignore_index)
-        return super().loss(inputs, batch_data_samples, train_cfg)

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...registry import MODELS
-from ...utils import as_list, check_finite, labels_at_feature_size
+from ...utils import as_list, check_choice, check_finite, labels_at_feature_size
 from ..memory import FeatureBank
 from ..memory.memory_bank import in_backward
 from .dataset_context_head import DatasetContextHead
@@ -161,10 +161,7 @@ class MCIBIHead(DatasetContextHead):
             momentum_power=momentum_power,
             memory_loss_start=memory_loss_start,
         )
-        if update_size not in ('label', 'feature'):
-            raise ValueError(
-                f"MCIBIHead: update_size must be 'label' or 'feature', got {update_size!r}"
-            )
+        check_choice(self, ('label', 'feature'), update_size=update_size)
         if memory_loss_start < 0:
             raise ValueError(
                 f'MCIBIHead: memory_loss_start is a number of iterations, got {memory_loss_start}'
@@ -183,10 +180,6 @@ class MCIBIHead(DatasetContextHead):
             map(MODELS.build, as_list(loss_memory)), prefix='memory_'
         )
         check_losses_of_vectors(self, 'loss_memory', self.consistency.losses)
-
-    def read_memory(self, weights: Tensor) -> Tensor:
-        """Dataset-level representations (MCIBI eq. 12): [B, K, h, w] to C'_bi [B, C, h, w]."""
-        return self.bank.vote(weights)
 
     def classify_memory(self) -> Tensor:
         """Logits [K, K, 1, 1] of the vectors in memory (MCIBI eq. 15)."""

@@ -10,7 +10,7 @@ from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ...utils import as_list, class_rows, labels_at_feature_size
+from ...utils import as_list, check_choice, class_rows, labels_at_feature_size
 from ..layers import FeaturePyramid, RelationAttention
 from ..memory import GaussianBank
 from .cascade_stage import at_any_stage
@@ -100,11 +100,7 @@ class MCIBIPlusPlusHead(DatasetContextHead):
                 )
             if name.endswith('kernel_size') and value % 2 == 0:
                 raise ValueError(f'MCIBIPlusPlusHead: {name} must be odd, got {value}')
-        if weights_from not in ('context', 'coarse'):
-            raise ValueError(
-                "MCIBIPlusPlusHead: weights_from must be 'context' or 'coarse', got "
-                f'{weights_from!r}'
-            )
+        check_choice(self, ('context', 'coarse'), weights_from=weights_from)
         self.relate_context = relate_context
         self.weights_from = weights_from
         self.context_kernel_size = context_kernel_size
@@ -177,10 +173,6 @@ class MCIBIPlusPlusHead(DatasetContextHead):
             **self.conv_options,
         )
         return list(in_index), pyramid
-
-    def read_memory(self, weights: Tensor) -> Tensor:
-        """Class weights [B, K, h, w] times the class vectors, [B, C, h, w]."""
-        return self.bank.vote(weights)
 
     def relate(self, pixels: Tensor, memory: Tensor) -> Tensor:
         """See the base class; at half the size with `downsample_before_sa`."""

@@ -12,6 +12,7 @@ from ...registry import MODELS
 from ...utils import (
     as_list,
     at_least_float32,
+    check_choice,
     labels_at_feature_size,
     layer_norm,
     registered_class,
@@ -95,10 +96,7 @@ class MDRLHead(DatasetContextHead):
         super().__init__(*args, **kwargs)
         warn_without_effect(self, 'There is one form of the losses', fuse_losses=fuse_losses)
         loss_consistency = as_list(loss_consistency)
-        if embedding not in ('projection', 'pixel'):
-            raise ValueError(
-                f"MDRLHead: embedding must be 'projection' or 'pixel', got {embedding!r}"
-            )
+        check_choice(self, ('projection', 'pixel'), embedding=embedding)
         if embedding == 'projection' and not loss_consistency:
             raise ValueError(
                 'MDRLHead: only loss_consistency trains the projection; give it a loss, or set '

@@ -12,6 +12,7 @@ from ...registry import MODELS
 from ...utils import (
     as_list,
     at_least_float32,
+    check_choice,
     check_finite,
     class_rows,
     labels_at_feature_size,
@@ -23,7 +24,7 @@ from .foreign_options import place_options
 from .label_check import check_one_logit_a_class
 from .loss_check import check_losses
 from .memory_head import MemoryHead
-from .single_image_context import SingleImageContext, check_no_cascade, inherited_options
+from .single_image_context import SingleImageContext
 
 
 @MODELS.register_module()
@@ -97,17 +98,11 @@ class ProtoSegHead(MemoryHead):
         check_finite(self, dropout_ratio=self.dropout_ratio)
         check_losses(self, 'loss_decode', self.loss_decode)
         check_one_logit_a_class(self)
-        if norm_axis not in ('channel', 'released'):
-            raise ValueError(
-                f"ProtoSegHead: norm_axis must be 'channel' or 'released', got {norm_axis!r}"
-            )
+        check_choice(self, ('channel', 'released'), norm_axis=norm_axis)
         self.norm_axis = norm_axis
         self.context = None
         if context is not None:
-            self.context = SingleImageContext(
-                context, inherited_options(self, in_channels, channels)
-            )
-            check_no_cascade('ProtoSegHead', self.context)
+            self.context = SingleImageContext(context, self, in_channels, channels)
         self.bank = self._build_bank(
             bank, DistributionBank, num_distributions=10, channels=self.channels
         )
@@ -173,14 +168,7 @@ class ProtoSegHead(MemoryHead):
     def loss(
         self, inputs: List[Tensor], batch_data_samples: SampleList, train_cfg: ConfigType
     ) -> Dict[str, Tensor]:
-        """All losses of one iteration, and scalars to log.
-
-        In training, every rank first takes rank 0's bank, once.
-
-        Args:
-            inputs (list[Tensor]): Feature maps of the backbone.
-            batch_data_samples (list[SegDataSample]): Ground truth.
-            train_cfg (dict): Unused, as in the base class.
+        """See the base class. In training, every rank first takes rank 0's bank, once.
 
         Returns:
             dict[str, Tensor]: `loss_*` and `acc_seg` of the logits, and what

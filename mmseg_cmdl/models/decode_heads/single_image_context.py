@@ -4,7 +4,7 @@ Source: `SSA` in MDRL, eq. 3; `A_wi` in MCIBI, eq. 4.
 """
 
 import inspect
-from typing import List, Optional, Set, Union
+from typing import Any, Dict, List, Optional, Set, Union
 
 from mmengine.model import BaseModule
 from mmseg.models.decode_heads import DepthwiseSeparableASPPHead, SETRUPHead
@@ -52,6 +52,7 @@ def options_of(cls: type) -> Set[str]:
 
 
 def check_context(name: str, context: Optional[dict]) -> None:
+    """Refuses, for the head `name`, what is no config of a head that classifies pixels."""
     if context is None:
         return
     if not (isinstance(context, dict) and context.get('type')):
@@ -59,16 +60,12 @@ def check_context(name: str, context: Optional[dict]) -> None:
             f"{name}: context must be the config of a decode head, such as dict(type='PSPHead'), "
             f'got {context!r}'
         )
-    _check_classifies_pixels(context)
-
-
-def _check_classifies_pixels(context: dict) -> None:
     cls = registered_class(context)
     if inspect.isclass(cls) and not (
         issubclass(cls, BaseDecodeHead) and 'num_classes' in options_of(cls)
     ):
-        name = context['type'] if isinstance(context['type'], str) else cls.__name__
-        raise ValueError(f'context: {name} is no decode head that classifies pixels. {USE}')
+        kind = context['type'] if isinstance(context['type'], str) else cls.__name__
+        raise ValueError(f'context: {kind} is no decode head that classifies pixels. {USE}')
 
 
 def or_before(name: str) -> str:
@@ -79,46 +76,22 @@ def or_before(name: str) -> str:
     return ''
 
 
-def inherited_options(
-    head: BaseDecodeHead, in_channels: Union[int, List[int]], channels: int
-) -> dict:
-    """Options that the context of `head` takes where its own config doesn't set them.
-
-    Args:
-        head (BaseDecodeHead): The head that holds the context.
-        in_channels (int | list[int]): As the head was given them; it may have summed them since.
-        channels (int): Inside the context.
-    """
-    options = {key: getattr(head, key) for key in _INHERITED}
-    options.update(in_channels=in_channels, in_index=head.in_index, channels=channels)
-    if head.input_transform is not None:
-        options.update(input_transform=head.input_transform)
-    return options
-
-
-def _missing_options(cls: type, options: dict) -> List[str]:
-    """Arguments that a class asks for and that `options` hasn't got."""
-    parameters = list(inspect.signature(cls).parameters.values())
-    return [
-        p.name
-        for p in parameters
-        if p.default is p.empty
-        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        and p.name not in options
-    ]
-
-
 def _build_head(cfg: dict, options: dict) -> nn.Module:
     """The head of `cfg`, built from `options`.
 
     Raises:
         ValueError: It can't be; says in a sentence what `cfg` has to be.
     """
-    _check_classifies_pixels(cfg)
     cls = registered_class(options)
     name = cfg['type'] if isinstance(cfg['type'], str) else cls.__name__
     if inspect.isclass(cls):
-        missing = _missing_options(cls, options)
+        missing = [
+            p.name
+            for p in inspect.signature(cls).parameters.values()
+            if p.default is p.empty
+            and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+            and p.name not in options
+        ]
         if missing:
             raise ValueError(
                 f'context: {name} also needs {", ".join(missing)}: set it in `context`, which '
@@ -151,26 +124,16 @@ def brings_a_finer_map(context: dict) -> bool:
     )
 
 
-def check_no_cascade(name: str, context: 'SingleImageContext') -> None:
-    """Refuses a context that refines logits where there are none yet.
-
-    Raises:
-        ValueError: Names the context and what to write instead.
-    """
-    if isinstance(context.head, BaseCascadeDecodeHead):
-        raise ValueError(
-            f'{name}: {type(context.head).__name__} refines the logits of a head before it, and '
-            'here there is none, since its own map is what is classified. Name a context that is '
-            'not a cascade head, such as PSPHead'
-        )
-
-
 class SingleImageContext(BaseModule):
     """A decode head without its classifiers: its last feature map is the context.
 
     Args:
-        cfg (dict): Config of a registered decode head.
-        inherited (dict): Options that the head takes where `cfg` doesn't set them.
+        cfg (dict): Config of a registered decode head; what it doesn't set is taken from `holder`.
+        holder (BaseDecodeHead): The head that the context is for.
+        in_channels (int | list[int]): As the holder was given them; it may have summed them since.
+        channels (int): Inside the context.
+        has_logits (bool): Whether the holder has logits that a cascade head can refine. Defaults to
+            False.
 
     Attributes:
         head (nn.Module): The head. Its `conv_seg`, and any further classifier it has, is an
@@ -178,12 +141,23 @@ class SingleImageContext(BaseModule):
         channels (int): Channels of the context map.
 
     Raises:
-        ValueError: The head can't be built from these options, has no `conv_seg` to take off, or
-            has a memory.
+        ValueError: The head can't be built from these options, has no `conv_seg` to take off, has
+            a memory, or refines logits where there are none yet.
     """
 
-    def __init__(self, cfg: dict, inherited: dict):
+    def __init__(
+        self,
+        cfg: dict,
+        holder: BaseDecodeHead,
+        in_channels: Union[int, List[int]],
+        channels: int,
+        has_logits: bool = False,
+    ):
         super().__init__()
+        inherited: Dict[str, Any] = {key: getattr(holder, key) for key in _INHERITED}
+        inherited.update(in_channels=in_channels, in_index=holder.in_index, channels=channels)
+        if holder.input_transform is not None:
+            inherited.update(input_transform=holder.input_transform)
         self.head = _build_head(cfg, {**inherited, **cfg})
         name = type(self.head).__name__
         classifier = getattr(self.head, 'conv_seg', None)
@@ -196,6 +170,12 @@ class SingleImageContext(BaseModule):
             raise ValueError(
                 f'context: {name} has a memory of its own, which nothing would update or '
                 'train here. Name a head without one'
+            )
+        if isinstance(self.head, BaseCascadeDecodeHead) and not has_logits:
+            raise ValueError(
+                f'{type(holder).__name__}: {name} refines the logits of a head before it, and here '
+                'there is none, since its own map is what is classified. Name a context that is '
+                'not a cascade head, such as PSPHead'
             )
         self.channels = classifier.in_channels
         for key, module in list(self.head.named_children()):

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...registry import MODELS
 from ...utils import (
     at_least_float32,
+    check_choice,
     check_finite,
     class_rows,
     global_mean,
@@ -130,13 +131,10 @@ class InterClassLoss(FormulatedLoss):
 
     def __init__(self, threshold: float, classes: str, threshold_classes: str, *args: Any):
         super().__init__(*args)
-        name = type(self).__name__
         check_finite(self, threshold=threshold)
         if not 0 <= threshold <= 1:
-            raise ValueError(f'{name}: threshold must be in [0, 1], got {threshold}')
-        for option, value in (('classes', classes), ('threshold_classes', threshold_classes)):
-            if value not in ('all', 'present'):
-                raise ValueError(f"{name}: {option} must be 'all' or 'present', got {value!r}")
+            raise ValueError(f'{type(self).__name__}: threshold must be in [0, 1], got {threshold}')
+        check_choice(self, ('all', 'present'), classes=classes, threshold_classes=threshold_classes)
         self.threshold = threshold
         self.classes = classes
         self.threshold_classes = threshold_classes

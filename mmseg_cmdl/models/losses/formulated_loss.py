@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ...utils import check_finite
+from ...utils import check_choice, check_finite
 
 
 class WeightedLoss(nn.Module):
@@ -42,11 +42,7 @@ class FormulatedLoss(WeightedLoss):
 
     def __init__(self, formulation: str, loss_weight: float, loss_name: str):
         super().__init__(loss_weight, loss_name)
-        if formulation not in ('paper', 'released'):
-            raise ValueError(
-                f"{type(self).__name__}: formulation must be 'paper' or 'released', "
-                f'got {formulation!r}'
-            )
+        check_choice(self, ('paper', 'released'), formulation=formulation)
         self.formulation = formulation
 
     def extra_repr(self) -> str:

@@ -3,7 +3,7 @@
 Source: MDRL, sections 3.2 and 3.3, eq. 6 to 9.
 """
 
-from typing import Dict, NamedTuple, Optional, Union
+from typing import Dict, NamedTuple, Optional
 
 import mmengine.dist as dist
 import torch
@@ -14,6 +14,7 @@ from ...registry import MODELS
 from ...utils import (
     all_reduce_sum_,
     all_reduce_together,
+    check_choice,
     check_counts,
     check_finite,
     class_rows,
@@ -35,10 +36,8 @@ class BankUpdate(NamedTuple):
     left_out: Tensor  # of these, pixels whose embedding isn't finite; they never reach the bank
 
 
-def _pixels_of_lower_ranks(classes: Tensor) -> Union[Tensor, int]:
+def _pixels_of_lower_ranks(classes: Tensor) -> Tensor:
     """Where this rank's pixels begin among those of all ranks, whose batches may differ in size."""
-    if dist.get_world_size() == 1:
-        return 0
     counts = classes.new_zeros(dist.get_world_size())
     counts[dist.get_rank()] = len(classes)
     return all_reduce_sum_(counts)[: dist.get_rank()].sum()
@@ -111,14 +110,8 @@ class DistributionBank(MemoryBank):
             )
         if epsilon <= 0:
             raise ValueError(f'DistributionBank: epsilon must be positive, got {epsilon}')
-        if assignment not in ('argmax', 'gumbel'):
-            raise ValueError(
-                f"DistributionBank: assignment must be 'argmax' or 'gumbel', got {assignment!r}"
-            )
-        if update_pixels not in ('correct', 'all'):
-            raise ValueError(
-                f"DistributionBank: update_pixels must be 'correct' or 'all', got {update_pixels!r}"
-            )
+        check_choice(self, ('argmax', 'gumbel'), assignment=assignment)
+        check_choice(self, ('correct', 'all'), update_pixels=update_pixels)
         self.num_classes = num_classes
         self.num_distributions = num_distributions
         self.channels = channels

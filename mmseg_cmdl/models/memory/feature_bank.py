@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...registry import MODELS
-from ...utils import all_reduce_sum_, at_least_float32, check_counts
+from ...utils import all_reduce_sum_, at_least_float32, check_choice, check_counts
 from .class_sums import ClassSums, class_sums
 from .initial_memory import InitialMemory
 from .memory_bank import MemoryBank
@@ -62,8 +62,7 @@ class FeatureBank(MemoryBank):
     ):
         super().__init__(None if init == 'first_seen' else init)
         check_counts(self, num_classes=num_classes, channels=channels)
-        if strategy not in ('cosine', 'mean'):
-            raise ValueError(f"FeatureBank: strategy must be 'cosine' or 'mean', got {strategy!r}")
+        check_choice(self, ('cosine', 'mean'), strategy=strategy)
         self.num_classes = num_classes
         self.channels = channels
         self.strategy = strategy

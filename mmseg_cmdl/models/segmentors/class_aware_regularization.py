@@ -49,22 +49,6 @@ _RELEASED_PLACES = dict(
 )
 
 
-def classifier_of(head: BaseDecodeHead) -> nn.Conv2d:
-    """`conv_seg` of a decode head.
-
-    Raises:
-        ValueError: The head has none; says what CAR needs it for.
-    """
-    classifier = getattr(head, 'conv_seg', None)
-    if not isinstance(classifier, nn.Conv2d):
-        raise ValueError(
-            f'{type(head).__name__} has no conv_seg, the conv that classifies pixels: CAR '
-            'regularises the features that enter it. Use a head that ends in conv_seg, as FCNHead, '
-            'ASPPHead, PSPHead, NLHead, CCHead, DAHead, OCRHead, UPerHead and SegformerHead do'
-        )
-    return classifier
-
-
 def released_places(head: BaseDecodeHead) -> List[str]:
     """Sub-modules of a head that CAR stands before in the authors' code.
 
@@ -151,7 +135,13 @@ class ClassAwareRegularization(BaseModule):
         super().__init__()
         warn_without_effect(self, 'There is one form of the losses', fuse_losses=fuse_losses)
         warn_without_effect(self, LABELS_ARE_CHECKED, check_labels=check_labels)
-        classifier_of(head)
+        if not isinstance(getattr(head, 'conv_seg', None), nn.Conv2d):
+            raise ValueError(
+                f'{type(head).__name__} has no conv_seg, the conv that classifies pixels: CAR '
+                'regularises the features that enter it. Use a head that ends in conv_seg, as '
+                'FCNHead, ASPPHead, PSPHead, NLHead, CCHead, DAHead, OCRHead, UPerHead and '
+                'SegformerHead do'
+            )
         if position not in POSITIONS:
             raise ValueError(f'position must be one of {POSITIONS}, got {position!r}')
         self.position = position
