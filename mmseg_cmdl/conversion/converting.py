@@ -11,7 +11,7 @@ from mmseg.registry import DATASETS, MODELS
 from torch.overrides import TorchFunctionMode
 
 from ..config_file import load_config, setting_up
-from ..data_guard import leaves
+from ..dataset_building import leaves
 from ..written_files import refuse_same, written_beside
 from .released_models import RELEASED, ReleasedModel, dataset_meta, differences, read_fact
 from .state_dicts import (
