@@ -25,8 +25,8 @@ CHECKED = Version(torch.__version__) >= Version('2.6')
 ONLY_FOR_TRAINING = ('auxiliary_head', 'consistency', 'loss_decode', 'loss_coarse')
 
 
-class UntrainedPartsError(InputError):
-    """Parts of a model for which the checkpoint has nothing."""
+class OtherModelError(InputError):
+    """A checkpoint that has nothing for parts of a model, or parts that the model has not."""
 
     exit_code = 1
 
@@ -140,10 +140,10 @@ def load_state(model: nn.Module, path: str, remedy: str) -> dict:
         dict: The checkpoint's content.
 
     Raises:
-        InputError: It can't be read, or has nothing for a part of the model.
+        InputError: It can't be read, or is the checkpoint of another model.
     """
     content, state = read_state(path)
-    refuse_untrained(model, state, path, remedy)
+    refuse_other_model(model, state, path, remedy)
     model.load_state_dict(state, strict=False)
     return content
 
@@ -190,35 +190,68 @@ def untrained_parts(model: nn.Module, state: Dict[str, Tensor]) -> List[str]:
     missing = [
         key
         for key, value in own.items()
-        if (key not in state or state[key].shape != value.shape)
-        and not key.endswith('num_batches_tracked')
-        and not set(ONLY_FOR_TRAINING) & set(key.split('.'))
+        if (key not in state or state[key].shape != value.shape) and _predicts(key)
     ]
     linear = getattr(getattr(model, 'car', None), 'linear', None)
     if linear is not None and 'car.linear.weight' in missing:
         weight = linear.weight.detach().flatten(1)
         if weight.shape[0] == weight.shape[1] and torch.equal(weight, torch.eye(len(weight))):
             missing = [key for key in missing if not key.startswith('car.linear.')]
-    return list(dict.fromkeys('.'.join(key.split('.')[:2]) for key in missing))
+    return _parts(missing)
 
 
-def refuse_untrained(model: nn.Module, state: Dict[str, Tensor], path: str, remedy: str) -> None:
-    """Raise where :func:`untrained_parts` finds any.
+def unused_parts(model: nn.Module, state: Dict[str, Tensor]) -> List[str]:
+    """Modules of a checkpoint that the model hasn't got, and so predicts otherwise than trained.
+
+    Args:
+        model (nn.Module): A segmentor.
+        state (dict[str, Tensor]): State of a checkpoint.
+
+    Returns:
+        list[str]: Names down to the second level ('decode_head.context'). What only training needs
+        isn't among them, nor tables of indices, which versions of a backbone store or don't.
+    """
+    own = model.state_dict()
+    unknown = (key for key in state if key not in own and _predicts(key))
+    return _parts([key for key in unknown if state[key].is_floating_point()])
+
+
+def _predicts(key: str) -> bool:
+    """Whether an entry of a state dict has a part in a prediction."""
+    return not set(ONLY_FOR_TRAINING) & set(key.split('.'))
+
+
+def _parts(keys: List[str]) -> List[str]:
+    return list(dict.fromkeys('.'.join(key.split('.')[:2]) for key in keys))
+
+
+def refuse_other_model(model: nn.Module, state: Dict[str, Tensor], path: str, remedy: str) -> None:
+    """Raise where :func:`untrained_parts` or :func:`unused_parts` finds any.
 
     Raises:
-        UntrainedPartsError: Names the parts and the file.
+        OtherModelError: Names the parts and the file.
     """
-    parts = untrained_parts(model, state)
-    if parts:
-        more = f' and {len(parts) - 8} more' if len(parts) > 8 else ''
-        raise UntrainedPartsError(
-            f'{path} has nothing, or nothing of the same size, for {", ".join(parts[:8])}{more} of '
-            f'the model: it is the checkpoint of another config. {remedy}'
+    untrained, unused = untrained_parts(model, state), unused_parts(model, state)
+    if untrained:
+        raise OtherModelError(
+            f'{path} has nothing, or nothing of the same size, for {_some(untrained)} of the '
+            f'model: it is the checkpoint of another config. {remedy}'
+        )
+    if unused:
+        car = any(part.startswith('car.') for part in unused)
+        raise OtherModelError(
+            f'{path} has {_some(unused)}, which the model has not, and without which it predicts '
+            f'otherwise than it was trained: it is the checkpoint of another config. {remedy}'
+            + ('. Or fold CAR into the plain model with tools/fold_car.py' if car else '')
         )
 
 
-class TrainedPartsHook(Hook):
-    """Refuses a checkpoint that has nothing for a part of the runner's model.
+def _some(parts: List[str]) -> str:
+    return ', '.join(parts[:8]) + (f' and {len(parts) - 8} more' if len(parts) > 8 else '')
+
+
+class SameModelHook(Hook):
+    """Refuses the checkpoint of another model than the runner's.
 
     Args:
         path (str): What the checkpoint is called in the message.
@@ -232,17 +265,17 @@ class TrainedPartsHook(Hook):
         """Called between loading and the first batch.
 
         Raises:
-            UntrainedPartsError: Names the parts.
+            OtherModelError: Names the parts.
         """
         try:
-            refuse_untrained(
+            refuse_other_model(
                 unwrapped(runner.model),
                 state_of(checkpoint, self.path),
                 self.path,
-                'Give the config that it was trained with, or pass --allow-missing to test these '
-                'parts as they were initialised',
+                'Give the config that it was trained with, or pass --allow-missing to test the '
+                'model nevertheless, with parts as they were initialised',
             )
-        except UntrainedPartsError as error:
+        except OtherModelError as error:
             if not self.allow:
                 raise
             runner.logger.warning(f'--allow-missing: {error}')

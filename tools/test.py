@@ -12,7 +12,7 @@ import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
 from mmengine.runner import Runner  # isort: skip
 from mmseg.registry import RUNNERS  # isort: skip
 from mmseg_cmdl import InputError, launch  # isort: skip
-from mmseg_cmdl.checkpoint_file import TrainedPartsHook, checked_checkpoint  # isort: skip
+from mmseg_cmdl.checkpoint_file import SameModelHook, checked_checkpoint  # isort: skip
 from mmseg_cmdl.config_file import load_config, setting_up, type_name  # isort: skip
 from mmseg_cmdl.command_line import number, tool  # isort: skip
 from mmseg_cmdl.data_guard import guard_data  # isort: skip
@@ -47,7 +47,7 @@ def parse_args(argv=None):
         '--allow-missing',
         action='store_true',
         help='test even if the checkpoint lacks weights of a part of the model, which then keeps '
-        'its initial weights',
+        'its initial weights, or has a part that the model has not',
     )
     launch.add_common_arguments(parser)
     args = parser.parse_args(argv)
@@ -128,7 +128,7 @@ def main(argv=None):
     launch.start_ranks(cfg, args.local_rank)
     with setting_up(cfg, args.config, args.cfg_options):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-        runner.register_hook(TrainedPartsHook(args.checkpoint, args.allow_missing))
+        runner.register_hook(SameModelHook(args.checkpoint, args.allow_missing))
     with setting_up(cfg, args.config, args.cfg_options, runner):
         guard_data(runner, 'test')
         runner.test()

@@ -13,12 +13,14 @@ from mmengine.runner import Runner
 from mmseg_cmdl import InputError
 from mmseg_cmdl.checkpoint_file import (
     CHECKED,
+    OtherModelError,
     StoredConfigHook,
-    UntrainedPartsError,
     literal_gpu_ids,
+    load_state,
     read_checkpoint,
-    refuse_untrained,
+    refuse_other_model,
     untrained_parts,
+    unused_parts,
 )
 from tests.paths import child_environment
 
@@ -110,12 +112,35 @@ def test_a_checkpoint_of_another_method(tmp_path):
     assert untrained_parts(mdrl, plain.state_dict()) == []
     assert sorted(untrained_parts(mdrl, state)) == ['decode_head.bank', 'decode_head.relation']
     state['decode_head.conv_seg.weight'] = torch.zeros(1, 1, 1, 1)
-    with pytest.raises(UntrainedPartsError, match=r'x\.pth has nothing.* decode_head\.conv_seg'):
-        refuse_untrained(mdrl, state, 'x.pth', 'Give another')
-    assert UntrainedPartsError.exit_code == 1
+    with pytest.raises(OtherModelError, match=r'x\.pth has nothing.* decode_head\.conv_seg'):
+        refuse_other_model(mdrl, state, 'x.pth', 'Give another')
+    assert OtherModelError.exit_code == 1
     car = cases.build('car')
     without = {k: v for k, v in car.state_dict().items() if not k.startswith('car.')}
     assert untrained_parts(car, without) == []  # starts as the identity
     with torch.no_grad():
         car.car.linear.weight.mul_(2)
     assert untrained_parts(car, without) == ['car.linear']
+
+
+def test_a_checkpoint_with_parts_that_the_model_has_not(tmp_path):
+    """Each predicts otherwise than it was trained; it was scored so without a word."""
+    from tests.guarantees import cases
+
+    mdrl, with_psp = cases.build('mdrl'), cases.build('mdrl_psp')
+    state = with_psp.state_dict()
+    assert unused_parts(with_psp, state) == unused_parts(with_psp, {}) == []
+    found = ['decode_head.context', 'decode_head.context_relation', 'decode_head.fuse_context']
+    assert unused_parts(mdrl, state) == found
+    with pytest.raises(OtherModelError, match=r'x\.pth has decode_head\.context, .* Give another$'):
+        refuse_other_model(mdrl, state, 'x.pth', 'Give another')
+    # indices, and what only training needs
+    extra = dict(mdrl.state_dict())
+    extra['backbone.stages.0.relative_position_index'] = torch.zeros(4, dtype=torch.int64)
+    extra['auxiliary_head.convs.1.conv.weight'] = torch.zeros(1)
+    extra['decode_head.consistency.losses.2.norm.weight'] = torch.zeros(1)
+    refuse_other_model(mdrl, extra, 'x.pth', '')
+    torch.save(dict(state_dict=cases.build('car').state_dict()), tmp_path / 'car.pth')
+    plain = cases.from_config(cases.model_config(head=cases.FCN))
+    with pytest.raises(OtherModelError, match=r'has car\.linear, .* with tools/fold_car\.py'):
+        load_state(plain, tmp_path / 'car.pth', 'Give the config that it was trained with')
