@@ -9,6 +9,7 @@ What is found:
 - A config that was written for other data: its number of classes, `reduce_zero_label`, the suffix
   of the annotations, names of classes, sizes of test-time augmentation. Many of these mistakes
   train without an error.
+- A value of padding that isn't the one that the heads ignore, as a warning.
 - Splits that number or name their classes otherwise than training does, and images that are left
   out because their suffix is another: both are warnings.
 - A label that isn't the number of a class: see :mod:`mmseg_cmdl.sample_guard`.
@@ -197,6 +198,8 @@ def check_dataset(runner: Runner, dataset: Any, split: str) -> None:
         DataError: As :func:`guard_data` says.
     """
     heads = class_heads(segmentor(runner.model))
+    if split == 'train':
+        _warn_of_padding(runner, heads)
     for leaf in leaves(dataset):
         if not isinstance(leaf, BaseSegDataset):
             continue
@@ -215,6 +218,22 @@ def check_dataset(runner: Runner, dataset: Any, split: str) -> None:
             _check_values(leaf, split, infos, loader)
         if split == 'test' and isinstance(runner.model, BaseTTAModel):
             _check_views(runner, leaf)
+
+
+def _warn_of_padding(runner: Runner, heads: list) -> None:
+    """An image smaller than the others is padded with a label, which must count nowhere."""
+    value = getattr(
+        getattr(segmentor(runner.model), 'data_preprocessor', None), 'seg_pad_val', None
+    )
+    for name, head in heads:
+        index = getattr(head, 'ignore_index', None)
+        if None not in (value, index) and value != index:
+            runner.logger.warning(
+                f'{name}.ignore_index is {index} and model.data_preprocessor.seg_pad_val {value}: '
+                'where an image is smaller than the others of its batch, what is padded has a '
+                f'label. Set model.data_preprocessor.seg_pad_val={index}'
+            )
+            return
 
 
 def _find(pipeline: Any, kind: type) -> Any:

@@ -109,7 +109,7 @@ def check_head(cfg, path):
         found = type_name(kind) if kind else 'a cascade of heads' if head else 'none'
         raise InputError(
             f'the decode head of {path} is {found}, which has no memory; take a config with '
-            'MCIBIHead or MDRLHead'
+            'MCIBIHead, MCIBIPlusPlusHead, MDRLHead or ProtoSegHead'
         )
 
 
@@ -224,7 +224,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config with MCIBIHead or MDRLHead')
+    parser.add_argument('config', help='config of a head with a memory')
     parser.add_argument('out', type=Path, help='file to write')
     parser.add_argument(
         '--strategy',

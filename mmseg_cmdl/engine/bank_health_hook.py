@@ -13,7 +13,7 @@ from mmseg.models.segmentors import BaseSegmentor
 from ..models.decode_heads.memory_head import MemoryHead
 from ..models.memory.memory_bank import MemoryBank
 from ..registry import HOOKS
-from ..utils import check_finite, unwrapped
+from ..utils import check_finite, check_flags, unwrapped
 
 
 @HOOKS.register_module()
@@ -48,6 +48,7 @@ class BankHealthHook(Hook):
         if interval < 1:
             raise ValueError(f'BankHealthHook: interval must be at least 1, got {interval}')
         self.interval = interval
+        check_flags(self, draw=draw)
         self.draw = draw
         self.images = list(images)
         self._bank: Optional[MemoryBank] = None

@@ -10,11 +10,23 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 
-def as_list(losses: Union[dict, Sequence[dict], None]) -> List[dict]:
-    """Configs of losses, of which there may be one, several or None."""
-    if losses is None:
+def as_list(configs: Union[dict, Sequence[dict], None]) -> List[dict]:
+    """Configs of losses, say, of which there may be one, several or None.
+
+    Raises:
+        TypeError: One is no config.
+    """
+    if configs is None:
         return []
-    return [losses] if isinstance(losses, dict) else list(losses)
+    found: list = list(configs) if isinstance(configs, (list, tuple)) else [configs]
+    for cfg in found:
+        _check_config(cfg)
+    return found
+
+
+def _check_config(cfg: Any) -> None:
+    if not isinstance(cfg, dict) or 'type' not in cfg:
+        raise TypeError(f"a part is configured by dict(type='...', ...), got {cfg!r}")
 
 
 def registered_class(cfg: dict) -> Optional[type]:
@@ -23,8 +35,7 @@ def registered_class(cfg: dict) -> Optional[type]:
     Raises:
         TypeError: It is no config.
     """
-    if not isinstance(cfg, dict) or 'type' not in cfg:
-        raise TypeError(f"a part is configured by dict(type='...', ...), got {cfg!r}")
+    _check_config(cfg)
     cls = cfg['type']
     return MODELS.get(cls) if isinstance(cls, str) else cls
 
@@ -74,6 +85,21 @@ def check_counts(owner: object, **options: int) -> None:
             raise ValueError(
                 f'{type(owner).__name__}: {name} must be an integer of at least 1, got {value!r}'
             )
+
+
+def check_flags(owner: object, **options: bool) -> None:
+    """Refuses options that are neither True nor False; any text, 'no' as well, would pass for True.
+
+    Args:
+        owner (object): Object that has the options; messages name its class.
+        **options: Name and value.
+
+    Raises:
+        ValueError: Names the option.
+    """
+    for name, value in options.items():
+        if not isinstance(value, bool):
+            raise ValueError(f'{type(owner).__name__}: {name} must be True or False, got {value!r}')
 
 
 def check_choice(owner: object, choices: Sequence[str], **options: str) -> None:

@@ -418,6 +418,17 @@ def test_an_annotation_of_another_size_than_its_file(split, data, tmp_path):
     check(error.value, str(path), 'is 20x24', 'is 32x32', 'load annotations after Resize')
 
 
+def test_padding_with_a_label_is_told(data, tmp_path, log):
+    for value, told in ((255, False), (0, True)):
+        folder = tmp_path / f'{value}'
+        folder.mkdir()
+        runner = runner_of('mdrl', data, folder)
+        said = log(runner)
+        runner.model.data_preprocessor.seg_pad_val = value
+        guard_data(runner, 'train')
+        assert ('Set model.data_preprocessor.seg_pad_val=255' in said.text) == told
+
+
 def test_a_missing_image_folder(data, tmp_path):
     runner = runner_of('mdrl', data, tmp_path, data_root=str(data) + 'n')
     words = f'{data}n', 'Set data_root or data_prefix.img_path of train_dataloader'

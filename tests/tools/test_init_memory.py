@@ -228,7 +228,12 @@ def test_a_head_trains_from_the_file(tool, kind, tmp_path, tiny_data, capsys, mo
     runner.model.decode_head.bottleneck.register_forward_pre_hook(
         lambda *args: look(runner.model.decode_head, args)
     )
+    said = []
+    monkeypatch.setattr(
+        'mmseg_cmdl.models.memory.memory_bank.print_log', lambda text, *_: said.append(text)
+    )
     runner.train()
+    assert not said  # that a fresh memory starts
     for key, value in memory.embedding.items():
         assert torch.equal(seen[key], value), key
     if kind == 'MCIBIHead':

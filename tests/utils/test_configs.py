@@ -84,6 +84,31 @@ def test_no_option_takes_what_is_no_number(name, option):
             assert str(value) in str(error.value), error.value
 
 
+def flags():
+    """(class, option) of everything that is True or False."""
+    for name, cls in OURS.items():
+        if name == 'TIMMLastMap':  # timm's options
+            continue
+        parents = [parent for parent in cls.__mro__ if parent.__module__.startswith('mmseg_cmdl')]
+        options = {
+            parameter.name
+            for parent in parents
+            if '__init__' in vars(parent)
+            for parameter in inspect.signature(parent.__init__).parameters.values()
+            if isinstance(parameter.default, bool)
+        }
+        if cls.__name__.startswith('CAR'):
+            options.add('linear')
+        yield from ((name, option) for option in sorted(options))
+
+
+@pytest.mark.parametrize(('name', 'option'), flags())
+def test_no_flag_takes_a_text(name, option):
+    """'no' of `--cfg-options` would pass for True."""
+    with pytest.raises(ValueError, match=rf"\w+: {option} must be True or False, got 'no'"):
+        OURS[name](**{**NEEDED.get(name, {}), option: 'no'})
+
+
 @pytest.mark.parametrize('name', sorted({name for name, _ in numeric_options()}))
 def test_without_it_the_class_is_built(name):
     """So it was the option that was refused."""

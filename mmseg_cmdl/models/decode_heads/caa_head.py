@@ -11,7 +11,7 @@ from mmcv.cnn import ConvModule
 from torch import Tensor
 
 from ...registry import MODELS
-from ...utils import check_finite, warn_without_effect
+from ...utils import check_finite, check_flags, warn_without_effect
 from ..layers.channelized_axial_attention import ChannelizedAxialAttention
 from .cascade_stage import CascadeStage
 from .label_check import LABELS_ARE_CHECKED
@@ -47,6 +47,7 @@ class CAAHead(CascadeStage):
         super().__init__(**kwargs)
         check_finite(self, dropout_ratio=self.dropout_ratio)
         warn_without_effect(self, LABELS_ARE_CHECKED, check_labels=check_labels)
+        check_flags(self, image_level=image_level)
         options = dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
         self.reduction = ConvModule(self.in_channels, attention_channels, 3, padding=1, **options)
         self.attention = ChannelizedAxialAttention(attention_channels, **{**options, **attention})

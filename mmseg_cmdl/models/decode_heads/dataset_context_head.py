@@ -20,6 +20,7 @@ from ...utils import (
     check_choice,
     check_counts,
     check_finite,
+    check_flags,
     labels_at_feature_size,
     warn_without_effect,
 )
@@ -115,6 +116,7 @@ class DatasetContextHead(MemoryHead):
         check_losses(self, 'loss_decode', self.loss_decode)
         check_one_logit_a_class(self)
         check_choice(self, ('concat', 'add', 'weighted_add'), fusion=fusion)
+        check_flags(self, hard_aggregate=hard_aggregate)
         self.fusion = fusion
         self.hard_aggregate = hard_aggregate
         warn_without_effect(self, LABELS_ARE_CHECKED, check_labels=check_labels)

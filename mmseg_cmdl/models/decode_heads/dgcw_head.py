@@ -9,7 +9,13 @@ from mmseg.models.utils import resize
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ...utils import check_counts, check_finite, registered_class, warn_without_effect
+from ...utils import (
+    check_counts,
+    check_finite,
+    check_flags,
+    registered_class,
+    warn_without_effect,
+)
 from .cascade_stage import CascadeStage
 from .foreign_options import place_options
 from .label_check import LABELS_ARE_CHECKED
@@ -91,6 +97,7 @@ class DGCWHead(CascadeStage):
         check_finite(self, dropout_ratio=self.dropout_ratio)
         check_losses(self, 'loss_decode', self.loss_decode)
         check_counts(self, downsample=downsample)
+        check_flags(self, concat_features=concat_features)
         self.downsample = downsample
         warn_without_effect(self, LABELS_ARE_CHECKED, check_labels=check_labels)
         conv_options = dict(conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)

@@ -86,12 +86,24 @@ def batch_labels(samples: SampleList, num_classes: int, ignore_index: Optional[i
         image = int(wrong.flatten(1).any(dim=1).nonzero()[0])
         values = sorted(set(labels[image][wrong[image]].tolist()))
         meta = samples[image].metainfo
+        if not _inside(wrong[image], meta).any():
+            raise ValueError(
+                f'labels {values} are where the data preprocessor pads '
+                f'{meta.get("img_path", "an image")} to the size of the others, and are {problem}. '
+                'Set model.data_preprocessor.seg_pad_val to the ignore_index of the heads'
+            ) from error
         raise ValueError(
             f'labels {values} of {meta.get("seg_map_path") or meta.get("img_path", "an image")} '
             f'(image {meta.get("img_path", "unknown")}) are {problem}, '
             f'reduce_zero_label={meta.get("reduce_zero_label", False)}. {remedy}'
         ) from error
     return labels
+
+
+def _inside(labels: Tensor, meta: dict) -> Tensor:
+    """Of a label map [H, W] what isn't padding of the data preprocessor."""
+    left, right, top, bottom = meta.get('padding_size') or (0, 0, 0, 0)
+    return labels[top : len(labels) - bottom, left : labels.shape[1] - right]
 
 
 def _name(meta: dict) -> str:

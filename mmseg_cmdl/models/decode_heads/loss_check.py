@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from typing import Callable, Iterable, List, Optional, Union
+from typing import Callable, Iterable, List, Optional, Tuple, Union
 
 import torch
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -100,6 +100,30 @@ def check_losses_of_vectors(head: BaseDecodeHead, key: str, losses: Iterable[nn.
             )
 
 
+def check_losses_of_similarity(
+    head: BaseDecodeHead, key: str, losses: Iterable[nn.Module], kinds: Tuple[type, ...]
+) -> None:
+    """Refuses losses of a memory that compare something else than this head's similarity.
+
+    Args:
+        head (BaseDecodeHead): Whose they are.
+        key (str): The option that they come from, for the message.
+        losses (Iterable[nn.Module]): They may be a user's own.
+        kinds (tuple[type]): The losses of this package for it.
+
+    Raises:
+        ValueError: Names the loss and those for it.
+    """
+    for loss in losses:
+        foreign = type(loss).__module__.startswith(('mmseg.', 'mmseg_cmdl.'))
+        if foreign and not isinstance(loss, kinds):
+            names = ' and '.join(kind.__name__ for kind in kinds)
+            raise ValueError(
+                f'{type(head).__name__}: {key}: {type(loss).__name__} is no loss of pixels '
+                f'compared with the memory, as {names} are'
+            )
+
+
 def _check_arguments(
     head: BaseDecodeHead, key: str, losses: Union[nn.Module, Iterable[nn.Module]]
 ) -> None:
@@ -107,11 +131,12 @@ def _check_arguments(
     for loss in _as_modules(losses):
         parameters = inspect.signature(loss.forward).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        if not takes_any and not {'weight', 'ignore_index'} <= set(parameters):
+        lacking = [option for option in ('weight', 'ignore_index') if option not in parameters]
+        if lacking and not takes_any:
             raise ValueError(
-                f'{name}: {key}: {type(loss).__name__} takes {list(parameters)} and no weight and '
-                'ignore_index, which heads give to their loss; only the head that it was made for '
-                f'can call it, as PIDHead does. Set {key}={_PLAIN}; hard pixels by '
+                f'{name}: {key}: {type(loss).__name__} takes {list(parameters)} and no '
+                f'{" and no ".join(lacking)}, which heads give to their loss; only the head that '
+                f'it was made for can call it, as PIDHead does. Set {key}={_PLAIN}; hard pixels by '
                 "sampler=dict(type='OHEMPixelSampler', thresh=0.9, min_kept=100000)"
             )
 

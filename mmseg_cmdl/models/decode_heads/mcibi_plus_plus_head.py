@@ -1,16 +1,26 @@
 """MCIBIPlusPlusHead: a mean and a deviation per class, read as fixed noise rows (MCIBI++)."""
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+import inspect
+import logging
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
+from mmengine.logging import print_log
 from mmseg.models.utils import resize
 from mmseg.utils import ConfigType, SampleList
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ...utils import as_list, check_choice, class_rows, labels_at_feature_size
+from ...utils import (
+    as_list,
+    check_choice,
+    check_flags,
+    class_rows,
+    did_you_mean,
+    labels_at_feature_size,
+)
 from ..layers import FeaturePyramid, RelationAttention
 from ..memory import GaussianBank
 from .cascade_stage import at_any_stage
@@ -101,10 +111,18 @@ class MCIBIPlusPlusHead(DatasetContextHead):
             if name.endswith('kernel_size') and value % 2 == 0:
                 raise ValueError(f'MCIBIPlusPlusHead: {name} must be odd, got {value}')
         check_choice(self, ('context', 'coarse'), weights_from=weights_from)
+        check_flags(self, downsample_before_sa=downsample_before_sa, relate_context=relate_context)
         self.relate_context = relate_context
         self.weights_from = weights_from
         self.context_kernel_size = context_kernel_size
         super().__init__(*args, **kwargs)
+        if not self.has_context_branch:
+            self._tell_without_effect(
+                relate_context=relate_context,
+                weights_from=weights_from,
+                context_kernel_size=context_kernel_size,
+                loss_context=loss_context,
+            )
         if coarse_kernel_size != 1:
             self.coarse_classifier = self._build_classifier(self.channels, coarse_kernel_size)
         self.num_passes = num_passes
@@ -123,7 +141,7 @@ class MCIBIPlusPlusHead(DatasetContextHead):
         joined = self.channels + (self.context.channels if self.has_context_branch else 0)
         self.pyramid = None
         if pyramid is not None:
-            self.pyramid_index, self.pyramid = self._build_pyramid(joined, **pyramid)
+            self.pyramid_index, self.pyramid = self._build_pyramid(joined, pyramid)
             joined = self.pyramid.channels
         self.final_conv = ConvModule(
             joined,
@@ -152,19 +170,35 @@ class MCIBIPlusPlusHead(DatasetContextHead):
                 **self.conv_options,
             )
 
-    def _build_pyramid(
-        self,
-        top_channels: int,
-        in_channels: Sequence[int] = (),
-        in_index: Sequence[int] = (),
-        out_channels: Optional[int] = None,
-    ) -> Tuple[List[int], FeaturePyramid]:
+    def _tell_without_effect(self, **options: Any) -> None:
+        """Names options of the context's branch that are set where there is none."""
+        defaults = inspect.signature(MCIBIPlusPlusHead).parameters
+        told = [name for name, value in options.items() if value != defaults[name].default]
+        if told:
+            print_log(
+                f'MCIBIPlusPlusHead: {", ".join(told)} without effect: there is no context beside '
+                "the pixels (context, with pixels='backbone')",
+                'current',
+                logging.WARNING,
+            )
+
+    def _build_pyramid(self, top_channels: int, options: dict) -> Tuple[List[int], FeaturePyramid]:
         """Indices of the maps that it takes, and the pyramid."""
-        if not in_index or len(in_channels) != len(in_index):
+        known = {'in_channels', 'in_index', 'out_channels'}
+        unknown = set(options) - known if isinstance(options, dict) else set()
+        if unknown or not isinstance(options, dict):
+            raise TypeError(
+                'MCIBIPlusPlusHead: pyramid is dict(in_channels=[...], in_index=[...]), with '
+                f'out_channels too, got {options!r}{did_you_mean(unknown, known)}'
+            )
+        in_channels, in_index = options.get('in_channels', ()), options.get('in_index', ())
+        lists = all(isinstance(value, (list, tuple)) for value in (in_channels, in_index))
+        if not lists or not in_index or len(in_channels) != len(in_index):
             raise ValueError(
                 'MCIBIPlusPlusHead: pyramid needs in_channels and in_index, lists of the same '
                 f'length; got {in_channels!r} and {in_index!r}'
             )
+        out_channels = options.get('out_channels')
         pyramid = FeaturePyramid(
             in_channels,
             top_channels,

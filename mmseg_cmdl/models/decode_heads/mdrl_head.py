@@ -18,9 +18,10 @@ from ...utils import (
     registered_class,
     warn_without_effect,
 )
-from ..losses import ClassLocalConsistencyLoss
+from ..losses import ClassGlobalConsistencyLoss, ClassLocalConsistencyLoss
 from ..memory import DistributionBank
 from .dataset_context_head import DatasetContextHead
+from .loss_check import check_losses_of_similarity
 
 
 class PixelProjection(nn.Module):
@@ -119,6 +120,8 @@ class MDRLHead(DatasetContextHead):
                 self.channels, self.bank.channels, **self.conv_options
             )
         self.consistency = self._build_consistency(map(self._build_loss, loss_consistency))
+        kinds = ClassLocalConsistencyLoss, ClassGlobalConsistencyLoss
+        check_losses_of_similarity(self, 'loss_consistency', self.consistency.losses, kinds)
 
     def _build_loss(self, cfg: dict) -> nn.Module:
         """A loss that can be told the number of classes is told it."""

@@ -108,6 +108,8 @@ class MemoryHead(CascadeStage):
         super().init_weights()
         state = {} if done else self.bank.take_initial_()
         if state:
+            # with the bank as it is now, or it would miss its own part
+            state = {**self.bank.state_dict(prefix='bank.'), **state}
             try:
                 unexpected = self.load_state_dict(state, strict=False).unexpected_keys
             except RuntimeError as error:  # shapes

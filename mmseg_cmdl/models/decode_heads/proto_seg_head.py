@@ -18,11 +18,12 @@ from ...utils import (
     labels_at_feature_size,
     layer_norm,
 )
+from ..losses import PixelPrototypeContrastLoss, PixelPrototypeDistanceLoss
 from ..memory import DistributionBank
 from .cascade_stage import at_any_stage
 from .foreign_options import place_options
 from .label_check import check_one_logit_a_class
-from .loss_check import check_losses
+from .loss_check import check_losses, check_losses_of_similarity
 from .memory_head import MemoryHead
 from .single_image_context import SingleImageContext
 
@@ -117,13 +118,16 @@ class ProtoSegHead(MemoryHead):
             act_cfg=self.act_cfg,
         )
         self.conv_seg = nn.Conv2d(channels, channels, 1)
-        self.init_cfg = None  # that of the base class starts a classifier near 0
+        # by default none: that of the base class starts a classifier near 0
+        self.init_cfg = kwargs.get('init_cfg')
         self.embedding_conv = nn.Conv2d(channels, width, 1)
         self.embedding_norm = nn.LayerNorm(width)
         self.score_norm = nn.LayerNorm(num_classes)
         self.consistency = self._build_consistency(
             [MODELS.build(loss) for loss in as_list(loss_prototype)]
         )
+        kinds = PixelPrototypeContrastLoss, PixelPrototypeDistanceLoss
+        check_losses_of_similarity(self, 'loss_prototype', self.consistency.losses, kinds)
 
     def pixel_features(self, inputs: List[Tensor]) -> Tensor:
         """R [B, C, h, w]."""

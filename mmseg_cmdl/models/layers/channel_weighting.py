@@ -73,7 +73,8 @@ def relation_sum(
     """
     if chunk_size is None:
         chunk_bytes = _CHUNK_BYTES.get(query.device.type, _CHUNK_BYTES['cuda'])
-        chunk_size = max(1, chunk_bytes // (query.numel() * query.element_size()))
+        size = max(1, query.numel() * query.element_size())  # 0 for no images
+        chunk_size = max(1, chunk_bytes // size)
     sums = [
         checkpoint(
             whole_relation_sum, q, key, v, weight, norm,

@@ -10,7 +10,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ...utils import check_finite
+from ...utils import check_finite, check_flags
 
 
 class _ChannelWeights(nn.Module):
@@ -70,6 +70,7 @@ class ChannelizedAxialAttention(BaseModule):
     ):
         super().__init__(init_cfg)
         check_finite(self, hidden_ratio=hidden_ratio, num_hidden=num_hidden)
+        check_flags(self, channelize=channelize)
         options = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg, act_cfg=act_cfg)
         self.column_query, self.row_query = (
             ConvModule(channels, query_channels, 1, **options) for _ in range(2)

@@ -8,7 +8,7 @@ from mmseg.models.utils import SelfAttentionBlock
 from torch import Tensor
 
 from ...registry import MODELS
-from ...utils import at_least_float32, check_counts
+from ...utils import at_least_float32, check_counts, check_flags
 
 
 @MODELS.register_module()
@@ -60,6 +60,14 @@ class RelationAttention(SelfAttentionBlock):
                 f'query_channels={query_channels} and key_channels={key_channels}'
             )
         check_counts(self, key_stride=key_stride)
+        check_flags(
+            self,
+            share_key_query=share_key_query,
+            key_query_norm=key_query_norm,
+            value_out_norm=value_out_norm,
+            matmul_norm=matmul_norm,
+            with_out_project=with_out_project,
+        )
         super().__init__(
             key_in_channels=key_channels,
             query_in_channels=query_channels,

@@ -15,6 +15,7 @@ from ...utils import (
     at_least_float32,
     check_choice,
     check_finite,
+    check_flags,
     class_rows,
     global_mean,
     global_sum,
@@ -207,6 +208,7 @@ class InterClassCenterToCenterLoss(InterClassLoss):
         loss_name: str = 'loss_inter_c2c',
     ):
         super().__init__(threshold, classes, threshold_classes, formulation, loss_weight, loss_name)
+        check_flags(self, both_sides=both_sides)
         self.both_sides = both_sides
 
     def forward(
@@ -286,6 +288,7 @@ class InterClassCenterToPixelLoss(InterClassLoss):
         loss_name: str = 'loss_inter_c2p',
     ):
         super().__init__(threshold, classes, threshold_classes, formulation, loss_weight, loss_name)
+        check_flags(self, scale=scale)
         self.scale = scale
 
     def forward(

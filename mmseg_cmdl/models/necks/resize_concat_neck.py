@@ -9,7 +9,7 @@ from mmseg.models.utils import resize
 from torch import Tensor
 
 from ...registry import MODELS
-from ...utils import check_finite
+from ...utils import check_finite, check_flags
 
 
 @MODELS.register_module()
@@ -42,6 +42,7 @@ class ResizeConcatNeck(BaseModule):
     ):
         super().__init__(init_cfg)
         check_finite(self, stride=stride)
+        check_flags(self, align_corners=align_corners)
         self.in_channels = list(in_channels)
         self.stride = stride
         self.align_corners = align_corners

@@ -21,6 +21,7 @@ from ...utils import (
     as_list,
     at_least_float32,
     check_finite,
+    check_flags,
     labels_at_feature_size,
     registered_class,
     warn_without_effect,
@@ -142,6 +143,7 @@ class ClassAwareRegularization(BaseModule):
                 'FCNHead, ASPPHead, PSPHead, NLHead, CCHead, DAHead, OCRHead, UPerHead and '
                 'SegformerHead do'
             )
+        check_flags(self, linear=linear)
         if position not in POSITIONS:
             raise ValueError(f'position must be one of {POSITIONS}, got {position!r}')
         self.position = position

@@ -274,6 +274,23 @@ def test_labels_are_checked_in_every_iteration_without_waiting():
             batch_labels(tiny_head.samples(labels), 5, 255)
 
 
+def test_padding_with_a_label_is_no_fault_of_the_annotation():
+    """The data preprocessor's `seg_pad_val`, where an image is smaller than the others."""
+    labels = tiny_head.label_maps(ignored=0.0)
+    labels[1, :, -4:] = labels[1, -2:] = 255
+    samples = tiny_head.samples(labels)
+    samples[1].set_metainfo(dict(img_shape=(17, 19), padding_size=(0, 4, 0, 2)))
+    samples[1].set_metainfo(dict(img_shape=(labels.shape[1] - 2, labels.shape[2] - 4)))
+    assert torch.equal(batch_labels(samples, 5, 255), labels)
+    with pytest.raises(
+        ValueError, match=r'labels \[255\] are where .* pads image_1\.png .*seg_pad_val'
+    ):
+        batch_labels(samples, 5, 254)
+    labels[1, 0, 0] = 255
+    with pytest.raises(ValueError, match=r'labels \[255\] of image_1\.png .* reduce_zero_label'):
+        batch_labels(samples, 5, 254)
+
+
 def test_label_of_another_ignore_index():
     head = tiny_head.build(ignore_index=100)
     labels = tiny_head.label_maps()

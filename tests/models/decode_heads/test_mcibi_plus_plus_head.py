@@ -256,6 +256,22 @@ def test_class_weights_come_from_the_context_or_from_the_pixels():
             torch.testing.assert_close(head(inputs), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(('options', 'told'), [
+    (dict(), None),
+    (dict(relate_context=False, loss_context=None), 'relate_context, loss_context without effect'),
+    (dict(context_kernel_size=3, context=dict(type='PSPHead')), None),
+])  # fmt: skip
+def test_options_of_a_context_that_is_not_there_are_told(options, told, monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+        'mmseg_cmdl.models.decode_heads.mcibi_plus_plus_head.print_log',
+        lambda text, *args: lines.append(text),
+    )
+    build(**options)
+    assert len(lines) == bool(told)
+    assert all(told in line for line in lines)
+
+
 def test_convs_before_the_classifiers_have_the_kernels_that_are_given():
     head = build(
         context=dict(type='PSPHead', channels=6), coarse_kernel_size=3, context_kernel_size=5

@@ -216,6 +216,13 @@ def test_logits_equal_the_naive_form():
 # ---- training ----
 
 
+def test_init_cfg_is_kept():
+    for init_cfg, std in ((None, 0.2), (dict(type='Normal', layer='Conv2d', std=3.0), 3.0)):
+        head = build(**({} if init_cfg is None else dict(init_cfg=init_cfg)))
+        head.init_weights()
+        assert head.conv_seg.weight.std().item() == pytest.approx(std, rel=0.3)
+
+
 def test_only_pixels_classified_right_move_the_bank():
     """By the logits, after the LayerNorm has learned, not by the bare cosines."""
     head = build(bank=dict(type='DistributionBank', num_distributions=3, momentum=0.5))

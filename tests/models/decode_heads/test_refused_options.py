@@ -27,6 +27,14 @@ REFUSED = {
         (dict(embedding='pixels'), "embedding .* 'pixels'"),
         (dict(embedding='pixel', bank=dict(channels=5)), 'pixel.* channels=5 .* channels=8'),
         (dict(loss_consistency=None), 'loss_consistency trains the projection'),
+        (
+            dict(loss_consistency=dict(type='CrossEntropyLoss')),
+            'CrossEntropyLoss is no loss of pixels .* ClassGlobalConsistencyLoss are',
+        ),
+        (
+            dict(loss_consistency=dict(type='PixelPrototypeContrastLoss')),
+            'loss_consistency: PixelPrototypeContrastLoss is no loss of pixels',
+        ),
         (dict(context='PSPHead'), r"context .*dict\(type='PSPHead'\), got 'PSPHead'"),
         (dict(context=dict()), 'context .* got {}'),
         (dict(context=dict(type='MDRLHead')), 'context: MDRLHead has a memory of its own'),
@@ -58,10 +66,15 @@ REFUSED = {
         (dict(final_kernel_size=2), 'final_kernel_size must be odd, got 2'),
         (dict(weights_from='memory'), "must be 'context' or 'coarse', got 'memory'"),
         (dict(pyramid=dict(in_channels=[3])), 'pyramid needs in_channels and in_index'),
+        (dict(pyramid=dict(in_channels=3, in_index=1)), 'pyramid needs in_channels and in_index'),
         (dict(bank=dict(channels=3)), 'bank channels=3 must equal channels=8'),
     ],
     'ProtoSegHead': [
         (dict(norm_axis='width'), "norm_axis must be 'channel' or 'released'"),
+        (
+            dict(loss_prototype=dict(type='ClassLocalConsistencyLoss')),
+            'ClassLocalConsistencyLoss is no loss of pixels .* PixelPrototypeDistanceLoss are',
+        ),
         (dict(bank=dict(type='FeatureBank')), 'bank must be the config of a DistributionBank'),
         (dict(context=CASCADE), 'that is not a cascade head, such as'),
     ],
@@ -92,6 +105,10 @@ def test_refused_when_built(kind, options, message):
         ('MDRLHead', dict(num_distribution=2), r'did you mean bank\.num_distributions\?'),
         ('MCIBIHead', dict(bank=dict(strategi='mean')), r'bank has no .* did you mean strategy\?'),
         ('MDRLHead', dict(loss_consistency=['intra']), r"dict\(type='...', ...\), got 'intra'"),
+        ('MDRLHead', dict(loss_consistency='intra'), r"dict\(type='...', ...\), got 'intra'"),
+        ('MDRLHead', dict(loss_coarse='x'), r"dict\(type='...', ...\), got 'x'"),
+        ('MCIBIPlusPlusHead', dict(pyramid='x'), r"pyramid is dict\(.*, got 'x'"),
+        ('MCIBIPlusPlusHead', dict(pyramid=dict(in_chanels=[3])), r'did you mean in_channels\?'),
     ],
 )
 def test_an_unknown_option_is_refused(kind, options, message):

@@ -207,6 +207,11 @@ def test_exports_with_dynamic_shapes(norm):
             torch.testing.assert_close(exported(x), layer(x), rtol=0, atol=1e-11)
 
 
+def test_no_images():
+    layer = build()
+    assert layer(inputs(0, 6, 4, 5)).shape == (0, 6, 4, 5)
+
+
 def test_convs_and_state():
     layer = build(10)
     shapes = {key: tuple(value.shape) for key, value in layer.state_dict().items()}
