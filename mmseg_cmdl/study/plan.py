@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import logging
 import re
 import shlex
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tu
 
 import mmengine
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
 from ..config_overrides import override, parse_override
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..models.decode_heads.dataset_context_head import DatasetContextHead
 from ..models.decode_heads.mcibi_head import MCIBIHead
 from ..models.decode_heads.mdrl_head import MDRLHead
@@ -131,6 +133,10 @@ def _apply_head(cfg: Config, kind: str, context: Optional[str], method: str) -> 
     new = found[0].__name__
     if before == 'FCNHead':
         for option in _FCN_OPTIONS:
+            head.pop(option, None)
+    if context is not None and class_of(before) is not None:  # the old head goes, its options too
+        kept = set().union(*map(options_of, found))
+        for option in options_of(class_of(before)) - kept:
             head.pop(option, None)
     if 'context' in options_of(found[0]):
         if context not in (None, 'none'):
@@ -254,6 +260,8 @@ def resolve(
         except InputError as error:
             raise StudyError(f'settings of arm {name!r}: {error}') from None
         configs[name] = cfg
+    for name, cfg in configs.items():
+        _check_heads(name, cfg)
     for name in with_controls(configs, controls):
         for kind in ('pixels', 'learned'):
             control_of[f'{name}~{kind}'] = name
@@ -264,6 +272,25 @@ def resolve(
         add_recorder(cfg, name, results, fingerprint, precise_bn)
         out.append(Arm(name, cfg, fingerprint, control_of.get(name)))
     return out
+
+
+def _check_heads(name: str, cfg: Config) -> None:
+    """Builds the decode heads of an arm, and forgets them.
+
+    Raises:
+        StudyError: One can't be built; what the head says of it.
+    """
+    init_default_scope(cfg.get('default_scope') or 'mmseg')
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # the job's log says what was placed where
+    try:
+        for head in as_list(cfg.model.decode_head):
+            MODELS.build(copy.deepcopy(head))
+    except Exception as error:
+        raise StudyError(f'arm {name!r} can not be built: {one_line(error)}') from error
+    finally:
+        logger.setLevel(level)
 
 
 def with_controls(configs: Dict[str, Config], wanted: Optional[Sequence[str]]) -> List[str]:

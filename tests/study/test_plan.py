@@ -47,6 +47,7 @@ def test_a_head_other_than_fcn_stays_as_context(tiny_config):
     heads = {arm.name: arm.config.model.decode_head for arm in arms}
     assert heads['mdrl'].context == dict(type='PSPHead')
     assert 'context' not in heads['mcibi@none']
+    assert 'pool_scales' not in heads['mcibi@none']  # which MCIBIHead refuses
     assert heads['mdrl@nl'].context == dict(type='NLHead')
     model = MODELS.build(arms[1].config.model)
     assert len(model.decode_head.context.head.psp_modules) == 2  # pool_scales went with it
@@ -59,6 +60,7 @@ def test_a_head_other_than_fcn_stays_as_context(tiny_config):
         ('mdrl@n', "there is no method 'mdrl@n'"),
         ('mdrl+mcibi', 'names two heads'),
         ('psp@nl', 'PSPHead takes no context'),
+        ('protoseg@ocr', "arm 'protoseg@ocr' can not be built: context: OCRHead also needs"),
     ],
 )
 def test_methods_that_are_none(tiny_config, method, message):
