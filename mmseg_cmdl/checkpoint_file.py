@@ -21,6 +21,8 @@ from .utils import unwrapped
 
 # Before 2.6 the check knows no types of mmengine, and mmengine loads without it.
 CHECKED = Version(torch.__version__) >= Version('2.6')
+# What only some configs of this package have, and what without it is predicted otherwise.
+OPTIONAL_PARTS = ('car', 'context', 'context_relation', 'fuse_context', 'downsample', 'pyramid')
 # They have no part in a prediction.
 ONLY_FOR_TRAINING = ('auxiliary_head', 'consistency', 'loss_decode', 'loss_coarse')
 
@@ -201,19 +203,20 @@ def untrained_parts(model: nn.Module, state: Dict[str, Tensor]) -> List[str]:
 
 
 def unused_parts(model: nn.Module, state: Dict[str, Tensor]) -> List[str]:
-    """Modules of a checkpoint that the model hasn't got, and so predicts otherwise than trained.
+    """Parts of a checkpoint that the model hasn't got, and so predicts otherwise than trained.
 
     Args:
         model (nn.Module): A segmentor.
         state (dict[str, Tensor]): State of a checkpoint.
 
     Returns:
-        list[str]: Names down to the second level ('decode_head.context'). What only training needs
-        isn't among them, nor tables of indices, which versions of a backbone store or don't.
+        list[str]: Names down to the second level ('decode_head.context'), of the parts that configs
+        of this package have or leave out. Of others nobody can tell what they are for; mmengine
+        names them in the log.
     """
     own = model.state_dict()
-    unknown = (key for key in state if key not in own and _predicts(key))
-    return _parts([key for key in unknown if state[key].is_floating_point()])
+    unknown = [key for key in state if key not in own and _predicts(key)]
+    return _parts([key for key in unknown if set(OPTIONAL_PARTS) & set(key.split('.')[:2])])
 
 
 def _predicts(key: str) -> bool:

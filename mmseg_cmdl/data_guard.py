@@ -71,7 +71,8 @@ def guard_data(runner: Runner, *splits: str) -> None:
             continue
         loader['dataset'] = dataset = build_dataset(loader['dataset'], split)
         check_dataset(runner, dataset, split)
-        ignored = None if split == 'train' else _ignored(runner, split)
+        metrics = getattr(runner, f'_{split}_evaluator', None)
+        ignored = None if split == 'train' else ignored_labels(metrics)
         loader['collate_fn'] = sample_check(runner.model, ignored, collate_of(loader))
     if 'train' in splits and not any(type(h).__name__ == 'DataGuardHook' for h in runner.hooks):
         from .engine import DataGuardHook
@@ -169,9 +170,8 @@ def class_heads(model: Any) -> List[Tuple[str, Any]]:
     ]  # fmt: skip
 
 
-def _ignored(runner: Runner, split: str) -> List[Optional[int]]:
-    """`ignore_index` of each metric of a split that compares label maps."""
-    metrics: Any = getattr(runner, f'_{split}_evaluator', None)
+def ignored_labels(metrics: Any) -> List[Optional[int]]:
+    """`ignore_index` of each metric of an evaluator, or of its config, that compares label maps."""
     metrics = getattr(metrics, 'metrics', metrics)
     found = []
     for metric in metrics if isinstance(metrics, (list, tuple)) else [metrics]:
@@ -206,7 +206,8 @@ def check_dataset(runner: Runner, dataset: Any, split: str) -> None:
         infos = [leaf.get_data_info(index) for index in range(len(leaf))]
         if not infos or 'seg_map_path' not in infos[0]:
             continue
-        _check_classes(leaf, split, heads, bool(_ignored(runner, split)))
+        metrics = getattr(runner, f'_{split}_evaluator', None)
+        _check_classes(leaf, split, heads, bool(ignored_labels(metrics)))
         if split != 'train':
             _compare_with_training(runner, leaf, split)
         _warn_of_other_suffixes(runner, leaf, split)

@@ -39,7 +39,11 @@ def build_dataset(config: dict, split: str) -> Any:
         ) from error
     except ValueError:  # NumPy's, from packing an empty list, or one that has more to say
         for part in leaves(config):
-            _refuse_if_empty(DATASETS.build({**part, 'serialize_data': False}), split)
+            try:
+                dataset = DATASETS.build({**part, 'serialize_data': False})
+            except Exception:
+                continue  # the first error says what is wrong
+            _refuse_if_empty(dataset, split)
         raise
     for leaf in leaves(dataset):
         _refuse_if_empty(leaf, split)

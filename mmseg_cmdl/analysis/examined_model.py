@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checkpoint_file import checked_checkpoint, load_state
 from ..compat import swaps_channels
 from ..config_file import load_config, setting_up, without_pretrained
-from ..data_guard import sample_check
+from ..data_guard import ignored_labels, sample_check
 from ..dataset_building import build_dataset, leaves
 from ..errors import InputError
 from ..models.memory import MemoryBank
@@ -77,9 +77,17 @@ class ExaminedModel:
         model (BaseSegmentor): A segmentor.
         dataset: Its data set; the pipeline must load annotations.
         name (str): For legends and file names.
+        ignored (Sequence[int | None]): Labels that the metrics of the split leave out, beside the
+            `ignore_index` of the head and 255.
     """
 
-    def __init__(self, model: BaseSegmentor, dataset: BaseSegDataset, name: str):
+    def __init__(
+        self,
+        model: BaseSegmentor,
+        dataset: BaseSegDataset,
+        name: str,
+        ignored: Sequence[Optional[int]] = (),
+    ):
         self.model = model.eval()
         self.dataset = dataset
         self.name = name
@@ -97,6 +105,9 @@ class ExaminedModel:
                 f'{name} predicts {self.head.num_classes} classes, but its data set has '
                 f'{len(self.classes)} names of classes; set num_classes or metainfo in its config'
             )
+        # classes that a metric leaves out are classes in a figure
+        others = (i for i in ignored if i is not None and not 0 <= i < len(self.classes))
+        self._ignored = {self.head.ignore_index, *others}
         self._check = sample_check(model, ignored=[255])
 
     @classmethod
@@ -132,7 +143,8 @@ class ExaminedModel:
             without_pretrained(cfg.model)
             model = init_model(cfg, None, device=device)
         load_state(model, checkpoint, 'Give the config that it was trained with')
-        return cls(model, dataset, name or Path(config).stem)
+        metrics = cfg.get(f'{"test" if split == "test" else "val"}_evaluator')
+        return cls(model, dataset, name or Path(config).stem, ignored_labels(metrics))
 
     @property
     def memory(self) -> Optional[MemoryBank]:
@@ -207,7 +219,8 @@ class ExaminedModel:
         raw = data['inputs'][0]
         # as all figures have it; heads may use another number
         labels = sample.gt_sem_seg.data
-        labels[labels == self.head.ignore_index] = 255
+        for index in self._ignored:
+            labels[labels == index] = 255
         self._check.look(raw, sample)
         truth = labels[0].cpu().numpy().astype(np.int64)
         prepared = self.model.data_preprocessor(data, False)

@@ -21,7 +21,7 @@ from ..models.decode_heads.dataset_context_head import DatasetContextHead
 from ..models.decode_heads.mcibi_head import MCIBIHead
 from ..models.decode_heads.mdrl_head import MDRLHead
 from ..models.decode_heads.single_image_context import options_of
-from ..utils import as_list
+from ..utils import as_list, registered_class
 from ..version import __version__
 from ..written_files import written_beside
 from . import controls as _controls  # noqa: F401  registers them
@@ -138,6 +138,13 @@ def _apply_head(cfg: Config, kind: str, context: Optional[str], method: str) -> 
         kept = set().union(*map(options_of, found))
         for option in options_of(class_of(before)) - kept:
             head.pop(option, None)
+        if before != new:
+            head.pop('bank', None)  # of another kind
+    if context == 'none':
+        head.pop('context', None)
+        if isinstance(head.get('in_channels'), (list, tuple)):  # of a decoder that takes them all
+            head.update(in_channels=head.in_channels[-1], in_index=head.get('in_index', [-1])[-1])
+            head.pop('input_transform', None)
     if 'context' in options_of(found[0]):
         if context not in (None, 'none'):
             head.context = dict(type=found[1].__name__)
@@ -259,9 +266,9 @@ def resolve(
             override(cfg, dict(map(parse_override, words)), path)
         except InputError as error:
             raise StudyError(f'settings of arm {name!r}: {error}') from None
+        if base is not None and not of_its_own and base not in names:
+            _check_heads(name, cfg)
         configs[name] = cfg
-    for name, cfg in configs.items():
-        _check_heads(name, cfg)
     for name in with_controls(configs, controls):
         for kind in ('pixels', 'learned'):
             control_of[f'{name}~{kind}'] = name
@@ -275,12 +282,17 @@ def resolve(
 
 
 def _check_heads(name: str, cfg: Config) -> None:
-    """Builds the decode heads of an arm, and forgets them.
+    """Builds the decode heads that a method has changed, and forgets them.
+
+    A segmentor of the user's own may complete their options, so it is left to the job.
 
     Raises:
         StudyError: One can't be built; what the head says of it.
     """
     init_default_scope(cfg.get('default_scope') or 'mmseg')
+    segmentor = registered_class(cfg.model)
+    if segmentor is None or not segmentor.__module__.startswith(('mmseg.', 'mmseg_cmdl.')):
+        return
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.ERROR)  # the job's log says what was placed where

@@ -20,13 +20,13 @@ def as_list(configs: Union[dict, Sequence[dict], None]) -> List[dict]:
         return []
     found: list = list(configs) if isinstance(configs, (list, tuple)) else [configs]
     for cfg in found:
-        _check_config(cfg)
+        if not isinstance(cfg, dict):
+            raise TypeError(_no_config(cfg))
     return found
 
 
-def _check_config(cfg: Any) -> None:
-    if not isinstance(cfg, dict) or 'type' not in cfg:
-        raise TypeError(f"a part is configured by dict(type='...', ...), got {cfg!r}")
+def _no_config(cfg: Any) -> str:
+    return f"a part is configured by dict(type='...', ...), got {cfg!r}"
 
 
 def registered_class(cfg: dict) -> Optional[type]:
@@ -35,7 +35,8 @@ def registered_class(cfg: dict) -> Optional[type]:
     Raises:
         TypeError: It is no config.
     """
-    _check_config(cfg)
+    if not isinstance(cfg, dict) or 'type' not in cfg:
+        raise TypeError(_no_config(cfg))
     cls = cfg['type']
     return MODELS.get(cls) if isinstance(cls, str) else cls
 
@@ -98,7 +99,7 @@ def check_flags(owner: object, **options: bool) -> None:
         ValueError: Names the option.
     """
     for name, value in options.items():
-        if not isinstance(value, bool):
+        if isinstance(value, str) or value not in (True, False):  # 0, 1 and those of NumPy pass
             raise ValueError(f'{type(owner).__name__}: {name} must be True or False, got {value!r}')
 
 

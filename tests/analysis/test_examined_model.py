@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
+from PIL import Image
 
 from mmseg_cmdl.analysis import ExaminedModel, chosen_classes
 from mmseg_cmdl.analysis.examined_model import labels_of_features
@@ -126,6 +127,23 @@ def test_annotations_that_cannot_be_used_are_named(fault, tmp_path):
     with pytest.raises(InputError, match=said) as error:
         list(model.examples(features='classifier'))
     assert str(annotation) in str(error.value)
+
+
+def test_labels_that_a_metric_leaves_out_are_no_fault(tmp_path):
+    root = tiny.write_dataset(tmp_path / 'data')
+    config = tiny.write_config(tmp_path / 'tiny.py', root)
+    annotation = root / 'annotations' / 'val' / '1.png'
+    label = np.array(Image.open(annotation))
+    label[1] = 254
+    Image.fromarray(label).save(annotation)
+    init_default_scope('mmseg')
+    cfg = Config.fromfile(config)
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), tmp_path / 'model.pth')
+    options = {'val_evaluator.ignore_index': 254}
+    model = ExaminedModel.load(config, tmp_path / 'model.pth', options=options)
+    truth = model.example(1).truth
+    assert (truth[:2] == 255).all()
+    assert set(np.unique(truth[2:])) <= {0, 1, 2}
 
 
 def test_classes_by_name_or_number():

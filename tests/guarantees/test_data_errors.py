@@ -17,6 +17,7 @@ from PIL import Image
 
 from mmseg_cmdl import data_guard
 from mmseg_cmdl.data_guard import guard_data
+from mmseg_cmdl.dataset_building import build_dataset
 from mmseg_cmdl.engine import DataGuardHook
 from mmseg_cmdl.sample_guard import DataError, SampleCheck, missing_annotation
 from tests import tiny
@@ -444,6 +445,17 @@ def test_what_a_dataset_says_of_its_missing_files_is_kept(data, tmp_path, monkey
     monkeypatch.setattr(BaseSegDataset, 'load_data_list', load_data_list)
     with pytest.raises(FileNotFoundError, match='make it with'):
         guard_data(runner_of('mdrl', data, tmp_path), 'train')
+
+
+def test_a_datasets_own_error_is_kept(data, tmp_path):
+    """It takes no `serialize_data`, with which an empty one is looked for."""
+
+    class YearsDataset(BaseSegDataset):
+        def __init__(self, years=()):
+            raise ValueError('years must be 2001 to 2020')
+
+    with pytest.raises(ValueError, match='years must be 2001 to 2020'):
+        build_dataset(dict(type=YearsDataset), 'train')
 
 
 def test_images_of_another_suffix_are_told(data, tmp_path, log):

@@ -134,11 +134,17 @@ def test_a_checkpoint_with_parts_that_the_model_has_not(tmp_path):
     assert unused_parts(mdrl, state) == found
     with pytest.raises(OtherModelError, match=r'x\.pth has decode_head\.context, .* Give another$'):
         refuse_other_model(mdrl, state, 'x.pth', 'Give another')
-    # indices, and what only training needs
-    extra = dict(mdrl.state_dict())
-    extra['backbone.stages.0.relative_position_index'] = torch.zeros(4, dtype=torch.int64)
-    extra['auxiliary_head.convs.1.conv.weight'] = torch.zeros(1)
-    extra['decode_head.consistency.losses.2.norm.weight'] = torch.zeros(1)
+    # what others add: for training alone, as tables of indices, or as no tensor at all
+    extra = dict(mdrl.state_dict(), epoch=3, **{'loss_fn._extra_state': {}})
+    for key in (
+        'backbone.stages.0.relative_position_index',
+        'backbone.fc.weight',
+        'auxiliary_head.context.weight',
+        'decode_head.queue',
+        'decode_head.consistency.losses.2.norm.weight',
+        'projector.weight',
+    ):
+        extra[key] = torch.zeros(1)
     refuse_other_model(mdrl, extra, 'x.pth', '')
     torch.save(dict(state_dict=cases.build('car').state_dict()), tmp_path / 'car.pth')
     plain = cases.from_config(cases.model_config(head=cases.FCN))

@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
+from mmseg_cmdl.shipped_configs import configs_folder
 from mmseg_cmdl.study import plan
 
 
@@ -51,6 +52,23 @@ def test_a_head_other_than_fcn_stays_as_context(tiny_config):
     assert heads['mdrl@nl'].context == dict(type='NLHead')
     model = MODELS.build(arms[1].config.model)
     assert len(model.decode_head.context.head.psp_modules) == 2  # pool_scales went with it
+
+
+@pytest.mark.parametrize('method', ['mdrl@none', 'dgcw@none', 'protoseg@none', 'mcibi@none'])
+@pytest.mark.parametrize(
+    'config',
+    [
+        'mdrl/mdrl_pspnet_r50-d8_4xb4-160k_ade20k-512x512.py',
+        'baselines/upernet_swin-t_8xb2-160k_cityscapes-512x1024.py',
+    ],
+)
+def test_none_leaves_out_the_context_and_the_old_heads_options(config, method):
+    """Of a head with a memory and a context, and of a decoder of several maps."""
+    arm = plan.resolve(configs_folder() / config, [method])[-1]
+    assert arm.name in (method, 'mdrl')
+    built = MODELS.build(arm.config.model.decode_head)
+    assert built.context is None
+    assert isinstance(built.in_channels, int)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ import inspect
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mmseg.registry import HOOKS, MODELS
 
 import mmseg_cmdl
-from mmseg_cmdl.utils import check_finite
+from mmseg_cmdl.utils import check_finite, check_flags
 
 # not by its name, which the folder that holds the whole environment may have too
 PACKAGE = Path(mmseg_cmdl.__file__).parent
@@ -113,6 +114,13 @@ def test_no_flag_takes_a_text(name, option):
 def test_without_it_the_class_is_built(name):
     """So it was the option that was refused."""
     OURS[name](**NEEDED.get(name, {}))
+
+
+def test_flags_are_also_numbers_of_numpy():
+    check_flags(object(), a=True, b=0, c=np.bool_(True))
+    for value in ('False', None, 2):
+        with pytest.raises(ValueError, match='a must be True or False'):
+            check_flags(object(), a=value)
 
 
 def test_check_finite():

@@ -115,8 +115,11 @@ def check_losses_of_similarity(
         ValueError: Names the loss and those for it.
     """
     for loss in losses:
-        foreign = type(loss).__module__.startswith(('mmseg.', 'mmseg_cmdl.'))
-        if foreign and not isinstance(loss, kinds):
+        ours = type(loss).__module__.startswith('mmseg_cmdl.')
+        # MMSegmentation gives its losses a weight for each pixel
+        of_logits = 'weight' in inspect.signature(loss.forward).parameters
+        host = type(loss).__module__.startswith('mmseg.') and of_logits
+        if (ours or host) and not isinstance(loss, kinds):
             names = ' and '.join(kind.__name__ for kind in kinds)
             raise ValueError(
                 f'{type(head).__name__}: {key}: {type(loss).__name__} is no loss of pixels '
