@@ -219,8 +219,8 @@ class ExaminedModel:
         raw = data['inputs'][0]
         # as all figures have it; heads may use another number
         labels = sample.gt_sem_seg.data
-        for index in self._ignored:
-            labels[labels == index] = 255
+        for left_out in self._ignored:
+            labels[labels == left_out] = 255
         self._check.look(raw, sample)
         truth = labels[0].cpu().numpy().astype(np.int64)
         prepared = self.model.data_preprocessor(data, False)
