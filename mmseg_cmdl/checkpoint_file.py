@@ -221,7 +221,8 @@ def unused_parts(model: nn.Module, state: Dict[str, Tensor]) -> List[str]:
 
 def _predicts(key: str) -> bool:
     """Whether an entry of a state dict has a part in a prediction."""
-    return not set(ONLY_FOR_TRAINING) & set(key.split('.'))
+    counts = key.endswith('num_batches_tracked')  # which old checkpoints haven't got
+    return not counts and not set(ONLY_FOR_TRAINING) & set(key.split('.'))
 
 
 def _parts(keys: List[str]) -> List[str]:

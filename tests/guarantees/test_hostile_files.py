@@ -110,6 +110,10 @@ def test_a_checkpoint_of_another_method(tmp_path):
         if '.bank.' not in key and '.relation.' not in key and 'auxiliary_head' not in key
     }
     assert untrained_parts(mdrl, plain.state_dict()) == []
+    counts = 'num_batches_tracked'  # old checkpoints have none
+    old = {key: value for key, value in plain.state_dict().items() if not key.endswith(counts)}
+    assert len(old) < len(plain.state_dict())
+    assert untrained_parts(mdrl, old) == []
     assert sorted(untrained_parts(mdrl, state)) == ['decode_head.bank', 'decode_head.relation']
     state['decode_head.conv_seg.weight'] = torch.zeros(1, 1, 1, 1)
     with pytest.raises(OtherModelError, match=r'x\.pth has nothing.* decode_head\.conv_seg'):
