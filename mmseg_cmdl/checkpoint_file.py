@@ -16,7 +16,7 @@ from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
 from packaging.version import Version
 from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import InputError, first_of
 from .utils import unwrapped
 
 # Before 2.6 the check knows no types of mmengine, and mmengine loads without it.
@@ -97,6 +97,11 @@ def checked_checkpoint(path: str) -> str:
     raise InputError(f'there is no checkpoint file {path!r}{hint}')
 
 
+def has_checkpoint(work_dir: str) -> bool:
+    """Whether a training has saved something in `work_dir`."""
+    return os.path.isfile(os.path.join(work_dir, 'last_checkpoint'))
+
+
 def latest_checkpoint(work_dir: str) -> Optional[str]:
     """The checkpoint to resume from in `work_dir`, None if nothing was saved there yet.
 
@@ -106,7 +111,7 @@ def latest_checkpoint(work_dir: str) -> Optional[str]:
     Raises:
         InputError: The checkpoint named there is gone, or isn't one.
     """
-    if not os.path.isfile(os.path.join(work_dir, 'last_checkpoint')):
+    if not has_checkpoint(work_dir):
         return None
     named = find_latest_checkpoint(work_dir)
     moved = os.path.join(work_dir, os.path.basename(named))
@@ -238,20 +243,17 @@ def refuse_other_model(model: nn.Module, state: Dict[str, Tensor], path: str, re
     untrained, unused = untrained_parts(model, state), unused_parts(model, state)
     if untrained:
         raise OtherModelError(
-            f'{path} has nothing, or nothing of the same size, for {_some(untrained)} of the '
+            f'{path} has nothing, or nothing of the same size, for {first_of(untrained, 8)} of the '
             f'model: it is the checkpoint of another config. {remedy}'
         )
     if unused:
         car = any(part.startswith('car.') for part in unused)
         raise OtherModelError(
-            f'{path} has {_some(unused)}, which the model has not, and without which it predicts '
-            f'otherwise than it was trained: it is the checkpoint of another config. {remedy}'
+            f'{path} has {first_of(unused, 8)}, which the model has not, and without which it '
+            'predicts otherwise than it was trained: it is the checkpoint of another config. '
+            + remedy
             + ('. Or fold CAR into the plain model with tools/fold_car.py' if car else '')
         )
-
-
-def _some(parts: List[str]) -> str:
-    return ', '.join(parts[:8]) + (f' and {len(parts) - 8} more' if len(parts) > 8 else '')
 
 
 class SameModelHook(Hook):

@@ -38,6 +38,7 @@ from torch import nn
 
 from .checkpoint_file import is_local
 from .dataset_building import build_dataset, leaves
+from .errors import first_of
 from .models.decode_heads.label_check import num_labels
 from .sample_guard import DataError, SampleCheck, missing_annotation
 from .utils import unwrapped
@@ -71,8 +72,7 @@ def guard_data(runner: Runner, *splits: str) -> None:
             continue
         loader['dataset'] = dataset = build_dataset(loader['dataset'], split)
         check_dataset(runner, dataset, split)
-        metrics = getattr(runner, f'_{split}_evaluator', None)
-        ignored = None if split == 'train' else ignored_labels(metrics)
+        ignored = None if split == 'train' else _ignored(runner, split)
         loader['collate_fn'] = sample_check(runner.model, ignored, collate_of(loader))
     if 'train' in splits and not any(type(h).__name__ == 'DataGuardHook' for h in runner.hooks):
         from .engine import DataGuardHook
@@ -170,6 +170,10 @@ def class_heads(model: Any) -> List[Tuple[str, Any]]:
     ]  # fmt: skip
 
 
+def _ignored(runner: Runner, split: str) -> List[Optional[int]]:
+    return ignored_labels(getattr(runner, f'_{split}_evaluator', None))
+
+
 def ignored_labels(metrics: Any) -> List[Optional[int]]:
     """`ignore_index` of each metric of an evaluator, or of its config, that compares label maps."""
     metrics = getattr(metrics, 'metrics', metrics)
@@ -198,6 +202,7 @@ def check_dataset(runner: Runner, dataset: Any, split: str) -> None:
         DataError: As :func:`guard_data` says.
     """
     heads = class_heads(segmentor(runner.model))
+    has_metrics = bool(_ignored(runner, split))
     if split == 'train':
         _warn_of_padding(runner, heads)
     for leaf in leaves(dataset):
@@ -206,8 +211,7 @@ def check_dataset(runner: Runner, dataset: Any, split: str) -> None:
         infos = [leaf.get_data_info(index) for index in range(len(leaf))]
         if not infos or 'seg_map_path' not in infos[0]:
             continue
-        metrics = getattr(runner, f'_{split}_evaluator', None)
-        _check_classes(leaf, split, heads, bool(ignored_labels(metrics)))
+        _check_classes(leaf, split, heads, has_metrics)
         if split != 'train':
             _compare_with_training(runner, leaf, split)
         _warn_of_other_suffixes(runner, leaf, split)
@@ -269,7 +273,7 @@ def _check_classes(dataset: BaseSegDataset, split: str, heads: list, has_metrics
             others = [f'{other}.num_classes={len(classes)}' for other, _ in heads]
             raise DataError(
                 f'{name}.num_classes is {head.num_classes}, but the {split} split has '
-                f'{len(classes)} classes ({_some(classes)}). Set {", ".join(others)}, or name '
+                f'{len(classes)} classes ({first_of(classes)}). Set {", ".join(others)}, or name '
                 f'{count} classes in {key}'
             )
 
@@ -292,8 +296,9 @@ def _compare_with_training(runner: Runner, dataset: BaseSegDataset, split: str) 
         )
     if own[1] and all(names and own[1] != names for _, names in others):
         runner.logger.warning(
-            f'the {split} split calls its classes {_some(own[1])}, and training '
-            f'{_some(others[0][1])}: scores are printed under names in the order of {key}.metainfo'
+            f'the {split} split calls its classes {first_of(own[1])}, and training '
+            f'{first_of(others[0][1])}: scores are printed under names in the order of '
+            f'{key}.metainfo'
         )
 
 
@@ -336,12 +341,6 @@ def _warn_of_other_suffixes(runner: Runner, dataset: BaseSegDataset, split: str)
             f'split: {listed} in {folder}, beside {endings[suffix]} {suffix}. Rename or convert '
             'them, or read them as a second dataset (ConcatDataset) with its own img_suffix'
         )
-
-
-def _some(names: Sequence, most: int = 10) -> str:
-    """The first of some names."""
-    rest = len(names) - most
-    return ', '.join(map(str, names[:most])) + (f' and {rest} more' if rest > 0 else '')
 
 
 def _refuse_missing(infos: List[dict]) -> None:
@@ -454,7 +453,7 @@ def never_seen(absent: Sequence[int], metainfo: dict, where: str) -> str:
     classes = metainfo.get('classes')
     names = [f'{classes[c]} ({c})' if classes and c < len(classes) else str(c) for c in absent]
     return (
-        f'no pixel of {where} is labelled as {_some(names)}: nothing is learnt of these. '
+        f'no pixel of {where} is labelled as {first_of(names)}: nothing is learnt of these. '
         + why_never_seen(metainfo)
     )
 

@@ -4,7 +4,6 @@ Takes any MMSegmentation config, also one without `custom_imports`.
 """
 
 import argparse
-import os
 import sys
 
 import mmseg_cmdl  # noqa: F401  before anything of mmseg: see mmseg_cmdl.compat
@@ -13,7 +12,12 @@ from mmengine.device import get_device  # isort: skip
 from mmengine.runner import Runner  # isort: skip
 from mmseg.registry import RUNNERS  # isort: skip
 from mmseg_cmdl import InputError, launch  # isort: skip
-from mmseg_cmdl.checkpoint_file import StoredConfigHook, checked_checkpoint, latest_checkpoint  # isort: skip
+from mmseg_cmdl.checkpoint_file import (  # isort: skip
+    StoredConfigHook,
+    checked_checkpoint,
+    has_checkpoint,
+    latest_checkpoint,
+)
 from mmseg_cmdl.config_file import load_config, setting_up, type_name  # isort: skip
 from mmseg_cmdl.command_line import tool  # isort: skip
 from mmseg_cmdl.data_guard import guard_data  # isort: skip
@@ -76,7 +80,7 @@ def set_resume(cfg, resume):
 
 def warn_of_an_earlier_training(runner):
     """mmengine writes beside and over what another training has left, without a word."""
-    if not runner._resume and os.path.isfile(os.path.join(runner.work_dir, 'last_checkpoint')):
+    if not runner._resume and has_checkpoint(runner.work_dir):
         runner.logger.warning(
             f'{runner.work_dir} holds checkpoints of an earlier training. New ones replace those '
             'of the same name and stand among the others: give another --work-dir to keep both '

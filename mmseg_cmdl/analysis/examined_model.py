@@ -218,11 +218,11 @@ class ExaminedModel:
             )
         raw = data['inputs'][0]
         # as all figures have it; heads may use another number
-        labels = sample.gt_sem_seg.data
-        for left_out in self._ignored:
-            labels[labels == left_out] = 255
+        label_map = sample.gt_sem_seg.data
+        for label in self._ignored:
+            label_map[label_map == label] = 255
         self._check.look(raw, sample)
-        truth = labels[0].cpu().numpy().astype(np.int64)
+        truth = label_map[0].cpu().numpy().astype(np.int64)
         prepared = self.model.data_preprocessor(data, False)
         inputs = prepared['inputs']
         prediction = maps = labels = stride = None

@@ -134,12 +134,8 @@ def _apply_head(cfg: Config, kind: str, context: Optional[str], method: str) -> 
     if before == 'FCNHead':
         for option in _FCN_OPTIONS:
             head.pop(option, None)
-    if context is not None and class_of(before) is not None:  # the old head goes, its options too
-        kept = set().union(*map(options_of, found))
-        for option in options_of(class_of(before)) - kept:
-            head.pop(option, None)
-        if before != new:
-            head.pop('bank', None)  # of another kind
+    if context is not None:
+        _leave_out_old_head(head, found)
     if context == 'none':
         head.pop('context', None)
         if isinstance(head.get('in_channels'), (list, tuple)):  # of a decoder that takes them all
@@ -155,6 +151,22 @@ def _apply_head(cfg: Config, kind: str, context: Optional[str], method: str) -> 
     head.type = new
     if new == 'DGCWHead':
         head.update(channels=min(128, head.get('channels', 128)), concat_input=False)
+
+
+def _leave_out_old_head(head: ConfigDict, found: Sequence[type]) -> None:
+    """Takes off the options of the head that was there, which isn't kept as the context.
+
+    Args:
+        head (ConfigDict): Changed in place; `type` is still that of the old head.
+        found (Sequence[type]): The new head and its context, whose options stay.
+    """
+    old = class_of(str(head.type).rsplit('.', 1)[-1])
+    if old is None:
+        return
+    for option in options_of(old).difference(*map(options_of, found)):
+        head.pop(option, None)
+    if old is not found[0]:
+        head.pop('bank', None)  # of another kind
 
 
 def shorten(cfg: Config, iters: int) -> None:
@@ -260,13 +272,14 @@ def resolve(
         of_its_own = base is not None and base.endswith('.py')
         path = str(base if of_its_own else config)
         cfg = load(path, options, iters)
-        if base is not None and not of_its_own and base not in names:
-            apply_method(cfg, base)
+        method = None if of_its_own or base in names else base
+        if method is not None:
+            apply_method(cfg, method)
         try:
             override(cfg, dict(map(parse_override, words)), path)
         except InputError as error:
             raise StudyError(f'settings of arm {name!r}: {error}') from None
-        if base is not None and not of_its_own and base not in names:
+        if method is not None:
             _check_heads(name, cfg)
         configs[name] = cfg
     for name in with_controls(configs, controls):
